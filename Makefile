@@ -1,0 +1,59 @@
+# Needs Python 3.11 or later with pip, and make. Everything is installed into .venv.
+PYTHON ?= python3
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo check test test-nightly fix clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv: .venv/.installed-dev ## Make .venv with all that development needs
+
+demo: .venv/.installed-report ## Adapt the shipped policy to a task that it never saw
+	.venv/bin/python examples/demo.py
+
+check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PYTEST) -m "not slow"
+
+test: check ## What continuous integration runs: check, and whether the wheel is complete
+	rm -rf build
+	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	.venv/bin/python -m zipfile --list build/wheel/*.whl | grep -q 'ssm_metarl/py\.typed'
+
+test-nightly: test ## The slow tests too
+	$(PYTEST) -m slow
+
+fix: .venv/.installed-dev ## Format, and repair what the linter can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+clean: ## Remove .venv, builds and caches
+	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
+		.ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A venv whose creation failed would look complete to the next run: it is removed.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "ssm-metarl needs Python 3.11 or later; $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>/dev/null || echo missing). Name another one:" \
+			"make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: install python3-venv" \
+			"(on Debian and Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+# A stamp for each set of extras. A torch that is already in .venv (a CUDA or a CPU build, put
+# there by hand) stays as it is; otherwise the constraints choose its version.
+.venv/.installed-%: pyproject.toml constraints.txt | .venv/bin/python
+	@if .venv/bin/python -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("torch"))'; \
+		then grep -v '^torch==' constraints.txt; else cat constraints.txt; \
+		fi > .venv/constraints.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint .venv/constraints.txt --editable '.[$*]'
+	@touch $@

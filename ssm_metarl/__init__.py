@@ -1,0 +1,57 @@
+"""ssm-metarl: a controller that re-tunes itself when the plant changes, from one short episode.
+
+The folders are the data flow:
+
+    1  tasks/        what varies between tasks, in which units, ID and OOD ranges
+    2  env_runner/   worlds to act in; rollouts of what happened
+    3  core/         state space models, and the policy that reads actions from them
+       objectives/   prediction and policy gradient, as pure functions
+       experience/   replay of whole sequences
+    4  adaptation/   the inner step; standard and hybrid adapters
+    5  meta_rl/      MAML's outer step and the training loops
+    6  checkpoint    saving and loading
+    7  evaluation/   held-out tasks, baselines, statistics, reports
+    11 cli/          the command line
+
+`types` has the glossary of shapes. Names below load on first use, so the import is cheap.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from ssm_metarl.version import __version__
+
+_PUBLIC = {
+    "Environment": "env_runner.environment",
+    "EvaluationConfig": "config",
+    "ExperienceBuffer": "experience.experience_buffer",
+    "HybridAdaptationConfig": "config",
+    "HybridAdapter": "adaptation.hybrid_adapter",
+    "DiagonalSSM": "core.diagonal_ssm",
+    "MetaMAML": "meta_rl.meta_maml",
+    "MetaTrainer": "meta_rl.trainer",
+    "MetaTrainingConfig": "config",
+    "Policy": "core.policy",
+    "Rollout": "types",
+    "StandardAdaptationConfig": "config",
+    "StandardAdapter": "adaptation.standard_adapter",
+    "StateSpaceModel": "core.ssm",
+    "TaskBatch": "env_runner.task_batch",
+    "TaskFamily": "tasks.task_family",
+    "Uniform": "tasks.task_family",
+    "collect_rollout": "env_runner.rollout",
+    "evaluate": "evaluation.meta_evaluator",
+    "load_pretrained": "checkpoint",
+}
+
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'ssm_metarl' has no attribute {name!r}")
+    return getattr(import_module(f"ssm_metarl.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Stage 4: from meta-parameters and data to task parameters."""

@@ -1,0 +1,128 @@
+"""What both adapters share: a policy and data in, a new policy and a report out.
+
+Place in the flow: stage 4, after `inner_objective` and `inner_loop`; `standard_adapter` and
+`hybrid_adapter` are its two leaves. ``policy`` is never touched: a new one is returned.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.adaptation.inner_loop import adapt_params
+from ssm_metarl.adaptation.inner_objective import Replay, check_support, task_loss
+from ssm_metarl.config import StandardAdaptationConfig
+from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.types import Rollout
+
+
+@dataclass(frozen=True)
+class AdaptationReport:
+    """What an adaptation did and what it cost."""
+
+    num_steps: int
+    """Gradient steps taken."""
+    env_steps: int
+    """Environment steps of support data that it used."""
+    loss_before: float
+    """Inner loss on the support data before the first step."""
+    loss_after: float
+    """The same after the last step."""
+    replay_trust: float | None = None
+    """Normalised effective sample size of the replayed data; None without replay."""
+
+
+class AdaptedPolicy(Policy):
+    """A policy with parameters adapted to one task.
+
+    Args:
+        policy: The policy before adapting; it is copied, never changed.
+        task_params: The parameters of a single task (K = 1), shape (1, ...) each.
+        report: What the adaptation did.
+    """
+
+    def __init__(
+        self, policy: Policy, task_params: Mapping[str, Tensor], report: AdaptationReport
+    ) -> None:
+        super().__init__(
+            copy.deepcopy(policy.core),
+            copy.deepcopy(policy.heads),
+            obs_scale=tuple(policy.obs_scale.tolist()),
+            inner_lr=0.0,
+            config=policy.config,
+        )
+        self.report = report
+        with torch.no_grad():
+            self.step_size.copy_(policy.step_size)
+            for name, value in self.meta_params().items():
+                value.copy_(task_params[name][0])
+
+
+def adapt_to_tasks(
+    policy: Policy,
+    current: Rollout,
+    config: StandardAdaptationConfig,
+    *,
+    replay: Replay | None = None,
+) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
+    """Adapt to K tasks at once.
+
+    Args:
+        policy: Stays untouched.
+        current: Support data, (T, K, N).
+        config: Steps, rate and objective.
+        replay: Weighed experience, for hybrid adaptation.
+
+    Returns:
+        Task parameters, shape (K, ...) each, and a report for each task.
+    """
+    check_support(policy, current)
+    loss = task_loss(
+        policy,
+        config.objective,
+        current,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        replay=replay,
+    )
+    step_size: Mapping[str, Tensor] | float = (
+        policy.step_sizes() if config.adapt_lr is None else float(config.adapt_lr)
+    )
+    task_params, losses = adapt_params(
+        policy.meta_params(),
+        loss,
+        step_size,
+        num_tasks=current.num_tasks,
+        num_steps=config.num_adapt_steps,
+    )
+    task_params = {name: p.detach() for name, p in task_params.items()}
+    with torch.no_grad():
+        after = loss(task_params)
+    before = losses[0] if len(losses) else after
+    env_steps = current.steps_taken()
+    reports = [
+        AdaptationReport(
+            num_steps=config.num_adapt_steps,
+            env_steps=int(env_steps[k]),
+            loss_before=float(before[k]),
+            loss_after=float(after[k]),
+            replay_trust=None if replay is None else float(replay.trust[k]),
+        )
+        for k in range(current.num_tasks)
+    ]
+    return task_params, reports
+
+
+def single_task(policy: Policy | StateSpaceModel, current: Rollout) -> Policy:
+    """The policy behind ``policy``, having checked that the data are one task's."""
+    if current.num_tasks != 1:
+        raise ValueError(
+            f"support data: expected one task, received {current.num_tasks}; "
+            f"adapt_to_tasks adapts to many"
+        )
+    return as_policy(policy)

@@ -1,0 +1,123 @@
+"""The gradient step that adapts parameters to tasks: one step, one place.
+
+Place in the flow: stage 4. `meta_rl.meta_maml` differentiates through it, both adapters and the
+evaluator call it, so adaptation at training time and at test time cannot drift apart.
+
+    theta_k <- theta_k - alpha * g_k / r_k,      g_k = grad L_k(theta_k)
+
+alpha is learned for every parameter (Meta-SGD, Li et al. 2017, arXiv 1707.09835, eq. 2). r_k is
+the largest root mean square that task k's gradient has had in this adaptation: the first step
+moves a parameter by about alpha, however loud the task's data are, and later steps shrink with
+the gradient instead of being blown up to the same length again. With a plain learning rate the
+gradient is taken as it is (MAML, Finn et al. 2017, arXiv 1703.03400, eq. 1).
+
+Everything here is a pure function: nothing is mutated and restored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.types import Params
+
+TaskLoss = Callable[[Params], Tensor]
+"""Parameters with a leading K axis -> the loss of each task, shape (K,)."""
+
+MIN_RMS = 1e-8  # a task without any gradient stays where it is
+
+
+def expand_to_tasks(params: Params, num_tasks: int) -> dict[str, Tensor]:
+    """Shared parameters as K equal ones, (...) -> (K, ...), without copying."""
+    return {name: p.expand(num_tasks, *p.shape) for name, p in params.items()}
+
+
+def inner_step(
+    task_params: Params,
+    loss: TaskLoss,
+    step_size: Mapping[str, Tensor] | float,
+    *,
+    largest_rms: Tensor | float = MIN_RMS,
+    create_graph: bool = False,
+) -> tuple[dict[str, Tensor], Tensor, Tensor | float]:
+    """One gradient step for K tasks at once.
+
+    Args:
+        task_params: Shape (K, ...) each; they must require a gradient.
+        loss: The tasks' losses; task k's must depend on the k-th parameters alone.
+        step_size: A learned step size for each parameter, applied to the normalised gradient,
+            or a number: plain gradient descent.
+        largest_rms: Each task's largest gradient RMS in the steps before, shape (K,).
+        create_graph: Keep the graph, for second-order meta-gradients.
+
+    Returns:
+        The adapted parameters, the losses before the step (K,), and the largest RMS by now.
+    """
+    losses = loss(task_params)
+    names = list(task_params)
+    # Task k's loss depends on its own slice only, so the sum's gradient is each task's own.
+    # A head that the loss does not use (the value) has no gradient: it stays.
+    grads = torch.autograd.grad(
+        losses.sum(),
+        [task_params[name] for name in names],
+        create_graph=create_graph,
+        allow_unused=True,
+    )
+    used = {name: g for name, g in zip(names, grads, strict=True) if g is not None}
+    if isinstance(step_size, float):
+        update = {name: step_size * g for name, g in used.items()}
+    else:
+        count = sum(p[0].numel() for p in task_params.values())
+        squares = torch.stack([g.flatten(1).square().sum(1) for g in used.values()]).sum(0)
+        rms = torch.sqrt(squares / count + MIN_RMS**2)  # (K,)
+        largest_rms = torch.clamp(rms, min=largest_rms)  # type: ignore[arg-type]
+        update = {
+            name: step_size[name] * g / largest_rms.view(-1, *(1,) * (g.dim() - 1))
+            for name, g in used.items()
+        }
+    adapted = {n: p - update[n] if n in update else p for n, p in task_params.items()}
+    return adapted, losses.detach(), largest_rms
+
+
+def adapt_params(
+    params: Params,
+    loss: TaskLoss,
+    step_size: Mapping[str, Tensor] | float,
+    *,
+    num_tasks: int,
+    num_steps: int,
+    second_order: bool = False,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Adapt shared parameters to K tasks with ``num_steps`` gradient steps on the same data.
+
+    Args:
+        params: Shared parameters, shape (...) each.
+        loss: As in :func:`inner_step`.
+        step_size: As in :func:`inner_step`.
+        num_tasks: K.
+        num_steps: Gradient steps.
+        second_order: Differentiate through the gradients. Without it the result still depends
+            on ``params`` and ``step_size``, with the gradients held constant (first-order MAML).
+
+    Returns:
+        Task parameters, shape (K, ...) each, and the loss before each step, (num_steps, K).
+    """
+    task_params: Params = expand_to_tasks(params, num_tasks)
+    largest_rms: Tensor | float = MIN_RMS
+    history = []
+    with torch.enable_grad():
+        for _ in range(num_steps):
+            if not any(p.requires_grad for p in task_params.values()):
+                task_params = {n: p.detach().requires_grad_() for n, p in task_params.items()}
+            task_params, losses, largest_rms = inner_step(
+                task_params,
+                loss,
+                step_size,
+                largest_rms=largest_rms,
+                create_graph=second_order,
+            )
+            history.append(losses)
+    empty = torch.zeros(0, num_tasks)
+    return dict(task_params), torch.stack(history) if history else empty

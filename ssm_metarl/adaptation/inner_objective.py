@@ -1,0 +1,117 @@
+"""What an inner step descends: the objective on this task's data, and on replayed data.
+
+Place in the flow: stage 4. Turns rollouts into the `TaskLoss` that `inner_loop` differentiates;
+meta-training, adapters and evaluator all build it here.
+
+    L_k = L(current_k) + experience_weight * trust_k * L(replayed; weights_k)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.adaptation.inner_loop import TaskLoss
+from ssm_metarl.adaptation.propensity import propensity_weights
+from ssm_metarl.config import Objective
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.objectives.policy_gradient import policy_gradient_loss
+from ssm_metarl.objectives.prediction import prediction_loss, target_spread
+from ssm_metarl.objectives.returns import advantages
+from ssm_metarl.types import Params, Rollout
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Replayed experience as every one of K tasks sees it."""
+
+    rollout: Rollout
+    """The same sequences for each task, (T', K, M)."""
+    weights: Tensor
+    """How well each step fits the task, shape (T', K, M), mean 1."""
+    trust: Tensor
+    """Normalised effective sample size of the weights, shape (K,)."""
+    experience_weight: float
+    """Weight of the whole term."""
+
+
+def weigh_replay(
+    policy: Policy, current: Rollout, replayed: Rollout, experience_weight: float
+) -> Replay:
+    """Weigh replayed sequences (T', 1, M) by how well they match each of the K current tasks."""
+    spread = target_spread(policy, current)
+    weights, trust = propensity_weights(policy, current, replayed, spread)
+    shared = replayed.map(lambda x: x.expand(-1, current.num_tasks, *x.shape[2:]))
+    return Replay(shared, weights, trust, experience_weight)
+
+
+def task_loss(
+    policy: Policy,
+    objective: Objective,
+    current: Rollout,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    replay: Replay | None = None,
+) -> TaskLoss:
+    """The loss of each task as a function of its parameters.
+
+    Args:
+        policy: Whose parameters are adapted.
+        objective: "prediction" (reward-free) or "policy_gradient".
+        current: Support data, (T, K, N).
+        gamma: Discount factor (policy_gradient).
+        gae_lambda: Of the advantages (policy_gradient).
+        replay: Replayed experience, for hybrid adaptation.
+    """
+    if objective == "prediction":
+        if not policy.heads.predicted_dims:
+            raise ValueError(
+                "objective: expected 'policy_gradient' for a model without prediction outputs, "
+                "received 'prediction'"
+            )
+        spread = target_spread(policy, current)
+
+        def loss(params: Params, rollout: Rollout, weight: Tensor | None) -> Tensor:
+            return prediction_loss(policy, params, rollout, spread=spread, weight=weight)
+
+    elif objective == "policy_gradient":
+        rollouts = [current] if replay is None else [current, replay.rollout]
+        known = {id(r): advantages(r, gamma=gamma, gae_lambda=gae_lambda) for r in rollouts}
+
+        def loss(params: Params, rollout: Rollout, weight: Tensor | None) -> Tensor:
+            advantage = known[id(rollout)]
+            # the ratio inside is the (clipped) importance weight of the replayed behaviour
+            weighted = advantage if weight is None else advantage * weight
+            return policy_gradient_loss(policy, params, rollout, weighted)
+
+    else:
+        raise ValueError(
+            f"objective: expected 'prediction' or 'policy_gradient', received {objective!r}"
+        )
+
+    def total(params: Params) -> Tensor:
+        losses = loss(params, current, None)
+        if replay is not None:
+            share = replay.experience_weight * replay.trust
+            losses = losses + share * loss(params, replay.rollout, replay.weights)
+        return losses
+
+    return total
+
+
+def check_support(policy: Policy, rollout: Rollout) -> None:
+    """Raise ValueError unless a rollout can adapt this policy."""
+    if rollout.obs.shape[-1] != policy.obs_dim:
+        raise ValueError(
+            f"support data: expected observations of size {policy.obs_dim}, "
+            f"received {rollout.obs.shape[-1]}"
+        )
+    if not bool(rollout.mask.any(dim=0).any(dim=-1).all()):
+        raise ValueError("support data: expected at least one step in every task, received none")
+    for name in ("obs", "next_obs", "reward"):
+        values = getattr(rollout, name)[rollout.mask]
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"support data: expected finite numbers, received NaN or inf in {name}")

@@ -1,0 +1,92 @@
+"""How far replayed experience fits the present task: a small classifier, and how far to trust it.
+
+Place in the flow: stage 4, used by `inner_objective` where experience is replayed.
+
+Uniform replay of other tasks is biased: half of CartPole's replayed transitions come from plants
+whose actuator is mounted the other way round. As in MQL (Fakoor et al. 2020, arXiv 1910.00125,
+section 4), a logistic classifier tells this task's transitions (label 1) from the buffer's
+(label 0); its odds are the importance weights beta(s, a, s') = p / (1 - p), and the normalised
+effective sample size (sum beta)^2 / (M sum beta^2) says how far to trust them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.types import Rollout
+
+RIDGE = 1e-2  # keeps the odds finite where 20 transitions are separable
+NEWTON_STEPS = 8
+MAX_LOGIT = 8.0
+
+
+@torch.no_grad()
+def propensity_weights(
+    policy: Policy, current: Rollout, replayed: Rollout, spread: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Importance weights of replayed steps for each of K tasks, and their trust.
+
+    Args:
+        policy: Gives the action's code and the observation's scale.
+        current: Support data, (T, K, N).
+        replayed: The same replayed data for every task, (T', 1, M).
+        spread: Scale of the tasks' observation changes, shape (K, O).
+
+    Returns:
+        Weights with mean 1 over the replayed steps, shape (T', K, M), and the normalised
+        effective sample size in (0, 1], shape (K,).
+    """
+    num_tasks = current.num_tasks
+    shared = replayed.map(lambda x: x.expand(-1, num_tasks, *x.shape[2:]))
+    present = _features(policy, current, spread)
+    past = _features(policy, shared, spread)
+    taken = torch.cat([current.mask.transpose(0, 1).flatten(1),
+                       shared.mask.transpose(0, 1).flatten(1)], dim=1)  # fmt: skip
+    label = torch.cat([torch.ones(present.shape[:2]), torch.zeros(past.shape[:2])], dim=1)
+    features = torch.cat([present, past], dim=1)
+    # Both classes weigh the same, so that the odds are a density ratio.
+    count = torch.stack([(taken * (1 - label)).sum(1), (taken * label).sum(1)], dim=1)
+    weight = taken * torch.where(label > 0, 1 / count[:, 1:], 1 / count[:, :1])
+    theta = _logistic_regression(features, label, weight)
+    logit = (past @ theta)[..., 0].clamp(-MAX_LOGIT, MAX_LOGIT)
+    odds = logit.exp() * shared.mask.transpose(0, 1).flatten(1)  # (K, T' M)
+    total, steps = odds.sum(1, keepdim=True), count[:, :1]
+    trust = total.square() / (steps * odds.square().sum(1, keepdim=True))
+    weights = (odds * steps / total).unflatten(1, (replayed.num_steps, replayed.num_envs))
+    return weights.transpose(0, 1), trust[:, 0]
+
+
+def _features(policy: Policy, rollout: Rollout, spread: Tensor) -> Tensor:
+    """[change, code x change, observation, 1] of each step, shape (K, T N, F)."""
+    dims = list(policy.heads.predicted_dims)
+    change = (rollout.next_obs - rollout.obs)[..., dims] / spread[:, None, :]
+    change = change.clamp(-5, 5)
+    code = policy.action_space.code(rollout.action).to(change.dtype)
+    crossed = (code[..., :, None] * change[..., None, :]).flatten(-2)
+    obs = (rollout.obs * policy.obs_scale).clamp(-5, 5)
+    features = torch.cat([change, crossed, obs, torch.ones_like(obs[..., :1])], dim=-1)
+    features = torch.where(rollout.mask[..., None], features, torch.zeros_like(features))
+    return features.transpose(0, 1).flatten(1, 2)
+
+
+def _logistic_regression(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """Ridge-regularised logistic regression by Newton's method, for K problems at once.
+
+    Args:
+        x: Features, shape (K, S, F).
+        y: Labels 0 or 1, shape (K, S).
+        weight: Weights of the samples, shape (K, S).
+
+    Returns:
+        Coefficients, shape (K, F, 1).
+    """
+    theta = x.new_zeros(x.shape[0], x.shape[2], 1)
+    ridge = RIDGE * torch.eye(x.shape[2], dtype=x.dtype)
+    for _ in range(NEWTON_STEPS):
+        p = torch.sigmoid((x @ theta)[..., 0].clamp(-MAX_LOGIT, MAX_LOGIT))
+        gradient = x.transpose(1, 2) @ (weight * (p - y))[..., None] + ridge @ theta
+        curvature = x.transpose(1, 2) @ (x * (weight * p * (1 - p))[..., None]) + ridge
+        theta = theta - torch.linalg.solve(curvature, gradient)
+    return theta

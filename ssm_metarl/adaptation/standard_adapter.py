@@ -1,0 +1,46 @@
+"""Standard adaptation: gradient steps on this task's data alone.
+
+Place in the flow: stage 4, a leaf of `adapter`. Its sibling is `hybrid_adapter`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ssm_metarl.adaptation.adapter import (
+    AdaptationReport,
+    AdaptedPolicy,
+    adapt_to_tasks,
+    single_task,
+)
+from ssm_metarl.config import StandardAdaptationConfig
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.types import Rollout
+
+
+class StandardAdapter:
+    """Adapts a policy to a task from one set of support data."""
+
+    def __init__(self, config: StandardAdaptationConfig | None = None) -> None:
+        self.config = config or StandardAdaptationConfig()
+
+    def adapt(self, policy: Policy | StateSpaceModel, current_data: Rollout) -> AdaptedPolicy:
+        """Adapt to one task.
+
+        Args:
+            policy: Stays untouched.
+            current_data: Steps taken in the task, (T, 1, N).
+
+        Returns:
+            A new policy, with ``.report``.
+        """
+        policy = single_task(policy, current_data)
+        task_params, reports = self.adapt_tasks(policy, current_data)
+        return AdaptedPolicy(policy, task_params, reports[0])
+
+    def adapt_tasks(
+        self, policy: Policy, current_data: Rollout
+    ) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
+        """Adapt to K tasks at once; parameters with a leading K axis, and K reports."""
+        return adapt_to_tasks(policy, current_data, self.config)

@@ -1,0 +1,190 @@
+"""Checkpoints: one safetensors file with weights, optimiser and everything else as JSON in it.
+
+Place in the flow: stage 6. `meta_rl.trainer` gives the tensors and counters; the command line,
+the evaluator and `load_pretrained` read them.
+
+One file is one ``os.replace``, so a kill at any instant leaves the old checkpoint or the new one,
+never a mixture. Loading runs no code: safetensors and JSON, and ``.pth`` files through
+``weights_only=True`` (see `core.ssm`). The header's JSON has a format name, the version that
+wrote it, the policy's architecture, the training's configuration and its counters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssm_metarl.config import PolicyConfig
+from ssm_metarl.core.policy import Policy, as_policy, build_policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.version import __version__
+
+FORMAT = "ssm-metarl-checkpoint-1"
+FILE_NAME = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A policy's weights, and what is known of how they came about."""
+
+    policy_config: dict[str, Any]
+    """Fields of `PolicyConfig`."""
+    tensors: dict[str, Tensor]
+    """``policy.*``; a training's checkpoint also has ``optimizer.*`` and ``experience.*``."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """The training's configuration; empty where it is not known."""
+    counters: dict[str, Any] = field(default_factory=dict)
+    """Epochs and environment steps."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """Figures recorded with the model: the command that made it, its verification."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions that wrote it."""
+
+    def policy(self) -> Policy:
+        """The policy with its weights."""
+        policy = build_policy(PolicyConfig.from_dict(self.policy_config), seed=0, inner_lr=0.0)
+        expected = {n: tuple(v.shape) for n, v in policy.state_dict().items()}
+        received = {
+            n.removeprefix("policy."): v for n, v in self.tensors.items() if n.startswith("policy.")
+        }
+        for name, shape in expected.items():
+            got = tuple(received[name].shape) if name in received else None
+            if got != shape:
+                raise ValueError(f"policy.{name}: expected shape {shape}, received {got}")
+        policy.load_state_dict(received)
+        return policy
+
+    def experience(self) -> ExperienceBuffer | None:
+        """The experience that was saved with the model, or None."""
+        prefix = "experience."
+        tensors = {n[len(prefix) :]: v for n, v in self.tensors.items() if n.startswith(prefix)}
+        if not tensors:
+            return None
+        return ExperienceBuffer(max(1, len(tensors["reward"]))).restore(tensors)
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what determines a training's numbers."""
+    return {
+        "ssm_metarl": __version__,
+        "torch": torch.__version__.split("+")[0],
+        "numpy": np.__version__,
+    }
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically; ``path`` is a file, its folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
+    header["versions"] = checkpoint.versions or current_versions()
+    metadata = {"format": FORMAT, "ssm_metarl": json.dumps(header, sort_keys=True)}
+    temporary = path.with_name(f"{path.name}.tmp")
+    contiguous = {n: v.detach().cpu().contiguous() for n, v in checkpoint.tensors.items()}
+    save_file(contiguous, temporary, metadata=metadata)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields as a dictionary, without copying the tensors."""
+    return {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint file, or the one in a run's folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: Corrupt, truncated, or another kind of file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found none")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata["ssm_metarl"]) if metadata.get("format") == FORMAT else None
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a checkpoint, received a damaged or foreign file ({error})"
+        ) from None
+    if header is None:
+        raise ValueError(f"{path}: expected format {FORMAT!r}, received {metadata.get('format')!r}")
+    unknown = sorted(set(header) - set(Checkpoint.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"{path}: expected a checkpoint of {FORMAT}, received fields {unknown}")
+    return Checkpoint(tensors=tensors, **header)
+
+
+def shipped_models() -> dict[str, Path]:
+    """Models that come with the package, by name."""
+    folder = Path(str(resources.files("ssm_metarl"))) / "models"
+    paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*.pth")])
+    # a .pth and the .safetensors beside it are one model; the .pth is its documented file
+    return {path.stem: path for path in paths}
+
+
+def find_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a shipped name, a run's folder or a path.
+
+    Raises:
+        FileNotFoundError: Neither a shipped name nor a path.
+    """
+    path = Path(name_or_path)
+    if path.is_dir() and (path / FILE_NAME).is_file():
+        return path / FILE_NAME
+    if path.is_file():
+        return path
+    shipped = shipped_models()
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    names = ", ".join(sorted(shipped)) or "none yet"
+    raise FileNotFoundError(
+        f"model: expected a shipped name ({names}) or the path of a checkpoint, "
+        f"received {str(name_or_path)!r}"
+    )
+
+
+def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
+    """Load a shipped model, a run, a checkpoint or a ``.pth`` file, as a checkpoint.
+
+    A ``.pth`` holds the documented weights alone; step sizes and card are taken from the
+    ``.safetensors`` beside it where there is one.
+    """
+    path = find_model(name_or_path)
+    if path.suffix != ".pth":
+        return load_checkpoint(path)
+    model = StateSpaceModel.from_pth(path)
+    beside = path.with_suffix(".safetensors")
+    if beside.is_file():
+        checkpoint = load_checkpoint(beside)
+        tensors = dict(checkpoint.tensors)
+        tensors.update({f"policy.core.{n}": v for n, v in model.state_dict().items()})
+        return Checkpoint(**{**asdict_shallow(checkpoint), "tensors": tensors})
+    policy = as_policy(model)
+    assert policy.config is not None
+    return Checkpoint(
+        policy_config=asdict(policy.config),
+        tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},
+    )
+
+
+def load_pretrained(name_or_path: str | os.PathLike[str]) -> Policy:
+    """A ready policy: a shipped name, a run's folder, a checkpoint, or a ``.pth`` file."""
+    return load_model(name_or_path).policy()

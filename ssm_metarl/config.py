@@ -1,0 +1,306 @@
+"""Settings of every stage, as frozen dataclasses: what the command line and the API both build.
+
+Place in the flow: under everything that can be set. No torch here, so that ``--help`` is instant.
+The docstring under a field is also its help on the command line. A value out of range raises
+ValueError with what was expected and what was received.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Objective = Literal["prediction", "policy_gradient"]
+SupportPolicy = Literal["random", "policy"]
+AdaptationMode = Literal["standard", "hybrid"]
+Core = Literal["diagonal", "state_space"]
+
+
+def require(condition: bool, name: str, expected: str, received: object) -> None:
+    """Raise ValueError, naming the field, unless ``condition`` holds."""
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, received {received!r}")
+
+
+def default_width(core: Core, hidden_dim: int | None) -> int:
+    """``hidden_dim`` where it is given, else what the core is documented with."""
+    return hidden_dim or (32 if core == "diagonal" else 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The architecture of a policy: with its weights, all that is needed to run it."""
+
+    core: Core = "diagonal"
+    """Sequence model: the linear `DiagonalSSM`, or the nonlinear `StateSpaceModel`."""
+    state_dim: int = 32
+    """Size of the SSM state (of each layer)."""
+    hidden_dim: int = 32
+    """Width of the residual stream (diagonal) or of the hidden layers (state_space)."""
+    num_layers: int = 2
+    """Number of layers (diagonal only)."""
+    output_dim: int = 4
+    """Size of the output (state_space only): action logits, then predicted effects."""
+    obs_scale: tuple[float, ...]
+    """Fixed factor for each observation dimension; its length is the observation's."""
+    num_actions: int | None = None
+    """Number of discrete actions; None for a continuous action space."""
+    action_dim: int = 0
+    """Size of a continuous action."""
+    action_low: float = -1.0
+    """Lower bound of a continuous action."""
+    action_high: float = 1.0
+    """Upper bound of a continuous action."""
+    predicted_dims: tuple[int, ...] = ()
+    """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
+
+    def __post_init__(self) -> None:
+        require(self.core in ("diagonal", "state_space"), "core",
+                "'diagonal' or 'state_space'", self.core)  # fmt: skip
+        for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(len(self.obs_scale) >= 1, "obs_scale", "a factor for each dimension", self.obs_scale)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
+        """Rebuild from JSON, whose lists become tuples again."""
+        known = cls.__dataclass_fields__
+        unknown = sorted(set(values) - set(known))
+        require(not unknown, "policy config", f"fields among {sorted(known)}", unknown)
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardAdaptationConfig:
+    """Test-time adaptation on this task's data alone."""
+
+    adapt_lr: float | None = None
+    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
+    num_adapt_steps: int = 1
+    """Gradient steps, all on the same support data."""
+    objective: Objective = "prediction"
+    """What the inner gradient descends: prediction needs no reward."""
+    gamma: float = 0.99
+    """Discount factor (policy_gradient only)."""
+    gae_lambda: float = 0.98
+    """Bias-variance trade-off of the advantages (policy_gradient only)."""
+
+    def __post_init__(self) -> None:
+        require(self.adapt_lr is None or self.adapt_lr >= 0, "adapt_lr",
+                "None or a number of at least 0", self.adapt_lr)  # fmt: skip
+        require(self.num_adapt_steps >= 0, "num_adapt_steps", "at least 0", self.num_adapt_steps)
+        require(self.objective in ("prediction", "policy_gradient"), "objective",
+                "'prediction' or 'policy_gradient'", self.objective)  # fmt: skip
+        for name in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridAdaptationConfig(StandardAdaptationConfig):
+    """Test-time adaptation on this task's data and replayed experience."""
+
+    experience_weight: float = 0.5
+    """Weight of the replayed data's loss beside the current data's."""
+    num_replay_sequences: int = 64
+    """Sequences drawn from the experience buffer, once per adaptation."""
+    seed: int = 0
+    """Names the stream that draws the sequences."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.experience_weight >= 0, "experience_weight", "at least 0",
+                self.experience_weight)  # fmt: skip
+        require(self.num_replay_sequences >= 1, "num_replay_sequences", "at least 1",
+                self.num_replay_sequences)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaTrainingConfig:
+    """Meta-training: MAML over a task family."""
+
+    family: str = "cartpole"
+    """Task family, or the Gymnasium id that names it."""
+    core: Core = "diagonal"
+    """Sequence model: the linear `DiagonalSSM`, or the nonlinear `StateSpaceModel`."""
+    state_dim: int = 32
+    """Size of the SSM state (of each layer)."""
+    hidden_dim: int | None = None
+    """Width; None for 32 (diagonal) or 64 (state_space)."""
+    num_layers: int = 2
+    """Number of layers (diagonal only)."""
+    seed: int = 0
+    """Names every random number of the training."""
+
+    num_epochs: int | None = None
+    """Stop after this many epochs (meta-batches); None for no limit."""
+    max_env_steps: int | None = None
+    """Stop after this many environment steps; None for 1,500,000 unless num_epochs is given."""
+    tasks_per_epoch: int = 24
+    """Tasks in a meta-batch, K."""
+    episodes_per_task: int = 4
+    """Query episodes of each task, N, run in parallel."""
+    horizon: int = 200
+    """Longest query episode, in steps; cut episodes are bootstrapped."""
+    full_horizon_every: int = 4
+    """Every so many epochs the episodes run to the family's own limit; 0 for never."""
+    push_probability: float = 0.03
+    """Share of query steps after which a random push changes the velocities (training only)."""
+
+    objective: Objective = "prediction"
+    """What the inner step descends: prediction needs no reward."""
+    support_policy: SupportPolicy = "random"
+    """Who collects the support data: uniform actions, or the unadapted policy, sampled."""
+    min_support_steps: int = 10
+    """Shortest support data, in environment steps."""
+    max_support_steps: int = 40
+    """Longest support data; each epoch draws a length between the two."""
+    adaptation_steps: int = 1
+    """Most inner steps; each epoch draws a number from 1 to this."""
+    adaptation_mode: AdaptationMode = "standard"
+    """standard: this task's data; hybrid: also replayed experience of other tasks."""
+    experience_weight: float = 0.5
+    """Weight of the replayed data's loss (hybrid only)."""
+    buffer_size: int = 10_000
+    """Transitions that the experience buffer holds (hybrid only)."""
+    inner_lr: float = 0.02
+    """Initial value of the learned step sizes."""
+    first_order: bool = False
+    """Hold inner gradients constant in the outer step (first-order MAML)."""
+
+    outer_lr: float = 3e-3
+    """Adam's learning rate at the start; it decays linearly to 5 % of it."""
+    update_epochs: int = 6
+    """Outer steps on each meta-batch."""
+    clip_coef: float = 0.2
+    """Clipping range of the outer objective's likelihood ratio."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus in the outer objective."""
+    gamma: float = 0.995
+    """Discount factor."""
+    gae_lambda: float = 0.98
+    """Bias-variance trade-off of generalised advantage estimation."""
+    max_grad_norm: float = 1.0
+    """The meta-gradient's norm is clipped to this."""
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "state_dim", "num_layers", "tasks_per_epoch", "episodes_per_task", "horizon",
+            "min_support_steps", "adaptation_steps", "update_epochs", "buffer_size",
+        )  # fmt: skip
+        for name in at_least_one:
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("num_epochs", "max_env_steps", "hidden_dim"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "at least 1", value)
+        for name in ("gamma", "gae_lambda", "push_probability"):
+            require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
+        for name in ("inner_lr", "outer_lr", "clip_coef", "max_grad_norm"):
+            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        for name in ("entropy_coef", "experience_weight", "full_horizon_every"):
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(self.max_support_steps >= self.min_support_steps, "max_support_steps",
+                f"at least min_support_steps = {self.min_support_steps}",
+                self.max_support_steps)  # fmt: skip
+        choices = {
+            "core": ("diagonal", "state_space"),
+            "objective": ("prediction", "policy_gradient"),
+            "support_policy": ("random", "policy"),
+            "adaptation_mode": ("standard", "hybrid"),
+        }
+        for name, allowed in choices.items():
+            require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
+
+    @property
+    def env_step_limit(self) -> int | None:
+        """The environment steps after which training stops, if they limit it."""
+        if self.max_env_steps is None and self.num_epochs is None:
+            return 1_500_000
+        return self.max_env_steps
+
+    @property
+    def width(self) -> int:
+        """The model's width, given or by default."""
+        return default_width(self.core, self.hidden_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SingleTaskConfig:
+    """Plain policy-gradient training on one environment, without meta-learning."""
+
+    env_name: str = "CartPole-v1"
+    """Gymnasium id of the environment."""
+    num_episodes: int = 200
+    """Finished episodes to train on."""
+    seed: int = 0
+    """Names every random number of the training."""
+    core: Core = "diagonal"
+    """Sequence model: the linear `DiagonalSSM`, or the nonlinear `StateSpaceModel`."""
+    state_dim: int = 32
+    """Size of the SSM state (of each layer)."""
+    hidden_dim: int | None = None
+    """Width; None for 32 (diagonal) or 64 (state_space)."""
+    num_layers: int = 1
+    """Number of layers."""
+    episodes_per_update: int = 8
+    """Episodes of each policy update, run in parallel."""
+    lr: float = 5e-3
+    """Adam's learning rate at the start; it decays linearly to 5 % of it."""
+    update_epochs: int = 10
+    """Gradient steps on each batch of episodes."""
+    clip_coef: float = 0.2
+    """Clipping range of the likelihood ratio."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.98
+    """Bias-variance trade-off of generalised advantage estimation."""
+    max_grad_norm: float = 1.0
+    """The gradient's norm is clipped to this."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_episodes", "episodes_per_update", "update_epochs"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("lr", "clip_coef", "max_grad_norm"):
+            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        for name in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
+
+    @property
+    def width(self) -> int:
+        """The model's width, given or by default."""
+        return default_width(self.core, self.hidden_dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation on held-out tasks: every arm on the same tasks, episodes paired."""
+
+    family: str | None = None
+    """Task family; None for the one that the model was trained on."""
+    split: Literal["id", "ood"] = "id"
+    """In-distribution or out-of-distribution tasks; training drew neither."""
+    num_tasks: int = 100
+    """Held-out tasks."""
+    seed: int = 0
+    """Names the tasks and episodes. Seeds from 10,000 on are for final figures."""
+    support_steps: int = 20
+    """Environment steps of support data per task, the adaptation's whole cost."""
+    support_policy: SupportPolicy | None = None
+    """Who collects the support data; None for the one the model was meta-trained with."""
+    objective: Objective | None = None
+    """Inner objective; None for the one the model was meta-trained with."""
+    num_adapt_steps: int = 1
+    """Gradient steps, all on the same support data."""
+    adapt_lr: float | None = None
+    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
+    episodes_per_task: int = 4
+    """Greedy full-length episodes a task."""
+    experience_weight: float = 0.5
+    """Weight of replayed experience (hybrid arm)."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_tasks", "support_steps", "episodes_per_task"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.num_adapt_steps >= 0, "num_adapt_steps", "at least 0", self.num_adapt_steps)
+        require(self.split in ("id", "ood"), "split", "'id' or 'ood'", self.split)

@@ -1,0 +1,160 @@
+"""One world with Gymnasium's interface: any Gymnasium id, or a task of a family.
+
+Place in the flow: stage 2, the front door for a reader's own loops and for the documents'
+snippets; training and evaluation use `worlds`, which steps many at once.
+
+    env = Environment("CartPole-v1")
+    obs, info = env.reset()
+    obs, reward, terminated, truncated, info = env.step(action)
+
+The trap: ``Environment("CartPole-v1")`` is Gymnasium's own environment. Only a ``task``, or the
+family's name, brings in the family's physics, whose default task does the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from ssm_metarl.env_runner.task_batch import TaskBatch
+from ssm_metarl.tasks.gymnasium_family import make_environment
+from ssm_metarl.tasks.registry import FAMILIES, family_of_env
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+
+Step = tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]
+
+
+class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """One environment, stepped with numpy arrays.
+
+    It is a Gymnasium environment itself, so Gymnasium's wrappers and checks apply to it. Use it
+    as a context manager, or call ``close()``, where the environment holds resources.
+
+    Args:
+        env_id: A Gymnasium id ("CartPole-v1"), the name of a family ("cartpole"), or a
+            `TaskFamily`.
+        task: Parameters of the task, such as ``{"force": 7.0, "sign": -1}``; those not named
+            keep their defaults. None means the unmodified environment.
+        seed: Seed of the first ``reset()``. Later ones continue its stream, unless they are
+            given a seed.
+
+    Raises:
+        ValueError: An unknown id, a task for an id without a family, an unknown parameter, or
+            a value outside its range.
+    """
+
+    def __init__(
+        self, env_id: str | TaskFamily, task: Mapping[str, Any] | None = None, *, seed: int = 0
+    ) -> None:
+        self._family = env_id if isinstance(env_id, TaskFamily) else _family_or_none(env_id)
+        own_physics = not isinstance(env_id, str) or env_id in FAMILIES or task is not None
+        if self._family is not None and own_physics:
+            env = _task_environment(self._family.task(task))
+        elif task is not None:
+            raise ValueError(
+                f"task: expected None, for {env_id!r} belongs to no task family, received "
+                f"{dict(task)}"
+            )
+        else:
+            assert isinstance(env_id, str)
+            expected = f"a Gymnasium id such as 'CartPole-v1' or one of {sorted(FAMILIES)}"
+            env = make_environment(env_id, check=True, expected=expected)
+        super().__init__(env)
+        self._first_seed: int | None = seed
+
+    @property
+    def family(self) -> TaskFamily | None:
+        """The task family that the environment belongs to, None if there is none."""
+        return self._family
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode.
+
+        Args:
+            seed: Restarts the environment's randomness from this seed.
+            options: Passed on to Gymnasium environments.
+
+        Returns:
+            Observation, shape (O,), and an information dictionary.
+        """
+        if seed is None:
+            seed = self._first_seed
+        self._first_seed = None
+        return super().reset(seed=seed, options=options)
+
+
+class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
+    """One task of a family with batched physics: a `TaskBatch` of one, in float64.
+
+    Args:
+        tasks: One task (K = 1).
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        dynamics = tasks.family.dynamics
+        assert dynamics is not None
+        self._tasks = tasks
+        self._batch: TaskBatch | None = None
+        self._running = False
+        self.observation_space = spaces.Box(-np.inf, np.inf, (dynamics.obs_dim,), np.float32)
+        self.action_space = spaces.Discrete(dynamics.num_actions)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start an episode; ``options`` are ignored, the information is empty."""
+        super().reset(seed=seed, options=options)
+        if seed is not None or self._batch is None:
+            self._batch = TaskBatch(
+                self._tasks,
+                num_envs=1,
+                seed=int(self.np_random.integers(2**63)),
+                purpose="environment",
+                dtype=torch.float64,
+            )
+        self._running = True
+        return self._batch.reset()[0, 0].numpy().astype(np.float32), {}
+
+    def step(self, action: Any) -> Step:
+        """One step; the information is empty.
+
+        Raises:
+            ValueError: An action outside the action space.
+            gymnasium.error.ResetNeeded: No episode is running.
+        """
+        if self._batch is None or not self._running:
+            raise gymnasium.error.ResetNeeded("step: expected a running episode; call reset()")
+        if not self.action_space.contains(action):
+            raise ValueError(f"action: expected one of {self.action_space}, received {action!r}")
+        step = self._batch.step(torch.tensor([[int(action)]]))
+        terminated, truncated = bool(step.terminated), bool(step.truncated)
+        self._running = not (terminated or truncated)
+        obs = step.obs[0, 0].numpy().astype(np.float32)
+        return obs, float(step.reward), terminated, truncated, {}
+
+
+def _family_or_none(env_id: str) -> TaskFamily | None:
+    try:
+        return family_of_env(env_id)
+    except ValueError:
+        return None
+
+
+def _task_environment(tasks: Tasks) -> gymnasium.Env[Any, Any]:
+    family = tasks.family
+    if family.dynamics is not None:
+        return BatchedPhysicsEnvironment(tasks)
+    if family.gymnasium_id is None:
+        raise ValueError(
+            f"task family {family.name!r}: expected batched physics or a Gymnasium id, "
+            f"received neither"
+        )
+    return make_environment(family.gymnasium_id, tasks.as_dicts()[0], check=True)

@@ -1,0 +1,79 @@
+"""Run an actor in many worlds and write down what happened.
+
+Place in the flow: stage 2, after `task_batch` (the worlds); its `Rollout` feeds `objectives`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.types import Actor, Rollout, Worlds
+
+CHECK_EVERY = 8  # steps between looks at whether every episode has ended
+
+
+@torch.no_grad()
+def collect_rollout(
+    worlds: Worlds, actor: Actor, num_steps: int, *, autoreset: bool = False
+) -> Rollout:
+    """Collect at most ``num_steps`` steps in every environment.
+
+    Args:
+        worlds: K x N environments.
+        actor: Chooses actions; it is told where an episode starts and keeps its own state.
+        num_steps: T, steps per environment.
+        autoreset: If True, episodes follow one another until ``num_steps`` are taken, the last
+            one cut there. If False, each environment runs one episode; the steps after its end
+            are masked out, and collection stops once all have ended.
+
+    Returns:
+        A rollout whose time axis has the number of steps that were run.
+    """
+    columns: dict[str, list[Tensor]] = {name: [] for name in Rollout.__dataclass_fields__}
+    obs = worlds.reset()
+    reset = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
+    running = reset
+    for t in range(num_steps):
+        action, log_prob = actor(obs, reset)
+        step = worlds.step(action)
+        record = {
+            "obs": obs,
+            "action": action,
+            "reward": step.reward,
+            "next_obs": step.obs,
+            "terminated": step.terminated,
+            "truncated": step.truncated,
+            "reset": reset,
+            "mask": running,
+            "log_prob": log_prob,
+        }
+        for name, value in record.items():
+            columns[name].append(value)
+        ended = step.terminated | step.truncated
+        if autoreset:
+            obs, reset = worlds.reset(ended), ended
+        else:
+            obs, reset, running = step.obs, torch.zeros_like(ended), running & ~ended
+            if t % CHECK_EVERY == CHECK_EVERY - 1 and not running.any():
+                break
+    return Rollout(**{name: torch.stack(values) for name, values in columns.items()})
+
+
+def random_actor(worlds: Worlds, noise: TaskNoise, num_steps: int) -> Actor:
+    """Uniformly random actions: the support policy that tells most about a plant.
+
+    Args:
+        worlds: Where the actions will be taken.
+        noise: The tasks' own streams.
+        num_steps: Steps that will be asked for.
+    """
+    actions, log_probs = worlds.action_space.draw_random(noise, num_steps, worlds.num_envs)
+    steps = iter(zip(actions, log_probs, strict=True))
+
+    def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = next(steps)
+        return action.to(obs.device), log_prob.to(obs)
+
+    return act

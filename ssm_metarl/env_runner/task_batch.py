@@ -1,0 +1,128 @@
+"""Many tasks stepping as one tensor: K tasks x N environments of a family with batched physics.
+
+Place in the flow: stage 2, between `tasks` (what varies) and `rollout` (what happened).
+
+An environment whose episode has ended stays as it is until it is reset, so its numbers remain
+finite and ``step`` can return the final observation apart from the next one. All randomness is
+drawn from streams keyed by the task (`seeding.TaskNoise`): a task meets the same initial states
+whichever tasks stand beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.action_space import ActionSpace, Discrete
+from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.tasks.task_family import Tasks
+from ssm_metarl.types import EnvStep
+
+NOISE_BLOCK = 64  # steps of reset and push noise drawn at a time
+
+
+class TaskBatch:
+    """K x N environments as one state tensor (K, N, S).
+
+    Args:
+        tasks: K tasks of a family that has batched physics.
+        num_envs: N, environments per task.
+        seed: Seed of the noise streams.
+        purpose: Names the noise streams, such as "support".
+        max_episode_steps: Time limit; None for the family's own.
+        push_probability: Share of steps after which a random push changes the velocities
+            (used in meta-training only, for robustness).
+        dtype: Floating-point type of the physics.
+        device: Where the tensors live.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        num_envs: int,
+        *,
+        seed: int,
+        purpose: str,
+        max_episode_steps: int | None = None,
+        push_probability: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if tasks.family.dynamics is None:
+            raise ValueError(
+                f"TaskBatch: expected a family with batched physics, received "
+                f"{tasks.family.name!r}, which steps Gymnasium environments"
+            )
+        self.dynamics = tasks.family.dynamics
+        self.num_tasks, self.num_envs = len(tasks), num_envs
+        self.obs_dim = self.dynamics.obs_dim
+        self.action_space: ActionSpace = Discrete(self.dynamics.num_actions)
+        self.max_episode_steps = max_episode_steps or self.dynamics.max_episode_steps
+        self._parameters = {
+            name: v.to(device, dtype)[:, None].expand(-1, num_envs)
+            for name, v in tasks.values.items()
+        }
+        self._push_probability = push_probability
+        self._push_scale = torch.tensor(self.dynamics.push_scale, dtype=dtype, device=device)
+        self._reset_noise = TaskNoise(seed, f"{purpose}-reset", tasks.indices)
+        self._push_noise = TaskNoise(seed, f"{purpose}-push", tasks.indices)
+        self._reset_block: list[Tensor] = []
+        self._push_block: list[Tensor] = []
+        shape = (self.num_tasks, num_envs)
+        self._state = torch.zeros(*shape, len(self.dynamics.push_scale), dtype=dtype, device=device)
+        self._ended = torch.ones(shape, dtype=torch.bool, device=device)
+        self._step_count = torch.zeros(shape, dtype=torch.int64, device=device)
+
+    def reset(self, mask: Tensor | None = None) -> Tensor:
+        """Start new episodes where ``mask`` (K, N) is True, or everywhere.
+
+        Returns:
+            Observations, shape (K, N, O).
+        """
+        if mask is None:
+            mask = torch.ones_like(self._ended)
+        # Drawn whether or not it is used: which numbers a reset meets depends on the time step
+        # and the task alone.
+        uniform = self._next(self._reset_block, self._reset_noise)
+        if mask.any():
+            fresh = self.dynamics.initial_state(uniform)
+            self._state = torch.where(mask[..., None], fresh, self._state)
+            self._ended = self._ended & ~mask
+            self._step_count = torch.where(mask, 0, self._step_count)
+        return self.dynamics.observe(self._state)
+
+    def step(self, action: Tensor) -> EnvStep:
+        """Step every environment that has not ended.
+
+        Args:
+            action: Shape (K, N), int64.
+
+        Returns:
+            The observation that the step led to (K, N, O) and reward, terminated and truncated
+            (K, N); for an environment that had ended already: where it stands, 0, False, False.
+        """
+        running = ~self._ended
+        state, reward, terminated = self.dynamics.step(self._state, action, self._parameters)
+        if self._push_probability > 0:
+            state = self._pushed(state, terminated)
+        self._state = torch.where(running[..., None], state, self._state)
+        self._step_count = self._step_count + running
+        terminated = terminated & running
+        truncated = (self._step_count >= self.max_episode_steps) & running & ~terminated
+        self._ended = self._ended | terminated | truncated
+        return EnvStep(self.dynamics.observe(self._state), reward * running, terminated, truncated)
+
+    def _pushed(self, state: Tensor, terminated: Tensor) -> Tensor:
+        uniform = self._next(self._push_block, self._push_noise, extra=1)
+        pushed = (uniform[..., :1] < self._push_probability) & ~terminated[..., None]
+        # A uniform number of unit variance is as good a push as a normal one.
+        push = (uniform[..., 1:] - 0.5) * 12**0.5 * self._push_scale
+        return torch.where(pushed, state + push, state)
+
+    def _next(self, block: list[Tensor], noise: TaskNoise, extra: int = 0) -> Tensor:
+        """The next time step's numbers (K, N, S + extra), drawn a block at a time."""
+        if not block:
+            size = self._state.shape[-1] + extra
+            drawn = noise.uniform(NOISE_BLOCK, self.num_envs, size)
+            block.extend(reversed(drawn.to(self._state.device, self._state.dtype).unbind(0)))
+        return block.pop()

@@ -1,0 +1,89 @@
+"""Worlds for any family: batched physics where there are some, Gymnasium environments otherwise.
+
+Place in the flow: stage 2, in front of `task_batch` and `gymnasium_worlds`; trainers, adapters
+and evaluators make their worlds here and need not know which kind they got.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ssm_metarl.action_space import ActionSpace, Discrete
+from ssm_metarl.env_runner.task_batch import TaskBatch
+from ssm_metarl.tasks.gymnasium_family import make_environment
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.types import Worlds
+
+
+def make_worlds(
+    tasks: Tasks,
+    num_envs: int,
+    *,
+    seed: int,
+    purpose: str,
+    max_episode_steps: int | None = None,
+    push_probability: float = 0.0,
+    device: torch.device | str = "cpu",
+) -> Worlds:
+    """K tasks x N environments that step together.
+
+    Args:
+        tasks: K tasks of one family.
+        num_envs: N, environments per task.
+        seed: Seed of the worlds' own randomness.
+        purpose: Names its streams, such as "support": two purposes share no draw.
+        max_episode_steps: Time limit; None for the family's own.
+        push_probability: Share of steps after which a random push changes the velocities
+            (batched physics only).
+        device: Where the tensors live.
+
+    Raises:
+        ValueError: A push probability for Gymnasium environments, whose state is out of reach;
+            a time limit below 1.
+    """
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ValueError(f"max_episode_steps: expected at least 1, received {max_episode_steps}")
+    if tasks.family.dynamics is not None:
+        return TaskBatch(
+            tasks,
+            num_envs,
+            seed=seed,
+            purpose=purpose,
+            max_episode_steps=max_episode_steps,
+            push_probability=push_probability,
+            device=device,
+        )
+    if push_probability != 0:
+        raise ValueError(
+            f"push_probability: expected 0 for {tasks.family.name!r}, which steps Gymnasium "
+            f"environments, received {push_probability:g}"
+        )
+    # Imported here: a family with batched physics never pays for importing Gymnasium.
+    from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds
+
+    return GymnasiumWorlds(
+        tasks,
+        num_envs,
+        seed=seed,
+        purpose=purpose,
+        max_episode_steps=max_episode_steps,
+        device=device,
+    )
+
+
+def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
+    """Observation size O and action space of a family's tasks: what a policy for it must fit."""
+    if family.dynamics is not None:
+        return family.dynamics.obs_dim, Discrete(family.dynamics.num_actions)
+    if family.gymnasium_id is None:
+        raise ValueError(
+            f"task family {family.name!r}: expected batched physics or a Gymnasium id, "
+            f"received neither"
+        )
+    from ssm_metarl.env_runner.gymnasium_worlds import spaces_of
+
+    env = make_environment(family.gymnasium_id)
+    try:
+        return spaces_of(env)
+    finally:
+        env.close()

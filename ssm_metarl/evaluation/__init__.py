@@ -1,0 +1,1 @@
+"""Stage 7: held-out tasks, baselines, statistics, reports."""

@@ -1,0 +1,292 @@
+"""The two charts of a report: evaluation over training, and every arm before and after adapting.
+
+Place in the flow: stage 7, drawn by `report`. Input is plain data (a log's lines, the JSON
+objects of evaluations), so that a chart can be redrawn years later without a model.
+
+matplotlib is imported inside the functions, and figures are made without pyplot: its global
+state would choose a window toolkit, and keep every figure alive in a daemon.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito (2008): told apart with every common kind of colour blindness.
+BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#56B4E9"
+INK, MUTED, FAINT = "#1F2933", "#616E7C", "#E4E7EB"
+
+ARMS: Mapping[str, tuple[str, str]] = {
+    "random": ("random actions", MUTED),
+    "frozen": ("before adapting", VERMILION),
+    "in_context": ("in context", SKY),
+    "standard": ("after: standard", BLUE),
+    "hybrid": ("after: hybrid", GREEN),
+    "both": ("after: both", PURPLE),
+    "lqr": ("LQR, told the physics", MUTED),
+    "sign_probe": ("fixed gain, sign probed", MUTED),
+}
+"""Every known arm, in the order of display: label and colour."""
+
+
+def arm_label(arm: str) -> str:
+    """An arm's name for readers."""
+    return ARMS[arm][0] if arm in ARMS else arm
+
+
+def present_arms(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Arms that any of the evaluations has: known ones in display order, then the others."""
+    found = {arm: None for e in evaluations for arm, scores in e["arms"].items() if scores}
+    return [a for a in ARMS if a in found] + [a for a in found if a not in ARMS]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line cut short by a crash is left out.
+
+    Raises:
+        ValueError: The file holds no whole line, or a broken line before the last.
+    """
+    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}:{number}: expected a JSON object: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: expected at least one line with a JSON object, found none")
+    return rows
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Move positions apart until neighbours are ``gap`` apart, keeping their order and centre.
+
+    For labels at the ends of lines that end at nearly the same height.
+    """
+    order = sorted(range(len(positions)), key=lambda i: positions[i])
+    groups: list[tuple[float, int]] = []  # (centre, members), from low to high
+    for i in order:
+        centre, count = positions[i], 1
+        # Two groups closer than half their widths merge around their common centre.
+        while groups and centre - groups[-1][0] < gap * (count + groups[-1][1]) / 2:
+            other, members = groups.pop()
+            centre = (centre * count + other * members) / (count + members)
+            count += members
+        groups.append((centre, count))
+    placed = [c + gap * (j - (n - 1) / 2) for c, n in groups for j in range(n)]
+    result = [0.0] * len(positions)
+    for i, position in zip(order, placed, strict=True):
+        result[i] = position
+    return result
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=160, facecolor="white", layout="constrained")
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(w_pad=0.12, h_pad=0.1)  # type: ignore[call-arg]
+    return figure
+
+
+def _clean(axes: Axes) -> None:
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0, colors=MUTED, labelsize=9)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write a PNG of few colours, a third the size of matplotlib's own."""
+    from PIL import Image
+
+    full = io.BytesIO()
+    figure.savefig(full, format="png")  # a Figure made without pyplot draws with Agg
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(full) as image:
+        small = image.convert("RGB").quantize(96, dither=Image.Dither.NONE)
+    small.save(path, "PNG", optimize=True)
+    return path
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Millions of environment steps, and the column's values, where a row has it."""
+    have = [row for row in rows if row.get(name) is not None]
+    return [row["env_steps"] / 1e6 for row in have], [float(row[name]) for row in have]
+
+
+def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0) -> Path:
+    """Draw evaluation and training returns over environment steps.
+
+    Args:
+        log: JSON lines with ``env_steps`` and ``average_return``, and on some of them
+            ``eval_adapted_mean`` and ``eval_frozen_mean`` (drawn as lines) and
+            ``eval_adapted_iqm`` and ``eval_frozen_iqm`` (dotted).
+        path: PNG file to write.
+        ceiling: The highest possible return, drawn as a line; None for none.
+
+    Returns:
+        ``path``.
+    """
+    rows = read_log(log)
+    figure = _figure(8.0, 3.6)
+    axes = figure.subplots()
+    _clean(axes)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    ends: list[tuple[float, float, str, str]] = []  # x, y, label, colour
+    curves = (
+        ("average_return", None, "training", MUTED),
+        ("eval_frozen_mean", "eval_frozen_iqm", "before adapting", VERMILION),
+        ("eval_adapted_mean", "eval_adapted_iqm", "after adapting", BLUE),
+    )
+    for mean, middle, label, color in curves:
+        x, y = _column(rows, mean)
+        if not x:
+            continue
+        evaluated = middle is not None
+        axes.plot(
+            x,
+            y,
+            color=color,
+            linewidth=2.2 if evaluated else 1.0,
+            alpha=1.0 if evaluated else 0.55,
+            marker="o" if evaluated else None,
+            markersize=4.5,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            zorder=3 if evaluated else 2,
+            clip_on=False,
+        )
+        if middle is not None:
+            axes.plot(*_column(rows, middle), color=color, linewidth=1.1, linestyle=":", zorder=2.5)
+        ends.append((x[-1], y[-1], label, color))
+    last = max((x for x, *_ in ends), default=1.0)
+    axes.set_xlim(0, last * 1.005 or 1.0)
+    top = max([ceiling or 0.0] + [max(_column(rows, c[0])[1], default=0.0) for c in curves])
+    bottom = min([0.0] + [min(_column(rows, c[0])[1], default=0.0) for c in curves])
+    axes.set_ylim(bottom, bottom + (top - bottom) * 1.06 if top > bottom else bottom + 1)
+    if ceiling is not None:
+        axes.axhline(ceiling, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    _label_ends(axes, ends)
+    axes.set_xlabel("environment steps (million)", color=MUTED, fontsize=9)
+    axes.set_title(
+        "Episode return over meta-training", loc="left", fontsize=11.5, color=INK, weight="bold"
+    )
+    if any("eval_adapted_iqm" in row for row in rows):
+        axes.set_title("lines: mean; dotted: IQM", loc="right", fontsize=8.5, color=MUTED)
+    return _save(figure, path)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write each line's name at its end: no legend to look up."""
+    low, high = axes.get_ylim()
+    for (x, y, label, color), at in zip(
+        ends, spread([end[1] for end in ends], (high - low) * 0.075), strict=True
+    ):
+        axes.annotate(
+            f"{label} {y:.0f}",
+            xy=(x, at),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9.5,
+            color=color,
+            weight="normal" if color == MUTED else "bold",
+            annotation_clip=False,
+        )
+
+
+def plot_arms(
+    evaluations: Mapping[str, Mapping[str, Any]], path: Path, *, ceiling: float | None = 500.0
+) -> Path:
+    """Draw every arm's IQM with its interval and its worst tenth, one panel a split.
+
+    Args:
+        evaluations: Title of a panel, such as "in distribution" -> the JSON object that
+            ``ssm-metarl evaluate --json`` prints.
+        path: PNG file to write.
+        ceiling: The highest possible return, drawn as a line; None for none.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: No evaluation, or none with an arm.
+    """
+    arms = present_arms(list(evaluations.values()))
+    if not arms:
+        raise ValueError(f"plot_arms: expected evaluations with arms, received {evaluations!r}")
+    figure = _figure(9.2, 1.15 + 0.36 * len(arms))
+    panels = figure.subplots(1, len(evaluations), sharey=True, sharex=True, squeeze=False)[0]
+    for panel, (title, evaluation) in zip(panels, evaluations.items(), strict=True):
+        _clean(panel)
+        panel.set_title(title, loc="left", fontsize=11.5, color=INK, weight="bold")
+        if "num_tasks" in evaluation:
+            panel.set_title(
+                f"{evaluation['num_tasks']} unseen tasks", loc="right", fontsize=8.5, color=MUTED
+            )
+        for a, b in pairwise(range(len(arms) + 1)):
+            if a % 2 == 0:
+                panel.axhspan(a - 0.5, b - 0.5, color="#F5F7FA", zorder=0, linewidth=0)
+        if ceiling is not None:
+            panel.axvline(ceiling, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+            panel.set_xlim(-0.025 * ceiling, ceiling * 1.16)
+        for row, arm in enumerate(arms):
+            if evaluation["arms"].get(arm):
+                _draw_arm(panel, row, arm, evaluation["arms"][arm])
+    panels[0].set_yticks(range(len(arms)), [arm_label(arm) for arm in arms])
+    panels[0].set_ylim(len(arms) - 0.5, -0.5)  # the first arm on top
+    for tick, arm in zip(panels[0].get_yticklabels(), arms, strict=True):
+        tick.set(color=ARMS.get(arm, ("", INK))[1], fontsize=10)
+        tick.set_weight("normal" if ARMS.get(arm, ("", INK))[1] == MUTED else "bold")
+    figure.supxlabel(
+        "episode return:   ● interquartile mean of the tasks, bar: its 95 % interval"
+        "      ◇ mean of the worst tenth of the tasks",
+        fontsize=8.5,
+        color=MUTED,
+    )
+    return _save(figure, path)
+
+
+def _draw_arm(panel: Axes, row: int, arm: str, scores: Mapping[str, Any]) -> None:
+    color = ARMS.get(arm, ("", INK))[1]
+    middle, worst = float(scores["iqm"]), float(scores["worst10"])
+    low, high = scores["ci95"]
+    panel.plot([worst, middle], [row, row], color=color, linewidth=1.2, alpha=0.5, zorder=2)
+    panel.plot([low, high], [row, row], color=color, linewidth=6, alpha=0.35, zorder=2.5,
+               solid_capstyle="butt")  # fmt: skip
+    panel.plot(worst, row, "D", color="white", markeredgecolor=color, markersize=5.5, zorder=3)
+    panel.plot(middle, row, "o", color=color, markersize=8, zorder=4)
+    panel.annotate(
+        f"{middle:.0f}",
+        xy=(max(middle, high), row),
+        xytext=(8, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=9.5,
+        color=color,
+        weight="bold",
+    )
+    left, right = panel.get_xlim()
+    if (middle - worst) > 0.03 * (right - left) and (worst - left) > 0.12 * (right - left):
+        panel.annotate(
+            f"{worst:.0f}",
+            xy=(worst, row),
+            xytext=(-7, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=8.5,
+            color=color,
+        )

@@ -1,0 +1,273 @@
+"""A report that a reader can open, and that says how to make it again.
+
+Place in the flow: stage 7, the last. Input is plain data (the JSON objects of evaluations, a
+training log, two recorded episodes), so it needs no policy. `write_report` makes a folder with
+`report.html`, `report.md`, `training_curve.png`, `adaptation.png` and `before_after.gif`.
+
+The trap: every text that comes from outside (a model's path, a command) is escaped before it
+becomes HTML.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ssm_metarl.evaluation.animation import States, animate_cartpole
+from ssm_metarl.evaluation.plots import arm_label, plot_arms, plot_training_curve, present_arms
+
+Evaluation = Mapping[str, Any]
+"""The JSON object that ``ssm-metarl evaluate --json`` prints."""
+Table = tuple[list[str], list[list[str]]]
+"""Column titles, and rows of cells; the first column is text, the others are numbers."""
+
+DEFINITIONS: Mapping[str, str] = {
+    "Task": "one plant with its own parameters, which no training drew. Out of distribution: every "
+    "parameter with a range lies outside the training range at once.",
+    "Score of a task": "mean undiscounted return of its full-length episodes, greedy actions.",
+    "IQM": "interquartile mean: the mean of the middle half of the tasks' scores.",
+    "95 % interval": "percentile bootstrap over tasks of the IQM, or of the mean difference: how "
+    "the number would change with another draw of tasks. It does not cover training noise.",
+    "Worst tenth": "mean of the lowest tenth of the tasks' scores.",
+    "Support steps": "environment steps collected in a task before adapting, at most.",
+    "Before adapting": "the meta-trained policy as it is, hidden state reset in every episode.",
+    "After: standard, hybrid": "after gradient steps on the support data; hybrid also on replayed "
+    "experience.",
+    "LQR": "a linear-quadratic regulator told all of the task's parameters, the sign too.",
+    "Fixed gain, sign probed": "one fixed linear controller that reads only the actuator's sign "
+    "off the support data.",
+}
+
+
+def arms_table(evaluation: Evaluation) -> Table:
+    """Every arm's statistics, in display order."""
+    header = ["arm", "IQM", "95 % interval", "mean", "worst tenth", "support steps"]
+    rows = []
+    for arm in present_arms([evaluation]):
+        scores = evaluation["arms"][arm]
+        low, high = scores["ci95"]
+        steps = scores.get("env_steps")
+        rows.append(
+            [
+                arm_label(arm),
+                f"{scores['iqm']:.1f}",
+                f"{low:.1f} to {high:.1f}",
+                f"{scores['mean']:.1f}",
+                f"{scores['worst10']:.1f}",
+                f"{steps:,.0f}" if steps else "–",  # noqa: RUF001
+            ]
+        )
+    return header, rows
+
+
+def paired_table(evaluation: Evaluation) -> Table:
+    """Mean per-task differences between arms; empty rows where there are none."""
+    rows = []
+    for pair, difference in evaluation.get("paired", {}).items():
+        first, _, second = pair.partition("-")
+        low, high = difference["ci95"]
+        rows.append(
+            [
+                f"{arm_label(first)} − {arm_label(second)}",  # noqa: RUF001
+                f"{difference['mean']:+.1f}",
+                f"{low:+.1f} to {high:+.1f}",
+            ]
+        )
+    return ["difference on the same tasks", "mean", "95 % interval"], rows
+
+
+def markdown_table(table: Table) -> str:
+    """A Markdown table with aligned columns: readable in a terminal too."""
+    header, rows = table
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [("-" * width) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, rows)])
+
+
+def results_table(evaluation: Evaluation) -> str:
+    """An evaluation as Markdown: a table of its arms, and one of the paired differences."""
+    paired = paired_table(evaluation)
+    tables = [arms_table(evaluation)] + ([paired] if paired[1] else [])
+    return "\n\n".join(markdown_table(table) for table in tables)
+
+
+def html_table(table: Table) -> str:
+    """An HTML table; it scrolls by itself where the screen is narrow."""
+    header, rows = table
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>\n"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table></div>"
+    )
+
+
+def write_report(
+    out: Path,
+    *,
+    evaluations: Mapping[str, Evaluation],
+    training_log: Path | None,
+    before: States,
+    after: States,
+    flipped_task: Mapping[str, float],
+    command: str,
+) -> Path:
+    """Write the report's files into a folder.
+
+    Args:
+        out: The folder; made if missing, files in it replaced.
+        evaluations: Title, such as "in distribution" -> JSON object of an evaluation.
+        training_log: JSON lines of the training (see `plots.plot_training_curve`); None where a
+            model came without one.
+        before: States that the steps of one episode led to, before adapting, shape (T, 4).
+        after: The same task, after adapting, shape (T, 4), its own T.
+        flipped_task: That task's parameters; ``length`` [m] is needed, ``sign`` -1 is shown.
+        command: The shell command that makes this report again.
+
+    Returns:
+        Path of ``report.html``.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = [
+        (
+            animate_cartpole(
+                before,
+                after,
+                out / "before_after.gif",
+                length=float(flipped_task["length"]),
+                title="Actuator flipped" if _is_flipped(flipped_task) else "Changed plant",
+                flipped=_is_flipped(flipped_task),
+            ),
+            f"One task, in real time: {_describe(flipped_task)}. Before adapting the episode "
+            f"lasts {len(before)} steps, after adapting {len(after)}.",
+        ),
+        (
+            plot_arms(evaluations, out / "adaptation.png"),
+            "Every arm on the same unseen tasks.",
+        ),
+    ]
+    if training_log is not None:
+        curve = plot_training_curve(training_log, out / "training_curve.png")
+        pictures.append((curve, "Returns over meta-training, before and after adapting."))
+    captions = {path.name: caption for path, caption in pictures}
+    (out / "report.md").write_text(_markdown(evaluations, captions, command), encoding="utf-8")
+    page = out / "report.html"
+    page.write_text(_html(evaluations, captions, command), encoding="utf-8")
+    return page
+
+
+def _is_flipped(task: Mapping[str, float]) -> bool:
+    return float(task.get("sign", 1.0)) < 0
+
+
+def _describe(task: Mapping[str, float]) -> str:
+    units = {"force": "N", "length": "m (half the pole)", "mass": "kg", "gravity": "m/s²"}
+    parts = [f"{n} {float(task[n]):.3g} {unit}" for n, unit in units.items() if n in task]
+    if "sign" in task:
+        parts.append("actuator " + ("flipped" if _is_flipped(task) else "as usual"))
+    return ", ".join(parts)
+
+
+def _origin(evaluations: Mapping[str, Evaluation]) -> str:
+    """Model, family, version, and what was drawn, in one line."""
+    first = next(iter(evaluations.values()))
+    known = [f"{name} {first[name]}" for name in ("model", "family", "version") if name in first]
+    drawn = [
+        f"{title}: {e['num_tasks']} tasks, seed {e['seed']}"
+        for title, e in evaluations.items()
+        if "num_tasks" in e and "seed" in e
+    ]
+    return " · ".join(known + drawn)
+
+
+def _markdown(
+    evaluations: Mapping[str, Evaluation], captions: Mapping[str, str], command: str
+) -> str:
+    parts = ["# Before and after adapting", _origin(evaluations)]
+    parts += [f"![{caption}]({name})\n\n{caption}" for name, caption in captions.items()]
+    parts += [f"## {title}\n\n{results_table(e)}" for title, e in evaluations.items()]
+    parts.append(
+        "## Definitions\n\n" + "\n".join(f"- **{n}**: {text}" for n, text in DEFINITIONS.items())
+    )
+    parts.append(f"## Make it again\n\n```\n{command}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _html(evaluations: Mapping[str, Evaluation], captions: Mapping[str, str], command: str) -> str:
+    figures = "".join(
+        f'<figure><img src="{escape(name)}" alt="{escape(caption)}">\n'
+        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+        for name, caption in captions.items()
+    )
+    splits = "".join(
+        f"<h2>{escape(title)}</h2>\n{html_table(arms_table(e))}\n"
+        + (html_table(paired_table(e)) if paired_table(e)[1] else "")
+        for title, e in evaluations.items()
+    )
+    terms = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in DEFINITIONS.items()
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Before and after adapting</title>
+<style>
+{STYLE}</style>
+</head>
+<body>
+<h1>Before and after adapting</h1>
+<p class="muted">{escape(_origin(evaluations))}</p>
+{figures}{splits}
+<h2>Definitions</h2>
+<dl>
+{terms}</dl>
+<h2>Make it again</h2>
+<pre><code>{escape(command)}</code></pre>
+</body>
+</html>
+"""
+
+
+STYLE = """\
+:root { color-scheme: light dark; --ink: #1f2933; --muted: #52606d; --page: #ffffff;
+  --card: #f1f3f5; --rule: #d9dee3; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7eb; --muted: #9aa5b1; --page: #14181d; --card: #20262d; --rule: #38414a; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 56rem; padding: 1.5rem 1rem 4rem; background: var(--page);
+  color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
+h2::first-letter { text-transform: uppercase; }
+.muted, figcaption { color: var(--muted); font-size: .9rem; }
+figure { margin: 1.6rem 0; }
+figcaption { margin-top: .4rem; }
+img { display: block; width: 100%; height: auto; background: #fff; border-radius: 8px; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--rule); font-weight: normal; }
+th:first-child { text-align: left; }
+thead th { color: var(--muted); font-size: .85rem; }
+dt { font-weight: 600; margin-top: .6rem; }
+dd { margin: 0; color: var(--muted); }
+pre { background: var(--card); padding: .9rem 1rem; border-radius: 8px; overflow-x: auto; }
+"""

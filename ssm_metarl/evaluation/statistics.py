@@ -1,0 +1,182 @@
+"""Scores of many tasks in a few numbers, each with an interval.
+
+Place in the flow: stage 7, after the evaluator has a return for every task and episode; its
+numbers go into the JSON object of an evaluation and into `report`.
+
+The interquartile mean (IQM) and the stratified bootstrap are those of Agarwal et al. 2021, "Deep
+reinforcement learning at the edge of the statistical precipice" (arXiv 2108.13264): the IQM is
+the mean of the middle half of the scores, ``floor(n / 4)`` dropped at either end.
+
+The traps: episodes of one task are not independent scores, so they are averaged before anything
+else; and the IQM is blind to the worst quarter of the tasks, so `worst_tenth` stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ssm_metarl.seeding import generator
+
+Scores = NDArray[np.float64]
+Statistic = Callable[[Scores], Scores]
+"""Reduces the last axis: (..., n) scores to (...)."""
+Interval = tuple[float, float]
+
+
+class Summary(TypedDict):
+    """The statistics of one arm of an evaluation."""
+
+    mean: float
+    iqm: float
+    ci95: list[float]
+    worst10: float
+
+
+def _checked(scores: ArrayLike, name: str) -> Scores:
+    """As float64, refusing what sorting would hide: NaN sorts last, and trimming drops it."""
+    array = np.asarray(scores, dtype=np.float64)
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(
+            f"{name}: expected at least one score, all finite, received shape {array.shape} "
+            f"with {int((~np.isfinite(array)).sum())} that are not finite"
+        )
+    return array
+
+
+def _iqm(scores: Scores) -> Scores:
+    n = scores.shape[-1]
+    cut = n // 4
+    middle: Scores = np.sort(scores, axis=-1)[..., cut : n - cut].mean(axis=-1)
+    return middle
+
+
+def _mean(scores: Scores) -> Scores:
+    mean: Scores = scores.mean(axis=-1)
+    return mean
+
+
+def iqm(scores: ArrayLike) -> float:
+    """Interquartile mean of all scores, as ``scipy.stats.trim_mean(scores, 0.25, axis=None)``.
+
+    Args:
+        scores: Any shape; flattened.
+
+    Raises:
+        ValueError: No scores, or one that is not finite.
+    """
+    return float(_iqm(_checked(scores, "iqm").ravel()))
+
+
+def worst_tenth(scores: ArrayLike) -> float:
+    """Mean of the lowest ``floor(n / 10)`` scores, of the lowest one where n < 10.
+
+    Args:
+        scores: One score a task, any shape; flattened.
+
+    Raises:
+        ValueError: No scores, or one that is not finite.
+    """
+    flat = np.sort(_checked(scores, "worst_tenth").ravel())
+    return float(flat[: max(1, flat.size // 10)].mean())
+
+
+def bootstrap_interval(
+    scores: ArrayLike,
+    statistic: Statistic = _iqm,
+    *,
+    seed: int,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap interval of a statistic of (runs x tasks) scores.
+
+    What is resampled decides what the interval speaks of:
+
+    - **Several runs** (R > 1): the runs, with replacement, within each task independently of the
+      other tasks (stratified, Agarwal et al. 2021, section 4.1). Every task stays in every
+      resample, so the interval says how the number would change with *another training*, on the
+      same tasks. With R runs it is too narrow by about ``sqrt((R - 1) / R)``.
+    - **One run** (a vector of K, or R = 1): the tasks. The interval says how the number would
+      change with *another draw of tasks* from the family, for this very model. It is silent
+      about training noise: one run holds no information on that.
+
+    Args:
+        scores: Shape (R, K), or (K,) for one run; a task's score is its mean over episodes.
+        statistic: Reduces the last axis, (..., n) to (...); the IQM by default.
+        seed: Names the resamples: the same scores and seed give the same interval.
+        num_resamples: Resamples to draw.
+        confidence: Share of the resamples' statistics inside, in (0, 1).
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: Wrong shape, non-finite scores, or ``confidence`` outside (0, 1).
+    """
+    table = _checked(scores, "bootstrap_interval")
+    if table.ndim not in (1, 2):
+        raise ValueError(f"scores: expected shape (R, K) or (K,), received {table.shape}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a share in (0, 1), received {confidence}")
+    table = np.atleast_2d(table)
+    num_runs, num_tasks = table.shape
+    draw = generator(seed, "bootstrap")
+    if num_runs == 1:
+        resampled = table[0, draw.integers(num_tasks, size=(num_resamples, num_tasks))]
+    else:
+        run = draw.integers(num_runs, size=(num_resamples, num_runs, num_tasks))
+        resampled = table[run, np.arange(num_tasks)].reshape(num_resamples, -1)  # (B, R * K)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(statistic(resampled), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_interval(
+    difference: ArrayLike, *, seed: int, num_resamples: int = 2000, confidence: float = 0.95
+) -> Interval:
+    """Bootstrap interval of the mean of per-task differences between two arms.
+
+    Both arms meet the same tasks and the same initial states, so what a task's difficulty adds
+    to both cancels: the interval is as much narrower as the arms are correlated. The mean is
+    taken, not the IQM: the IQM of differences is not the difference of the arms' IQMs, and it
+    would forget the few tasks that adaptation harms.
+
+    Args:
+        difference: Score of one arm minus score of the other, shape (K,).
+        seed: Names the resamples.
+        num_resamples: Resamples to draw.
+        confidence: Share of the resamples' means inside, in (0, 1).
+
+    Returns:
+        Lower and upper end.
+    """
+    vector = np.asarray(difference, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError(f"difference: expected shape (K,), received {vector.shape}")
+    return bootstrap_interval(
+        vector, _mean, seed=seed, num_resamples=num_resamples, confidence=confidence
+    )
+
+
+def summarize(returns: ArrayLike, *, seed: int = 0) -> Summary:
+    """Mean, IQM with its 95 % interval, and worst tenth of one arm.
+
+    Args:
+        returns: Undiscounted return of every episode, shape (K, episodes). A task's score is the
+            mean over its episodes.
+        seed: Names the bootstrap's resamples.
+    """
+    table = _checked(returns, "summarize")
+    if table.ndim != 2:
+        raise ValueError(f"returns: expected shape (K, episodes), received {table.shape}")
+    scores = table.mean(axis=1)
+    return Summary(
+        mean=float(scores.mean()),
+        iqm=iqm(scores),
+        ci95=list(bootstrap_interval(scores, seed=seed)),
+        worst10=worst_tenth(scores),
+    )

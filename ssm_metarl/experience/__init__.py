@@ -1,0 +1,1 @@
+"""Between the stages: experience replay."""

@@ -1,0 +1,179 @@
+"""Experience replay of whole sequences, so that a recurrent policy can relive them.
+
+Place in the flow: beside `objectives`; `adaptation.hybrid_adapter` replays from it.
+
+A sequence is a piece of one episode, from its first step. No hidden state is stored: it is
+recomputed under the parameters that replay it, never reused stale. Each step keeps the
+behaviour's log-probability, and each sequence the task that it came from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ssm_metarl.types import Rollout
+
+FORMAT = "ssm-metarl-experience-1"
+STORED = ("obs", "action", "reward", "next_obs", "terminated", "truncated", "log_prob")
+
+
+class ExperienceBuffer:
+    """The latest sequences, at most ``max_size`` transitions; the oldest leave first, whole.
+
+    Args:
+        max_size: Capacity in transitions.
+    """
+
+    def __init__(self, max_size: int = 10_000) -> None:
+        if max_size < 1:
+            raise ValueError(f"max_size: expected at least 1, received {max_size}")
+        self.max_size = max_size
+        self._sequences: deque[dict[str, Tensor]] = deque()
+        self._task_ids: deque[int] = deque()
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Transitions held."""
+        return self._size
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences held."""
+        return len(self._sequences)
+
+    @property
+    def task_ids(self) -> tuple[int, ...]:
+        """The task each sequence came from, oldest first."""
+        return tuple(self._task_ids)
+
+    def add(self, rollout: Rollout, task_ids: Sequence[int]) -> None:
+        """Store a rollout's episodes, task by task; the oldest sequences make room.
+
+        Args:
+            rollout: K tasks.
+            task_ids: Identity of each task, length K.
+
+        Raises:
+            ValueError: ``task_ids`` of another length, or observations of another size.
+        """
+        if len(task_ids) != rollout.num_tasks:
+            raise ValueError(
+                f"task_ids: expected {rollout.num_tasks}, one a task, received {len(task_ids)}"
+            )
+        if self._sequences and self._sequences[0]["obs"].shape[-1] != rollout.obs.shape[-1]:
+            raise ValueError(
+                f"obs: expected size {self._sequences[0]['obs'].shape[-1]} as in the buffer, "
+                f"received {rollout.obs.shape[-1]}"
+            )
+        stored = {name: getattr(rollout, name).detach().cpu() for name in STORED}
+        starts = (rollout.reset & rollout.mask).cpu().numpy()
+        lengths = rollout.mask.sum(dim=0).cpu().numpy()
+        for k, task_id in enumerate(task_ids):
+            for n in range(rollout.num_envs):
+                first = np.flatnonzero(starts[:, k, n])
+                ends = [*first[1:], lengths[k, n]]
+                for start, end in zip(first, ends, strict=True):
+                    piece = {name: v[start:end, k, n].clone() for name, v in stored.items()}
+                    self._append(piece, int(task_id))
+
+    def _append(self, sequence: dict[str, Tensor], task_id: int) -> None:
+        length = sequence["reward"].shape[0]
+        if length > self.max_size:
+            return  # it could only stay by breaking the bound
+        self._sequences.append(sequence)
+        self._task_ids.append(task_id)
+        self._size += length
+        while self._size > self.max_size:
+            self._size -= self._sequences.popleft()["reward"].shape[0]
+            self._task_ids.popleft()
+
+    def sample(self, num_sequences: int, rng: np.random.Generator) -> Rollout:
+        """Draw sequences uniformly, with replacement only if there are too few.
+
+        Args:
+            num_sequences: M.
+            rng: Where the draw comes from.
+
+        Returns:
+            A rollout of shape (T, 1, M): padded and masked to the longest sequence drawn.
+
+        Raises:
+            ValueError: The buffer is empty.
+        """
+        if not self._sequences:
+            raise ValueError("experience buffer: expected at least one sequence, received none")
+        chosen = rng.choice(
+            len(self._sequences), num_sequences, replace=num_sequences > len(self._sequences)
+        )
+        return _padded([self._sequences[int(i)] for i in chosen])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The content as flat tensors, for checkpoints; empty if the buffer is."""
+        if not self._sequences:
+            return {}
+        joined = {name: torch.cat([s[name] for s in self._sequences]) for name in STORED}
+        joined["length"] = torch.tensor([s["reward"].shape[0] for s in self._sequences])
+        joined["task_id"] = torch.tensor(list(self._task_ids))
+        return joined
+
+    def restore(self, tensors: dict[str, Tensor]) -> ExperienceBuffer:
+        """Replace the content by what :meth:`tensors` gave; returns the buffer."""
+        self._sequences.clear()
+        self._task_ids.clear()
+        self._size = 0
+        if tensors:
+            missing = sorted({*STORED, "length", "task_id"} - set(tensors))
+            if missing:
+                raise ValueError(f"experience: expected tensors {missing}, received none")
+            lengths = tensors["length"].tolist()
+            pieces = {name: tensors[name].split(lengths) for name in STORED}
+            for i, task_id in enumerate(tensors["task_id"].tolist()):
+                self._append({name: p[i].clone() for name, p in pieces.items()}, task_id)
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the buffer as safetensors, atomically."""
+        temporary = Path(f"{path}.tmp")
+        metadata = {"format": FORMAT, "max_size": str(self.max_size)}
+        save_file(self.tensors(), temporary, metadata=metadata)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ExperienceBuffer:
+        """Read a saved buffer.
+
+        Raises:
+            ValueError: Not a saved buffer.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: expected a saved experience buffer ({error})") from None
+        if metadata.get("format") != FORMAT:
+            raise ValueError(
+                f"{path}: expected format {FORMAT!r}, received {metadata.get('format')!r}"
+            )
+        return cls(int(metadata["max_size"])).restore(tensors)
+
+
+def _padded(sequences: list[dict[str, Tensor]]) -> Rollout:
+    """Sequences as one rollout (T, 1, M), T the longest."""
+    lengths = torch.tensor([s["reward"].shape[0] for s in sequences])
+    columns = {
+        name: torch.nn.utils.rnn.pad_sequence([s[name] for s in sequences])[:, None]
+        for name in STORED
+    }
+    steps = torch.arange(int(lengths.max()))[:, None, None]
+    mask = steps < lengths
+    return Rollout(**columns, mask=mask, reset=(steps == 0).expand_as(mask))

@@ -1,0 +1,37 @@
+"""Which policy a training builds for a family.
+
+Place in the flow: stage 5, the first thing that `trainer` and `single_task` do.
+"""
+
+from __future__ import annotations
+
+from ssm_metarl.action_space import Discrete
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, SingleTaskConfig
+from ssm_metarl.env_runner.worlds import observation_and_action
+from ssm_metarl.tasks.task_family import TaskFamily
+
+
+def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFamily) -> PolicyConfig:
+    """The policy's architecture for a family.
+
+    A `StateSpaceModel` sees raw observations, so that its ``.pth`` stands on its own, and has as
+    many outputs as the action logits and the family's predicted effects need.
+    """
+    obs_dim, space = observation_and_action(family)
+    nonlinear = config.core == "state_space"
+    scale = (1.0,) * obs_dim if nonlinear or family.obs_scale is None else family.obs_scale
+    discrete = isinstance(space, Discrete)
+    effects = space.code_dim * len(family.effect_dims)
+    return PolicyConfig(
+        core=config.core,
+        state_dim=config.state_dim,
+        hidden_dim=config.width,
+        num_layers=config.num_layers,
+        output_dim=space.logits_dim + effects,
+        obs_scale=scale,
+        num_actions=space.n if discrete else None,
+        action_dim=0 if discrete else space.dim,
+        action_low=-1.0 if discrete else space.low,
+        action_high=1.0 if discrete else space.high,
+        predicted_dims=family.effect_dims if nonlinear else (),
+    )

@@ -1,0 +1,164 @@
+"""The outer step of MAML: improve the parameters from which one inner step leads far.
+
+Place in the flow: stage 5. `trainer` collects the data; the inner step is
+`adaptation.inner_loop`, the same one that adapts at test time.
+
+    theta <- Adam(grad_theta of mean_k J_clip(theta_k(theta); query_k))
+
+with theta_k the parameters adapted on task k's support data, and J_clip PPO's clipped surrogate
+on episodes that theta_k collected (ProMP, Rothfuss et al. 2019, arXiv 1810.06784). The gradient
+runs through the inner step, second order unless ``first_order``. The step sizes learn with it.
+
+A bias to know of: the gradient holds the support *actions* fixed, so nothing credits them for
+being informative (E-MAML, Stadie et al. 2018, adds that term). It vanishes where the support is
+collected by a fixed random policy, the default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
+from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
+from ssm_metarl.types import Rollout
+
+FINAL_LR_SHARE = 0.05
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient is not finite; the parameters are still those before the step."""
+
+
+@dataclass(frozen=True)
+class MetaUpdate:
+    """What one meta-batch did to the meta-parameters."""
+
+    meta_loss: float
+    """Outer loss before the last step."""
+    grad_norm: float
+    """Norm of the meta-gradient before clipping, at the last step."""
+
+
+class MetaMAML:
+    """Meta-parameters, their optimiser, and the outer step.
+
+    Args:
+        policy: Its meta-parameters and step sizes are trained in place.
+        config: The meta-training's settings.
+    """
+
+    def __init__(self, policy: Policy, config: MetaTrainingConfig) -> None:
+        self.policy, self.config = policy, config
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.outer_lr, eps=1e-5)
+
+    def adapt(
+        self, loss: TaskLoss, *, num_tasks: int, num_steps: int, second_order: bool = False
+    ) -> dict[str, Tensor]:
+        """Parameters adapted to K tasks, shape (K, ...) each."""
+        adapted, _ = adapt_params(
+            self.policy.meta_params(),
+            loss,
+            self.policy.step_sizes(),
+            num_tasks=num_tasks,
+            num_steps=num_steps,
+            second_order=second_order,
+        )
+        return adapted
+
+    def meta_loss(
+        self, loss: TaskLoss, query: Rollout, advantage: Tensor, *, num_steps: int
+    ) -> Tensor:
+        """The outer loss of the present meta-parameters, a scalar with its graph.
+
+        Args:
+            loss: The tasks' inner losses on their support data.
+            query: Episodes that adapted parameters collected, (T, K, N).
+            advantage: Shape (T, K, N).
+            num_steps: Inner steps.
+        """
+        adapted = self.adapt(
+            loss,
+            num_tasks=query.num_tasks,
+            num_steps=num_steps,
+            second_order=not self.config.first_order,
+        )
+        return clipped_policy_loss(
+            self.policy,
+            adapted,
+            query,
+            advantage,
+            clip_coef=self.config.clip_coef,
+            entropy_coef=self.config.entropy_coef,
+        ).mean()
+
+    def update(
+        self,
+        loss: TaskLoss,
+        query: Rollout,
+        advantage: Tensor,
+        *,
+        num_steps: int,
+        progress: float,
+    ) -> MetaUpdate:
+        """Take ``update_epochs`` outer steps on one meta-batch.
+
+        Args:
+            loss: As in :meth:`meta_loss`.
+            query: As in :meth:`meta_loss`.
+            advantage: As in :meth:`meta_loss`.
+            num_steps: As in :meth:`meta_loss`.
+            progress: Share of the training that is done, in [0, 1]; sets the learning rate.
+
+        Raises:
+            TrainingDiverged: The loss or its gradient is not finite; nothing was changed by
+                that step.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.outer_lr * max(FINAL_LR_SHARE, 1 - progress)
+        for _ in range(self.config.update_epochs):
+            meta_loss = self.meta_loss(loss, query, advantage, num_steps=num_steps)
+            self.optimizer.zero_grad(set_to_none=True)
+            meta_loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(
+                self.policy.parameters(), self.config.max_grad_norm
+            )
+            if not (math.isfinite(meta_loss.item()) and math.isfinite(norm.item())):
+                raise TrainingDiverged(
+                    f"expected a finite meta-loss and gradient, received loss "
+                    f"{meta_loss.item():g} and gradient norm {norm.item():g}"
+                )
+            self.optimizer.step()
+        return MetaUpdate(meta_loss=meta_loss.item(), grad_norm=norm.item())
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimiser's moments as named tensors, for a checkpoint."""
+        names = [name for name, _ in self.policy.named_parameters()]
+        state = self.optimizer.state_dict()["state"]
+        return {
+            f"{names[index]}.{key}": torch.as_tensor(value)
+            for index, values in state.items()
+            for key, value in values.items()
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`state` gave."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for index, (name, _) in enumerate(self.policy.named_parameters()):
+            prefix = f"{name}."
+            values = {
+                key[len(prefix) :]: value
+                for key, value in tensors.items()
+                if key.startswith(prefix) and "." not in key[len(prefix) :]
+            }
+            if values:
+                state[index] = values
+        content = self.optimizer.state_dict()
+        content["state"] = state
+        self.optimizer.load_state_dict(content)

@@ -1,0 +1,226 @@
+"""Meta-training, top to bottom: the loop one reads.
+
+Place in the flow: stage 5. One epoch is
+
+    draw K tasks  ->  support data  ->  inner step  ->  query episodes  ->  outer step
+
+with the worlds from `env_runner`, the inner step from `adaptation.inner_loop`, the outer one from
+`meta_maml`. Lengths, inner steps and horizons vary between epochs, so that test time may use any.
+
+Every random number belongs to (seed, purpose, task or epoch), so the epoch number is all the
+random state there is: a resumed training continues bit for bit. The trainer does not import the
+evaluator; whoever wants to look on passes ``on_epoch``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ssm_metarl import seeding
+from ssm_metarl.adaptation.inner_loop import TaskLoss
+from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
+from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
+from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.meta_rl.meta_maml import MetaMAML
+from ssm_metarl.objectives.returns import advantages
+from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.types import Params, Rollout
+
+NUM_REPLAY_SEQUENCES = 64
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch of meta-training did: a line of the training log."""
+
+    epoch: int
+    """Epochs finished."""
+    env_steps: int
+    """Environment steps taken since the start, support and query."""
+    meta_loss: float
+    """Outer loss at the last outer step."""
+    average_return: float
+    """Mean undiscounted return of the adapted policies' query episodes."""
+    recent_return: float
+    """Exponential average of ``average_return`` over about ten epochs."""
+    grad_norm: float
+    """Norm of the meta-gradient before clipping."""
+    inner_steps: int
+    """Inner steps in this epoch."""
+    support_steps: int
+    """Environment steps of support data per task."""
+    horizon: int
+    """Limit of the query episodes."""
+    buffer_size: int
+    """Transitions in the experience buffer."""
+    seconds: float
+    """Wall time of the epoch."""
+
+
+class MetaTrainer:
+    """A meta-training that can be stopped after any epoch and go on from there.
+
+    Args:
+        config: The settings.
+        family: Overrides the family that ``config.family`` names.
+    """
+
+    def __init__(self, config: MetaTrainingConfig, family: TaskFamily | None = None) -> None:
+        self.config = config
+        self.family = family or family_of_env(config.family)
+        self.policy = build_policy(
+            architecture(config, self.family), seed=config.seed, inner_lr=config.inner_lr
+        )
+        self.maml = MetaMAML(self.policy, config)
+        self.buffer = ExperienceBuffer(config.buffer_size)
+        self.epoch = 0
+        self.env_steps = 0
+        self.recent_return = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        shares = [0.0]
+        if self.config.num_epochs is not None:
+            shares.append(self.epoch / self.config.num_epochs)
+        if self.config.env_step_limit is not None:
+            shares.append(self.env_steps / self.config.env_step_limit)
+        return min(1.0, max(shares))
+
+    def train(self, on_epoch: Callable[[EpochMetrics], None] | None = None) -> Policy:
+        """Run epochs until the limit is reached; returns the policy."""
+        while self.progress < 1:
+            metrics = self.run_epoch()
+            if on_epoch is not None:
+                on_epoch(metrics)
+        return self.policy
+
+    def run_epoch(self) -> EpochMetrics:
+        """One meta-batch: collect, adapt, collect again, update."""
+        started = time.perf_counter()
+        config = self.config
+        rng = seeding.generator(config.seed, "epoch", self.epoch)
+        support_steps = int(
+            rng.integers(config.min_support_steps, config.max_support_steps, endpoint=True)
+        )
+        inner_steps = int(rng.integers(1, config.adaptation_steps, endpoint=True))
+        tasks = self.family.sample(
+            "train",
+            config.tasks_per_epoch,
+            seed=config.seed,
+            start=self.epoch * config.tasks_per_epoch,
+        )
+
+        support = self._collect_support(tasks, support_steps)
+        loss = self._inner_loss(support)
+        adapted = self.maml.adapt(loss, num_tasks=len(tasks), num_steps=inner_steps)
+        query, horizon = self._collect_query(tasks, adapted)
+        advantage = advantages(query, gamma=config.gamma, gae_lambda=config.gae_lambda)
+        update = self.maml.update(
+            loss, query, advantage, num_steps=inner_steps, progress=self.progress
+        )
+
+        self.buffer.add(support, tasks.indices)  # shipped with the model, for hybrid adaptation
+        self.epoch += 1
+        self.env_steps += int(support.mask.sum()) + int(query.mask.sum())
+        average = float(query.episode_returns().mean())
+        decay = min(0.9, (self.epoch - 1) / self.epoch)
+        self.recent_return = decay * self.recent_return + (1 - decay) * average
+        return EpochMetrics(
+            epoch=self.epoch,
+            env_steps=self.env_steps,
+            meta_loss=update.meta_loss,
+            average_return=average,
+            recent_return=self.recent_return,
+            grad_norm=update.grad_norm,
+            inner_steps=inner_steps,
+            support_steps=support_steps,
+            horizon=horizon,
+            buffer_size=len(self.buffer),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _collect_support(self, tasks: Tasks, num_steps: int) -> Rollout:
+        seed = self.config.seed
+        worlds = make_worlds(tasks, 1, seed=seed, purpose="train-support")
+        noise = TaskNoise(seed, "train-support-action", tasks.indices)
+        if self.config.support_policy == "random":
+            actor = random_actor(worlds, noise, num_steps)
+        else:
+            actor = self.policy.actor(
+                self.policy.meta_params(), len(tasks), 1, noise=noise, num_steps=num_steps
+            )
+        return collect_rollout(worlds, actor, num_steps, autoreset=True)
+
+    def _inner_loss(self, support: Rollout) -> TaskLoss:
+        config = self.config
+        replay: Replay | None = None
+        if config.adaptation_mode == "hybrid" and len(self.buffer) > 0:
+            rng = seeding.generator(config.seed, "train-replay", self.epoch)
+            replayed = self.buffer.sample(NUM_REPLAY_SEQUENCES, rng)
+            replay = weigh_replay(self.policy, support, replayed, config.experience_weight)
+        return task_loss(
+            self.policy,
+            config.objective,
+            support,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            replay=replay,
+        )
+
+    def _collect_query(self, tasks: Tasks, adapted: Params) -> tuple[Rollout, int]:
+        config, every = self.config, self.config.full_horizon_every
+        full = every > 0 and self.epoch % every == every - 1
+        worlds = make_worlds(
+            tasks,
+            config.episodes_per_task,
+            seed=config.seed,
+            purpose="train-query",
+            max_episode_steps=None if full else config.horizon,
+            # a Gymnasium environment's state is out of reach
+            push_probability=config.push_probability if self.family.dynamics else 0.0,
+        )
+        horizon = worlds.max_episode_steps
+        noise = TaskNoise(config.seed, "train-query-action", tasks.indices)
+        actor = self.policy.actor(
+            adapted, len(tasks), config.episodes_per_task, noise=noise, num_steps=horizon
+        )
+        return collect_rollout(worlds, actor, horizon), horizon
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed training needs, but for the counters."""
+        return {
+            **{f"policy.{n}": v.detach() for n, v in self.policy.state_dict().items()},
+            **{f"optimizer.{n}": v for n, v in self.maml.state().items()},
+            **{f"experience.{n}": v for n, v in self.buffer.tensors().items()},
+        }
+
+    def counters(self) -> dict[str, int | float]:
+        """The numbers that a resumed training starts from."""
+        return {
+            "epoch": self.epoch,
+            "env_steps": self.env_steps,
+            "recent_return": self.recent_return,
+        }
+
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, int | float]) -> None:
+        """Put back what :meth:`tensors` and :meth:`counters` gave."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}
+
+        self.policy.load_state_dict(part("policy."))
+        self.maml.restore(part("optimizer."))
+        self.buffer.restore(part("experience."))
+        self.epoch, self.env_steps = int(counters["epoch"]), int(counters["env_steps"])
+        self.recent_return = float(counters["recent_return"])

@@ -1,0 +1,172 @@
+"""A training that lives in a folder: log, checkpoints, a clean stop, an exact resume.
+
+Place in the flow: stage 5, around `trainer` (the loop) and `checkpoint` (the file). The command
+line and the app both run this. The folder holds
+
+    checkpoint.safetensors   the last good state, replaced atomically
+    training_log.jsonl       one JSON object an epoch
+    tensorboard/             the same as TensorBoard events, where tensorboard is installed
+
+A resumed training cuts the log back to the checkpoint's epoch, then continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
+
+LOG_NAME = "training_log.jsonl"
+CHECKPOINT_EVERY = 10  # epochs
+NUM_EVALUATIONS = 20  # over a training, evenly spaced in its progress
+
+OnEval = Callable[[Policy], dict[str, float]]
+"""Evaluates the policy; the numbers join the log's line."""
+
+
+class TrainingRun:
+    """A meta-training with a folder.
+
+    Args:
+        trainer: The training, fresh or restored.
+        out: The folder.
+        on_epoch: Called after each epoch with its metrics and the line of the log.
+        on_eval: Called now and then; the numbers that it returns join the log.
+    """
+
+    def __init__(
+        self,
+        trainer: MetaTrainer,
+        out: Path,
+        *,
+        on_epoch: Callable[[EpochMetrics, dict[str, Any]], None] | None = None,
+        on_eval: OnEval | None = None,
+    ) -> None:
+        self.trainer, self.out = trainer, out
+        self._on_epoch, self._on_eval = on_epoch, on_eval
+        self._stop_requested = False
+        self.stopped = False
+
+    @classmethod
+    def start(cls, config: MetaTrainingConfig, out: Path, **callbacks: Any) -> TrainingRun:
+        """A new training in a folder that holds none yet.
+
+        Raises:
+            ValueError: The folder holds a training already; nothing is overwritten.
+        """
+        if (out / FILE_NAME).exists():
+            raise ValueError(
+                f"out: expected a folder without a training, received {out}, which holds one; "
+                f"continue it with --resume {out}, or choose another --out"
+            )
+        trainer = MetaTrainer(config)
+        out.mkdir(parents=True, exist_ok=True)
+        run = cls(trainer, out, **callbacks)
+        (out / LOG_NAME).write_text("")
+        run.save()
+        return run
+
+    @classmethod
+    def resume(
+        cls,
+        out: Path,
+        *,
+        num_epochs: int | None = None,
+        max_env_steps: int | None = None,
+        **callbacks: Any,
+    ) -> TrainingRun:
+        """Continue a training from its last checkpoint.
+
+        Args:
+            out: Its folder.
+            num_epochs: A new limit; None keeps the old one.
+            max_env_steps: A new limit; None keeps the old one.
+            callbacks: As in the constructor.
+
+        Raises:
+            FileNotFoundError: There is no checkpoint.
+            ValueError: It is damaged, or not that of a training.
+        """
+        checkpoint = load_checkpoint(out)
+        if not checkpoint.training or not checkpoint.counters:
+            raise ValueError(f"{out}: expected a training's checkpoint, received a model's")
+        config = MetaTrainingConfig(**checkpoint.training)
+        if num_epochs is not None or max_env_steps is not None:
+            config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
+        trainer = MetaTrainer(config)
+        trainer.restore(checkpoint.tensors, checkpoint.counters)
+        log = out / LOG_NAME
+        if log.exists():
+            lines = log.read_text().splitlines(keepends=True)
+            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] <= trainer.epoch]
+            temporary = log.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            os.replace(temporary, log)
+        return cls(trainer, out, **callbacks)
+
+    def request_stop(self) -> None:
+        """Ask the training to stop after the epoch that is running; it saves first."""
+        self._stop_requested = True
+
+    def train(self) -> Policy:
+        """Train to the limit, or until a stop is requested (then ``stopped`` is True).
+
+        Raises:
+            TrainingDiverged: A number is not finite; the last good checkpoint stays.
+        """
+        trainer = self.trainer
+        events = _event_writer(self.out, trainer.epoch)
+        with open(self.out / LOG_NAME, "a") as log:
+            while trainer.progress < 1 and not self._stop_requested:
+                due = int(trainer.progress * NUM_EVALUATIONS)
+                metrics = trainer.run_epoch()
+                line: dict[str, Any] = asdict(metrics)
+                passed = int(trainer.progress * NUM_EVALUATIONS) > due
+                if self._on_eval is not None and (passed or trainer.epoch == 1):
+                    line |= {f"eval_{k}": v for k, v in self._on_eval(trainer.policy).items()}
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                if events is not None:
+                    for name, value in line.items():
+                        events.add_scalar(name, value, trainer.epoch)
+                if trainer.epoch % CHECKPOINT_EVERY == 0:
+                    self.save()
+                if self._on_epoch is not None:
+                    self._on_epoch(metrics, line)
+        if events is not None:
+            events.close()
+        self.stopped = trainer.progress < 1
+        self.save()
+        return trainer.policy
+
+    def save(self, card: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint."""
+        trainer = self.trainer
+        save_checkpoint(
+            self.out / FILE_NAME,
+            Checkpoint(
+                policy_config=asdict(architecture(trainer.config, trainer.family)),
+                tensors=trainer.tensors(),
+                training=asdict(trainer.config),
+                counters=trainer.counters(),
+                card=card or {},
+            ),
+        )
+
+
+def _event_writer(out: Path, epoch: int) -> Any | None:
+    """A TensorBoard writer, or None where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out / "tensorboard"), purge_step=epoch + 1)  # type: ignore[no-untyped-call]

@@ -1,0 +1,1 @@
+"""Between the stages: what a gradient descends, as pure functions."""

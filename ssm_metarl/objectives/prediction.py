@@ -1,0 +1,62 @@
+"""The reward-free objective: predict how the observation changes, given the action.
+
+Place in the flow: between `env_runner` (the rollout) and `adaptation.inner_loop` (the step).
+
+    L_k = mean over steps, dimensions of (predicted - change / spread_k)^2
+
+Each task's targets are divided by their own spread in the support data, so that a heavy and a
+light pole give errors of the same size. Meta-training makes this loss's gradient useful to the
+*policy*, which it says nothing about by itself.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.types import Params, Rollout
+
+MIN_SPREAD = 1e-4  # an observation dimension that hardly moves is not blown up to noise
+
+
+def target_spread(policy: Policy, rollout: Rollout) -> Tensor:
+    """Root mean square change of each predicted dimension, shape (K, len(predicted_dims))."""
+    rollout = rollout.cleaned()
+    change = (rollout.next_obs - rollout.obs)[..., list(policy.heads.predicted_dims)]
+    weight = rollout.mask[..., None].to(change.dtype)
+    count = weight.sum(dim=(0, 2)).clamp(min=1)
+    return ((change.square() * weight).sum(dim=(0, 2)) / count).sqrt().clamp(min=MIN_SPREAD)
+
+
+def prediction_loss(
+    policy: Policy,
+    params: Params,
+    rollout: Rollout,
+    *,
+    spread: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Squared prediction error of each task.
+
+    Args:
+        policy: Gives the prediction.
+        params: Shared or per-task parameters.
+        rollout: Steps in K tasks.
+        spread: Scale of the targets, shape (K, D); None takes the rollout's own.
+        weight: Weight of each step, shape (T, K, N); None weighs every taken step by 1.
+
+    Returns:
+        Weighted mean over a task's steps, shape (K,); 0 where all weights are 0.
+    """  # fmt: skip
+    rollout = rollout.cleaned()
+    if spread is None:
+        spread = target_spread(policy, rollout)
+    hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
+    out, _ = policy.apply(params, rollout.obs, hidden, rollout.reset)
+    predicted = policy.predict(params, out.output, rollout.action)
+    change = (rollout.next_obs - rollout.obs)[..., list(policy.heads.predicted_dims)]
+    error = (predicted - change / spread[:, None, :]).square().mean(-1)  # (T, K, N)
+    weight = torch.ones_like(error) if weight is None else weight
+    weight = torch.where(rollout.mask, weight, torch.zeros_like(weight))
+    return (error * weight).sum(dim=(0, 2)) / weight.sum(dim=(0, 2)).clamp(min=1e-8)

@@ -1,0 +1,122 @@
+"""Advantages: a linear baseline for each task and generalised advantage estimation.
+
+Place in the flow: from `Rollout` to the weights of `policy_gradient`.
+
+An episode that *terminated* is worth nothing afterwards; one that was *truncated* by a time limit
+would have gone on, so its value is bootstrapped (Pardo et al. 2018, arXiv 1712.00378). The same
+holds where collection stopped in mid-episode. With the two confused, a policy that never fails
+learns that its last steps are worthless.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.types import Rollout
+
+RIDGE = 1e-3
+
+
+def baseline_features(obs: Tensor) -> Tensor:
+    """[obs, obs^2, 1] of observations (..., O), shape (..., 2 O + 1).
+
+    Duan et al. 2016 (arXiv 1604.06778) add the time of the step. Here truncated episodes are
+    bootstrapped, so a value does not depend on the time that has passed.
+    """
+    obs = obs.clamp(-10, 10)
+    rows, columns = torch.triu_indices(obs.shape[-1], obs.shape[-1], device=obs.device)
+    products = obs[..., rows] * obs[..., columns]
+    return torch.cat([obs, products, torch.ones_like(obs[..., :1])], dim=-1)
+
+
+def fit_linear_baseline(rollout: Rollout, gamma: float) -> tuple[Tensor, Tensor]:
+    """Fit each task's value function, linear in `baseline_features`, to its own rollout.
+
+    With s' the last observation of an episode's piece that is n steps long, a state's return is
+    its discounted rewards plus gamma^n V(s') unless it terminated. V is linear, so that both
+    sides hold the unknown weights w, and one ridge regression solves for them::
+
+        (phi(s) - gamma^n phi(s')) w = discounted rewards
+
+    Returns:
+        Values of ``obs`` and of ``next_obs``, each (T, K, N).
+    """
+    rollout = rollout.cleaned()
+    features = baseline_features(rollout.obs)  # (T, K, N, F)
+    next_features = baseline_features(rollout.next_obs)
+    continues = _continues(rollout)
+    ends = ~continues & ~rollout.terminated
+    reward_to_go = torch.zeros_like(rollout.reward)
+    tail = torch.zeros_like(next_features)  # gamma^n phi(s'), 0 after a termination
+    running_reward = torch.zeros_like(rollout.reward[0])
+    running_tail = torch.zeros_like(tail[0])
+    for t in range(rollout.num_steps - 1, -1, -1):
+        on = continues[t].to(rollout.reward.dtype)
+        running_reward = rollout.reward[t] + gamma * on * running_reward
+        running_tail = gamma * (
+            on[..., None] * running_tail + ends[t][..., None] * next_features[t]
+        )
+        reward_to_go[t], tail[t] = running_reward, running_tail
+
+    taken = rollout.mask[..., None].to(features.dtype)
+    x = ((features - tail) * taken).transpose(0, 1).flatten(1, 2)  # (K, T N, F)
+    y = (reward_to_go[..., None] * taken).transpose(0, 1).flatten(1, 2)
+    count = taken.sum(dim=(0, 2)).clamp(min=1)[..., None]
+    gram = x.transpose(1, 2) @ x / count + RIDGE * torch.eye(x.shape[-1]).to(x)
+    weights = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)[None]  # (1, K, F, 1)
+    return (features @ weights)[..., 0], (next_features @ weights)[..., 0]
+
+
+def _continues(rollout: Rollout) -> Tensor:
+    """True where the next recorded step belongs to the same episode, shape (T, K, N)."""
+    followed = torch.zeros_like(rollout.mask)
+    followed[:-1] = rollout.mask[1:] & ~rollout.reset[1:]
+    return followed & ~rollout.terminated & ~rollout.truncated
+
+
+def generalized_advantage(
+    rollout: Rollout, value: Tensor, next_value: Tensor, *, gamma: float, gae_lambda: float
+) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
+
+    Args:
+        rollout: T steps; pieces of episodes follow one another in an environment.
+        value: V(obs), shape (T, K, N).
+        next_value: V(next_obs), shape (T, K, N); used except after a termination.
+        gamma: Discount factor.
+        gae_lambda: Trade-off between bias (0) and variance (1).
+
+    Returns:
+        Shape (T, K, N); zero where no step was taken.
+    """
+    alive = (~rollout.terminated).to(value.dtype)
+    delta = rollout.reward + gamma * alive * next_value - value
+    # what stands in masked-out steps, NaN perhaps, must not reach the steps before them
+    delta = torch.where(rollout.mask, delta, torch.zeros_like(delta))
+    continues = _continues(rollout).to(value.dtype)
+    advantage = torch.zeros_like(delta)
+    running = torch.zeros_like(delta[0])
+    for t in range(rollout.num_steps - 1, -1, -1):
+        running = delta[t] + gamma * gae_lambda * continues[t] * running
+        advantage[t] = running
+    return torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
+
+
+def normalized(advantage: Tensor, mask: Tensor) -> Tensor:
+    """Advantages of each task with mean 0 and standard deviation 1 over its taken steps."""
+    taken = mask.to(advantage.dtype)
+    advantage = torch.where(mask, advantage, torch.zeros_like(advantage))
+    count = taken.sum(dim=(0, 2), keepdim=True).clamp(min=1)
+    mean = advantage.sum(dim=(0, 2), keepdim=True) / count
+    centred = (advantage - mean) * taken
+    std = (centred.square().sum(dim=(0, 2), keepdim=True) / count).sqrt()
+    return centred / (std + 1e-6)
+
+
+@torch.no_grad()
+def advantages(rollout: Rollout, *, gamma: float, gae_lambda: float) -> Tensor:
+    """Normalised advantages under each task's own linear baseline, shape (T, K, N)."""
+    value, next_value = fit_linear_baseline(rollout, gamma)
+    raw = generalized_advantage(rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda)
+    return normalized(raw, rollout.mask)

@@ -1,0 +1,1 @@
+"""Stage 1: what varies between tasks."""

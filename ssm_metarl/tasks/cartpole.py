@@ -1,0 +1,131 @@
+"""CartPole with hidden physics: force, pole, gravity, and which way the actuator pushes.
+
+Place in the flow: stage 1, a family of tasks (`task_family`). The equations are those of
+Barto, Sutton & Anderson (1983) as Gymnasium's ``CartPole-v1`` integrates them (explicit Euler,
+0.02 s): at the default parameters a step equals Gymnasium's within 1e-9 in float64.
+
+The trap: Gymnasium caches ``total_mass`` and ``polemass_length``, so changing ``masscart`` on its
+environment changes nothing, and changing ``masspole`` or ``length`` only some of the terms they
+stand in. Here everything is computed from the parameters in every step.
+
+Ranges are those of Packer et al. 2018 (arXiv 1810.12282); gravity and the hidden actuator sign
+are added. With sign -1, action 1 pushes to the left. No observation tells the sign: that is what
+makes adaptation necessary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Uniform
+
+CART_MASS = 1.0  # kg
+TIME_STEP = 0.02  # s
+X_LIMIT = 2.4  # m
+THETA_LIMIT = 12 * 2 * torch.pi / 360  # rad
+
+
+class CartPoleDynamics:
+    """Batched CartPole. State = observation = (x [m], dx/dt, theta [rad], dtheta/dt)."""
+
+    obs_dim = 4
+    num_actions = 2
+    max_episode_steps = 500
+    push_scale: Sequence[float] = (0.0, 0.5, 0.0, 0.5)
+
+    def initial_state(self, uniform: Tensor) -> Tensor:
+        """Every component uniform in [-0.05, 0.05), as in Gymnasium; shape (..., 4)."""
+        return uniform * 0.1 - 0.05
+
+    def observe(self, state: Tensor) -> Tensor:
+        """The full state is observed."""
+        return state
+
+    def step(
+        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of 0.02 s.
+
+        Args:
+            state: Shape (K, N, 4).
+            action: 0 or 1, shape (K, N), int64.
+            parameters: force [N], length [m], mass [kg], gravity [m/s^2] and sign, each broadcast
+                to (K, N).
+
+        Returns:
+            Next state (K, N, 4), reward (K, N), which is 1 for every step, the last one too, and
+            terminated (K, N), bool.
+        """
+        x, x_dot, theta, theta_dot = state.unbind(-1)
+        mass, length = parameters["mass"], parameters["length"]
+        total_mass = CART_MASS + mass
+        mass_length = mass * length
+        force = parameters["sign"] * parameters["force"] * (2 * action - 1)
+        sin, cos = torch.sin(theta), torch.cos(theta)
+        push = (force + mass_length * theta_dot.square() * sin) / total_mass
+        theta_acc = (parameters["gravity"] * sin - cos * push) / (
+            length * (4.0 / 3.0 - mass * cos.square() / total_mass)
+        )
+        x_acc = push - mass_length * theta_acc * cos / total_mass
+        derivative = torch.stack((x_dot, x_acc, theta_dot, theta_acc), dim=-1)
+        state = state + TIME_STEP * derivative
+        terminated = (state[..., 0].abs() > X_LIMIT) | (state[..., 2].abs() > THETA_LIMIT)
+        return state, torch.ones_like(x), terminated
+
+
+CARTPOLE = TaskFamily(
+    name="cartpole",
+    gymnasium_id="CartPole-v1",
+    dynamics=CartPoleDynamics(),
+    obs_scale=(0.4, 0.5, 5.0, 0.5),
+    effect_dims=(1, 3),
+    parameters=(
+        TaskParameter(
+            name="force",
+            unit="N",
+            default=10.0,
+            id=Uniform(5, 15),
+            ood=Uniform(1, 5, also=((15, 20),)),
+            physical=(0.1, 100.0),
+            meaning="strength of the actuator",
+        ),
+        TaskParameter(
+            name="length",
+            unit="m",
+            default=0.5,
+            id=Uniform(0.25, 0.75),
+            ood=Uniform(0.05, 0.25, also=((0.75, 1.0),)),
+            physical=(0.01, 10.0),
+            meaning="half of the pole's length",
+        ),
+        TaskParameter(
+            name="mass",
+            unit="kg",
+            default=0.1,
+            id=Uniform(0.05, 0.5),
+            ood=Uniform(0.01, 0.05, also=((0.5, 1.0),)),
+            physical=(0.001, 10.0),
+            meaning="mass of the pole",
+        ),
+        TaskParameter(
+            name="gravity",
+            unit="m/s^2",
+            default=9.8,
+            id=Uniform(7, 13),
+            ood=Uniform(3, 7, also=((13, 20),)),
+            physical=(0.1, 100.0),
+            meaning="gravitational acceleration",
+        ),
+        TaskParameter(
+            name="sign",
+            unit="",
+            default=1.0,
+            id=Choice((-1.0, 1.0)),
+            ood=Choice((-1.0, 1.0)),
+            meaning="direction in which the actuator pushes on action 1",
+        ),
+    ),
+)

@@ -1,0 +1,39 @@
+"""The task families that come with the package, by name and by environment id.
+
+Place in the flow: stage 1; the command line and the app turn what a user typed into a family
+here. A family that one declares oneself is passed as an object and needs no registration.
+"""
+
+from __future__ import annotations
+
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.task_family import TaskFamily
+
+FAMILIES = {family.name: family for family in (CARTPOLE,)}
+
+
+def get_family(name: str) -> TaskFamily:
+    """The family called ``name``.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in FAMILIES:
+        raise ValueError(f"task family: expected one of {sorted(FAMILIES)}, received {name!r}")
+    return FAMILIES[name]
+
+
+def family_of_env(env_id: str) -> TaskFamily:
+    """The family of a Gymnasium id (``CartPole-v1``) or of a family's own name (``cartpole``).
+
+    Raises:
+        ValueError: No family belongs to it; the one line says how to declare one.
+    """
+    for family in FAMILIES.values():
+        if env_id in (family.name, family.gymnasium_id):
+            return family
+    known = ", ".join(f"{f.name} ({f.gymnasium_id})" for f in FAMILIES.values())
+    raise ValueError(
+        f"task family: expected one of {known}, received {env_id!r}; declare your own, such as "
+        'TaskFamily.from_gymnasium("Pendulum-v1", parameters={"g": Uniform(5, 15, unit="m/s²")})'
+    )

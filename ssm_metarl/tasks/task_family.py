@@ -1,0 +1,299 @@
+"""What varies between tasks: named parameters with units, and ranges to draw them from.
+
+Place in the flow: stage 1. A `TaskFamily` draws `Tasks`; `env_runner` runs them.
+
+Every parameter has an in-distribution (ID) range, from which training draws, and an
+out-of-distribution (OOD) range. OOD draws are out of range in every parameter at once, uniform
+by length over the union of intervals. Draws are counter-based (`seeding`), so training,
+ID-test and OOD-test tasks can never overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssm_metarl import seeding
+
+Split = Literal["train", "id", "ood"]
+Interval = tuple[float, float]
+PROBES = (0.0, 0.25, 0.5, 0.75, 1 - 1e-9)  # where in its ID range `verify` tries a parameter
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A range that is drawn from uniformly by length; may be a union of intervals."""
+
+    low: float
+    high: float
+    unit: str = ""
+    also: tuple[Interval, ...] = ()
+    """Further intervals of the union."""
+
+    def __post_init__(self) -> None:
+        for low, high in self.intervals:
+            if not low < high:
+                raise ValueError(f"Uniform: expected low < high, received [{low}, {high}]")
+
+    @property
+    def intervals(self) -> tuple[Interval, ...]:
+        """All intervals of the union."""
+        return ((self.low, self.high), *self.also)
+
+    def at(self, quantile: float) -> float:
+        """The point that has ``quantile`` in [0, 1) of the union's length below it."""
+        lengths = [high - low for low, high in self.intervals]
+        distance = quantile * sum(lengths)
+        for (low, _), length in zip(self.intervals, lengths, strict=True):
+            if distance < length:
+                return low + distance
+            distance -= length
+        return self.intervals[-1][1]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A finite set of equally likely values, such as an actuator's sign."""
+
+    values: tuple[float, ...]
+    unit: str = ""
+
+    def at(self, quantile: float) -> float:
+        """The value whose equal share of [0, 1) holds ``quantile``."""
+        return self.values[min(int(quantile * len(self.values)), len(self.values) - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskParameter:
+    """One declared parameter of a family."""
+
+    name: str
+    unit: str
+    default: float
+    """The value of the unmodified environment."""
+    id: Uniform | Choice
+    ood: Uniform | Choice
+    physical: Interval = (-float("inf"), float("inf"))
+    """Values that make physical sense; a task outside is refused."""
+    meaning: str = ""
+
+    def check(self, value: float) -> float:
+        """Return ``value``, or raise ValueError naming what was expected."""
+        if isinstance(self.id, Choice):
+            if value not in self.id.values:
+                raise ValueError(
+                    f"task parameter {self.name!r}: expected one of {list(self.id.values)}, "
+                    f"received {value:g}"
+                )
+        elif not self.physical[0] <= value <= self.physical[1]:
+            raise ValueError(
+                f"task parameter {self.name!r}: expected {self.physical[0]:g} to "
+                f"{self.physical[1]:g} {self.unit}, received {value:g}"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """K tasks of one family: parameter values, and the indices their randomness is keyed by."""
+
+    family: TaskFamily
+    values: Mapping[str, Tensor]
+    """Each parameter's values, shape (K,), float64."""
+    indices: tuple[int, ...]
+    """Counter of each task's draw, the index of its noise streams."""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: slice | Sequence[int]) -> Tasks:
+        chosen = range(len(self))[index] if isinstance(index, slice) else index
+        rows = list(chosen)
+        return Tasks(
+            self.family,
+            {name: v[rows] for name, v in self.values.items()},
+            tuple(self.indices[i] for i in rows),
+        )
+
+    def as_dicts(self) -> list[dict[str, float]]:
+        """The parameter values, one dictionary a task."""
+        return [{n: float(v[i]) for n, v in self.values.items()} for i in range(len(self))]
+
+
+class Dynamics(Protocol):
+    """Batched physics: pure functions of state, action and parameters, each (K, N, ...)."""
+
+    obs_dim: int
+    num_actions: int
+    max_episode_steps: int
+    push_scale: Sequence[float]
+    """Standard deviation of a random push on each state dimension (0: never pushed)."""
+
+    def initial_state(self, uniform: Tensor) -> Tensor:
+        """States (..., S) from uniform numbers (..., S) in [0, 1)."""
+
+    def step(
+        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Next state (K, N, S), reward (K, N) and terminated (K, N)."""
+
+    def observe(self, state: Tensor) -> Tensor:
+        """Observations (K, N, O) of states (K, N, S)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFamily:
+    """A set of tasks that differ in declared parameters."""
+
+    name: str
+    parameters: tuple[TaskParameter, ...]
+    dynamics: Dynamics | None = None
+    """Batched physics; None where Gymnasium environments do the stepping."""
+    gymnasium_id: str | None = None
+    obs_scale: tuple[float, ...] | None = None
+    """Factors that bring observations near one; None for 1."""
+    effect_dims: tuple[int, ...] = ()
+    """Observation dimensions that an action changes at once: what a `StateSpaceModel`, which has
+    no room for more, predicts (cartpole: the two velocities)."""
+
+    @classmethod
+    def from_gymnasium(
+        cls,
+        env_id: str,
+        parameters: Mapping[str, Uniform | Choice],
+        ood: Mapping[str, Uniform | Choice] | None = None,
+        *,
+        name: str | None = None,
+    ) -> TaskFamily:
+        """A family whose tasks set attributes on a Gymnasium environment.
+
+        Example: ``TaskFamily.from_gymnasium("Pendulum-v1", {"g": Uniform(5, 15, unit="m/s²")})``.
+        Call :meth:`verify` on it: not every attribute changes what an environment does.
+
+        Args:
+            env_id: A registered Gymnasium id.
+            parameters: ID range of each attribute of ``env.unwrapped`` that varies; may be empty,
+                which makes a family of one task, the unmodified environment.
+            ood: OOD ranges. Where one is missing, it is half the ID range's width on either side,
+                but at most half-way to zero, and nothing beyond a bound that is zero: a range
+                keeps its sign. A `Choice` keeps its values.
+            name: Name of the family, by default the id.
+
+        Raises:
+            ValueError: An unknown id, an attribute that is missing or no number, or an OOD range
+                that overlaps the ID range.
+        """
+        from ssm_metarl.tasks import gymnasium_family
+
+        return gymnasium_family.declare(env_id, parameters, ood or {}, name)
+
+    def verify(self) -> None:
+        """Check that every declared parameter changes what a task does.
+
+        Each parameter takes values across its ID range, while random actions run from the same
+        initial states; some observation, reward or end must differ between the values.
+
+        Raises:
+            ValueError: Nothing differs; the message names the parameter.
+        """
+        for parameter in self.parameters:
+            probes = [parameter.id.at(quantile) for quantile in PROBES]
+            # The others stand off the middle of their range: a zero there could hide this one.
+            values = {p.name: [p.id.at(0.7)] * len(probes) for p in self.parameters}
+            values[parameter.name] = probes
+            traces = self._trace({n: torch.tensor(v).double() for n, v in values.items()})
+            if torch.allclose(traces, traces[:1].expand_as(traces), 1e-6, 1e-9, equal_nan=True):
+                raise ValueError(
+                    f"parameter {parameter.name!r} of {self.name}: expected a change of the "
+                    f"dynamics, received the same trajectories from {min(probes):g} to "
+                    f"{max(probes):g} {parameter.unit}".rstrip()
+                    + " (is a value derived from it cached?)"
+                )
+
+    def _trace(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What random actions meet at each of K parameter values, shape (K, ...)."""
+        num_tasks = len(PROBES)
+        if self.dynamics is None:
+            from ssm_metarl.tasks import gymnasium_family
+
+            return gymnasium_family.trace(Tasks(self, values, (0,) * num_tasks))
+        rng = seeding.generator(0, "verify")
+        num_envs, num_steps = 32, 20
+        uniform = torch.from_numpy(rng.random((num_envs, len(self.dynamics.push_scale))))
+        state = self.dynamics.initial_state(uniform).expand(num_tasks, -1, -1)
+        parameters = {n: v[:, None].expand(-1, num_envs) for n, v in values.items()}
+        numbers = []
+        for _ in range(num_steps):
+            action = torch.from_numpy(rng.integers(self.dynamics.num_actions, size=num_envs))
+            state, reward, terminated = self.dynamics.step(
+                state, action.expand(num_tasks, -1), parameters
+            )
+            numbers += [self.dynamics.observe(state).flatten(1), reward, terminated.double()]
+        return torch.cat(numbers, dim=1)
+
+    @property
+    def default_task(self) -> dict[str, float]:
+        """Parameters of the unmodified environment."""
+        return {p.name: p.default for p in self.parameters}
+
+    def sample(self, split: Split, num_tasks: int, *, seed: int, start: int = 0) -> Tasks:
+        """Draw tasks ``start`` ... ``start + num_tasks - 1`` of a split.
+
+        Args:
+            split: "train" and "id" draw from the ID ranges (by different keys), "ood" from the
+                OOD ranges.
+            num_tasks: K.
+            seed: Names the sequence of tasks.
+            start: Counter of the first task.
+        """
+        if split not in ("train", "id", "ood"):
+            raise ValueError(f"split: expected 'train', 'id' or 'ood', received {split!r}")
+        indices = range(start, start + num_tasks)
+        draws = np.empty((len(self.parameters), num_tasks))
+        for column, index in enumerate(indices):
+            draws[:, column] = seeding.generator(seed, f"{split}-task", index).random(
+                len(self.parameters)
+            )
+        values = {
+            p.name: torch.tensor(
+                [(p.ood if split == "ood" else p.id).at(u) for u in row], dtype=torch.float64
+            )
+            for p, row in zip(self.parameters, draws, strict=True)
+        }
+        return Tasks(self, values, tuple(indices))
+
+    def task(self, parameters: Mapping[str, Any] | None = None) -> Tasks:
+        """One named task: the default, changed as given.
+
+        Raises:
+            ValueError: An unknown parameter, or a value outside its physical range.
+        """
+        values = self.default_task
+        known = {p.name: p for p in self.parameters}
+        for name, value in (parameters or {}).items():
+            if name not in known:
+                raise ValueError(
+                    f"task parameter: expected one of {sorted(known)}, received {name!r}"
+                )
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"task parameter {name!r}: expected a number, received {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"task parameter {name!r}: expected a finite one, received {value}"
+                )
+            values[name] = known[name].check(float(value))
+        return Tasks(
+            self,
+            {n: torch.tensor([v], dtype=torch.float64) for n, v in values.items()},
+            (0,),
+        )
+
+    def with_ranges(self, **changes: TaskParameter) -> TaskFamily:
+        """The same family with some parameters replaced."""
+        return replace(self, parameters=tuple(changes.get(p.name, p) for p in self.parameters))

@@ -1,0 +1,172 @@
+"""The vocabulary every stage shares: shapes, rollouts and the protocols between stages.
+
+Place in the flow: before everything. The environment side (`env_runner`) and the policy side
+(`core`) never import each other; they meet in the types below.
+
+Shapes are time-major, with tasks and environments as batch axes::
+
+    T  time steps             O  observation size      P  size of the SSM state
+    K  tasks                  A  action size
+    N  parallel environments of each task
+
+A rollout tensor is (T, K, N, ...). Parameters adapted to K tasks are the meta-parameters' tensors
+with a leading K axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.action_space import ActionSpace
+
+Params = Mapping[str, Tensor]
+"""Named parameters: shared by all tasks, shape (...), or one set per task, shape (K, ...)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What happened: T steps in N environments of each of K tasks.
+
+    An environment's steps may hold several episodes (``reset`` marks their first steps) and may
+    end early (``mask`` is False from there on). What stands in masked-out steps has no meaning.
+    """
+
+    obs: Tensor
+    """Observation before the step, shape (T, K, N, O)."""
+    action: Tensor
+    """Action taken: (T, K, N) int64 if discrete, (T, K, N, A) float if continuous."""
+    reward: Tensor
+    """Reward of the step, shape (T, K, N)."""
+    next_obs: Tensor
+    """Observation the step led to, shape (T, K, N, O); at an end, the episode's final one."""
+    terminated: Tensor
+    """True where the step ended the episode for good, shape (T, K, N), bool."""
+    truncated: Tensor
+    """True where a time limit cut the episode (its value is bootstrapped), (T, K, N), bool."""
+    reset: Tensor
+    """True where the step is the first of an episode, shape (T, K, N), bool."""
+    mask: Tensor
+    """True where the step was taken, shape (T, K, N), bool."""
+    log_prob: Tensor
+    """Log-probability (density) of the action under the behaviour that took it, (T, K, N)."""
+
+    def __post_init__(self) -> None:
+        if self.obs.dim() != 4:
+            raise ValueError(f"obs: expected shape (T, K, N, O), received {tuple(self.obs.shape)}")
+        lead = self.obs.shape[:3]
+        for field in fields(self):
+            shape = getattr(self, field.name).shape
+            if shape[:3] != lead:
+                raise ValueError(
+                    f"{field.name}: expected leading shape (T, K, N) = {tuple(lead)}, "
+                    f"received {tuple(shape)}"
+                )
+
+    @property
+    def num_steps(self) -> int:
+        """Length of the time axis, T."""
+        return self.obs.shape[0]
+
+    @property
+    def num_tasks(self) -> int:
+        """Length of the task axis, K."""
+        return self.obs.shape[1]
+
+    @property
+    def num_envs(self) -> int:
+        """Environments per task, N."""
+        return self.obs.shape[2]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Rollout:
+        """Apply ``function`` to every tensor."""
+        return replace(self, **{f.name: function(getattr(self, f.name)) for f in fields(self)})
+
+    def task(self, index: int) -> Rollout:
+        """The rollout of one task, still with its axis (K = 1)."""
+        return self.map(lambda x: x[:, index : index + 1])
+
+    def cleaned(self) -> Rollout:
+        """The same rollout with zeros wherever no step was taken, whatever stood there.
+
+        A loss that merely leaves those steps out would still get their NaN: in a gradient,
+        0 * NaN is NaN.
+        """
+        if bool(self.mask.all()):
+            return self
+        mask = self.mask
+
+        def clean(x: Tensor) -> Tensor:
+            taken = mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
+            return torch.where(taken, x, torch.zeros_like(x))
+
+        return self.map(clean)
+
+    def steps_taken(self) -> Tensor:
+        """Environment steps taken in each task, shape (K,), int64."""
+        return self.mask.sum(dim=(0, 2))
+
+    def episode_returns(self) -> Tensor:
+        """Undiscounted return of each environment's steps, shape (K, N)."""
+        return torch.where(self.mask, self.reward, 0.0).sum(dim=0)
+
+
+class EnvStep(NamedTuple):
+    """One step of K x N environments. ``obs`` is the observation that the step led to."""
+
+    obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+
+class Worlds(Protocol):
+    """K tasks x N environments that step together; none resets by itself."""
+
+    num_tasks: int
+    num_envs: int
+    obs_dim: int
+    action_space: ActionSpace
+    max_episode_steps: int
+
+    def reset(self, mask: Tensor | None = None) -> Tensor:
+        """Start an episode where ``mask`` (K, N) is True, or everywhere; observations (K, N, O)."""
+
+    def step(self, action: Tensor) -> EnvStep:
+        """Step every environment; one whose episode has ended stays as it is."""
+
+
+Actor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``(obs (K, N, O), reset (K, N)) -> (action (K, N[, A]), log_prob (K, N))``; may hold a state."""
+
+
+class SequenceModel(Protocol):
+    """A recurrent core as a pure function of its parameters."""
+
+    input_dim: int
+    output_dim: int
+    hidden_size: int
+
+    def apply(
+        self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run over time.
+
+        Args:
+            params: Shared (...) or per-task (K, ...) parameters, by the module's own names.
+            x: Inputs, shape (T, K, N, input_dim).
+            hidden: State before the first step, shape (K, N, hidden_size).
+            reset: True where step t begins a new episode, shape (T, K, N), bool.
+
+        Returns:
+            Outputs, shape (T, K, N, output_dim), and the state after step T, (K, N, hidden_size).
+        """
+
+
+def no_reset(x: Tensor) -> Tensor:
+    """Reset flags that are False for inputs ``x`` of shape (T, K, N, ...)."""
+    return torch.zeros(x.shape[:3], dtype=torch.bool, device=x.device)

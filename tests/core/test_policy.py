@@ -1,0 +1,219 @@
+"""Distributions against torch's own, heads, actors and step sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssm_metarl.action_space import Continuous, Discrete
+from ssm_metarl.core.diagonal_ssm import DiagonalSSM
+from ssm_metarl.core.distributions import Categorical, Gaussian
+from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.seeding import TaskNoise
+
+STEPS, TASKS, ENVS, OBS = 6, 3, 2, 4
+SCALE = (0.5, 1.0, 2.0, 1.0)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_policy(kind: str) -> Policy:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        heads: LinearHeads | SliceHeads
+        if kind == "slice":
+            heads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
+            policy = Policy(StateSpaceModel(8, OBS, 4, 16), heads, obs_scale=SCALE, inner_lr=0.1)
+        else:
+            space = {"discrete": Discrete(3), "continuous": Continuous(2, -2.0, 2.0)}[kind]
+            heads = LinearHeads(6, space, OBS)
+            core = DiagonalSSM(OBS, model_dim=6, state_dim=5, num_layers=2)
+            policy = Policy(core, heads, obs_scale=SCALE, inner_lr=0.1)
+        with torch.no_grad():  # away from the uniform start, so that a mix-up would show
+            for name, p in policy.meta_params().items():
+                p += 0.3 * draw(*p.shape, seed=len(name))
+        return policy
+
+
+every_policy = pytest.mark.parametrize("kind", ["slice", "discrete", "continuous"])
+
+
+def per_task(policy: Policy) -> dict[str, Tensor]:
+    """Different parameters for each task."""
+    return {
+        name: p.detach() + 0.1 * draw(TASKS, *p.shape, seed=len(name))
+        for name, p in policy.meta_params().items()
+    }
+
+
+class TestCategorical:
+    def test_log_prob_entropy_and_mode_against_torch(self) -> None:
+        logits = 2 * draw(5, 3, 4)
+        action = draw(5, 3).abs().long().clamp(max=3)
+        oracle = torch.distributions.Categorical(logits=logits)
+        distribution = Categorical(logits)
+        torch.testing.assert_close(distribution.log_prob(action), oracle.log_prob(action))
+        torch.testing.assert_close(distribution.entropy(), oracle.entropy())
+        assert torch.equal(distribution.mode(), oracle.mode)
+
+    def test_evenly_spread_noise_gives_every_action_its_share(self) -> None:
+        probs = torch.tensor([0.1, 0.0, 0.65, 0.25])
+        grid = (torch.arange(10_000) + 0.5) / 10_000
+        action = Categorical(probs.log().expand(10_000, 4)).sample(grid[:, None])
+        share = torch.bincount(action, minlength=4) / 10_000
+        torch.testing.assert_close(share, probs, rtol=0, atol=1e-3)
+        assert share[1] == 0
+
+    @pytest.mark.parametrize("n", [1, 2, 5])
+    def test_the_ends_of_the_noise_give_the_first_and_the_last_action(self, n: int) -> None:
+        noise = torch.tensor([[0.0], [1 - 2.0**-24]])
+        action = Categorical(torch.zeros(2, n)).sample(noise)
+        assert action.tolist() == [0, n - 1]
+
+    def test_an_impossible_first_action_is_not_sampled(self) -> None:
+        logits = torch.tensor([[0.0, 1.0]]).log()
+        assert Categorical(logits).sample(torch.zeros(1, 1)).tolist() == [1]
+
+
+class TestGaussian:
+    def test_log_prob_entropy_and_mode_against_torch(self) -> None:
+        mean, log_std, action = draw(5, 2), draw(5, 2, seed=1), draw(5, 2, seed=2)
+        oracle = torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
+        distribution = Gaussian(mean, log_std)
+        torch.testing.assert_close(distribution.log_prob(action), oracle.log_prob(action))
+        torch.testing.assert_close(distribution.entropy(), oracle.entropy())
+        assert torch.equal(distribution.mode(), oracle.mode)
+
+    def test_standard_normal_noise_gives_its_mean_and_spread(self) -> None:
+        grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+        noise = torch.special.ndtri(grid)[:, None].expand(-1, 2)
+        mean = torch.tensor([1.0, -3.0], dtype=torch.float64)
+        std = torch.tensor([0.5, 2.0], dtype=torch.float64)
+        action = Gaussian(mean.expand(10_000, 2), std.log().expand(10_000, 2)).sample(noise)
+        torch.testing.assert_close(action.mean(0), mean)
+        torch.testing.assert_close(action.std(0), std, rtol=1e-3, atol=0)
+
+
+@every_policy
+def test_actor_step_by_step_equals_apply_over_the_rollout(kind: str) -> None:
+    policy = make_policy(kind)
+    for params in (policy.meta_params(), per_task(policy)):
+        obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
+        reset = torch.rand(STEPS, TASKS, ENVS, generator=torch.Generator().manual_seed(4)) < 0.3
+        noise = TaskNoise(0, "test", range(TASKS))
+        act = policy.actor(params, TASKS, ENVS, noise=noise, num_steps=STEPS)
+        steps = [act(o, r) for o, r in zip(obs, reset, strict=True)]
+        action = torch.stack([a for a, _ in steps])
+        log_prob = torch.stack([lp for _, lp in steps])
+
+        out, _ = policy.apply(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+        torch.testing.assert_close(log_prob, out.distribution.log_prob(action))
+        same_noise = policy.action_space.draw_noise(TaskNoise(0, "test", range(TASKS)), STEPS, ENVS)
+        torch.testing.assert_close(action, out.distribution.sample(same_noise))
+
+
+@every_policy
+def test_a_greedy_actor_takes_the_mode(kind: str) -> None:
+    policy = make_policy(kind)
+    obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
+    params = policy.meta_params()
+    act = policy.actor(params, TASKS, ENVS)
+    action = torch.stack([act(o, r)[0] for o, r in zip(obs, reset, strict=True)])
+    out, _ = policy.apply(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+    torch.testing.assert_close(action, out.distribution.mode())
+    assert not action.requires_grad
+
+
+@every_policy
+def test_per_task_parameters_equal_each_task_alone(kind: str) -> None:
+    policy = make_policy(kind)
+    params, obs = per_task(policy), draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
+    noise = policy.action_space.draw_noise(TaskNoise(1, "x", range(TASKS)), STEPS, ENVS)
+    out, last = policy.apply(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+    action = out.distribution.sample(noise)
+    predicted = policy.predict(params, out.output, action)
+    for k in range(TASKS):
+        one = {name: p[k] for name, p in params.items()}
+        slot = slice(k, k + 1)
+        alone, alone_last = policy.apply(
+            one, obs[:, slot], policy.init_hidden(1, ENVS), reset[:, slot]
+        )
+        torch.testing.assert_close(
+            alone.distribution.log_prob(action[:, slot]),
+            out.distribution.log_prob(action)[:, slot],
+        )
+        torch.testing.assert_close(
+            policy.predict(one, alone.output, action[:, slot]), predicted[:, slot]
+        )
+        torch.testing.assert_close(alone_last, last[slot])
+        if out.value is not None:
+            assert alone.value is not None
+            torch.testing.assert_close(alone.value, out.value[:, slot])
+
+
+def test_slice_heads_read_logits_and_signed_effects() -> None:
+    policy = make_policy("slice")
+    obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
+    params = policy.meta_params()
+    out, _ = policy.apply(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+    assert isinstance(out.distribution, Categorical)
+    assert torch.equal(out.distribution.logits, out.output[..., :2])
+    assert out.value is None
+    action = (draw(STEPS, TASKS, ENVS, seed=5) > 0).long()
+    assert 0 < action.sum() < action.numel()
+    torch.testing.assert_close(
+        policy.predict(params, out.output, action),
+        (2 * action - 1)[..., None] * out.output[..., 2:4],
+    )
+
+
+def test_the_core_sees_scaled_observations() -> None:
+    policy = make_policy("slice")
+    obs = draw(STEPS, 1, ENVS, OBS, seed=3)
+    reset = torch.zeros(STEPS, 1, ENVS, dtype=torch.bool)
+    out, _ = policy.apply(policy.meta_params(), obs, policy.init_hidden(1, ENVS), reset)
+    core = policy.core
+    assert isinstance(core, StateSpaceModel)
+    expected, _ = core(obs[:, 0] * torch.tensor(SCALE), core.init_hidden(ENVS))
+    torch.testing.assert_close(out.output[:, 0], expected)
+
+
+def test_linear_prediction_is_linear_in_the_actions_code() -> None:
+    """P0 f + P1 (f x code): the three one-hot codes minus 1/3 sum to zero."""
+    policy = make_policy("discrete")
+    params, output = policy.meta_params(), draw(STEPS, TASKS, ENVS, 6, seed=3)
+    each = [policy.predict(params, output, torch.full((STEPS, TASKS, ENVS), a)) for a in range(3)]
+    weight = params["heads.prediction.weight"].view(OBS, 4, 6)[:, 0]
+    bias = params["heads.prediction.bias"].view(OBS, 4)[:, 0]
+    torch.testing.assert_close(torch.stack(each).mean(0), output @ weight.T + bias)
+    assert not torch.allclose(each[0], each[1])
+
+
+@every_policy
+def test_step_sizes_have_the_parameters_shapes_and_are_learned(kind: str) -> None:
+    policy = make_policy(kind)
+    sizes, params = policy.step_sizes(), policy.meta_params()
+    assert {n: s.shape for n, s in sizes.items()} == {n: p.shape for n, p in params.items()}
+    assert "step_size" not in params
+    assert policy.num_parameters() == sum(p.numel() for p in params.values())
+    for size in sizes.values():
+        torch.testing.assert_close(size, torch.full_like(size, 0.1))
+    sum(s.sum() for s in sizes.values()).backward()
+    assert torch.equal(policy.step_size.grad, torch.ones_like(policy.step_size))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a discrete action space"):
+        SliceHeads(4, Continuous(1), predicted_dims=(1,))
+    with pytest.raises(ValueError, match=r"output_dim: expected at least 4 .* received 3"):
+        SliceHeads(3, Discrete(2), predicted_dims=(1, 3))
+    heads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
+    with pytest.raises(ValueError, match="obs_scale: expected 4 factors, received 3"):
+        Policy(StateSpaceModel(), heads, obs_scale=(1.0,) * 3, inner_lr=0.1)

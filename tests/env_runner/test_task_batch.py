@@ -1,0 +1,80 @@
+"""What only batched physics has: pushes, the family's own time limit, the type of its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ssm_metarl.env_runner.task_batch import NOISE_BLOCK, TaskBatch
+from ssm_metarl.tasks.cartpole import CARTPOLE, CartPoleDynamics
+
+
+def first_step(push_probability, num_envs=2000, **options):
+    batch = TaskBatch(
+        CARTPOLE.task(),
+        num_envs,
+        seed=0,
+        purpose="test",
+        push_probability=push_probability,
+        **options,
+    )
+    batch.reset()
+    return batch.step(torch.ones(1, num_envs, dtype=torch.int64)).obs
+
+
+def test_pushes_change_velocities_only():
+    change = first_step(1.0) - first_step(0.0)
+    assert (change[..., [0, 2]] == 0).all()
+    assert (change[..., [1, 3]] != 0).all()
+    spread = change[..., [1, 3]].std(dim=(0, 1))
+    torch.testing.assert_close(spread, torch.tensor([0.5, 0.5]), rtol=0.05, atol=0)
+    assert change.mean().abs() < 0.02
+
+
+def test_pushes_come_as_often_as_asked():
+    pushed = (first_step(0.3) != first_step(0.0))[..., 1]
+    assert pushed.float().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
+def test_a_pushed_step_that_ends_the_episode_keeps_its_final_state():
+    tasks = CARTPOLE.task({"force": 100})
+    pushed = TaskBatch(tasks, 50, seed=0, purpose="test", push_probability=1.0)
+    dynamics = CartPoleDynamics()
+    right = torch.ones(1, 50, dtype=torch.int64)
+    parameters = {n: v.float()[:, None].expand(1, 50) for n, v in tasks.values.items()}
+    ends = 0
+    obs = pushed.reset()
+    for _ in range(10):
+        unpushed, _, _ = dynamics.step(obs, right, parameters)
+        step = pushed.step(right)
+        assert torch.equal(step.obs[step.terminated], unpushed[step.terminated])
+        ends += int(step.terminated.sum())
+        obs = step.obs
+    assert ends == 50
+
+
+def test_numbers_do_not_repeat_when_a_block_of_noise_is_used_up():
+    batch = TaskBatch(CARTPOLE.task(), 1, seed=0, purpose="test")
+    starts = torch.stack([batch.reset() for _ in range(2 * NOISE_BLOCK + 1)])
+    assert len(starts.flatten(1).unique(dim=0)) == 2 * NOISE_BLOCK + 1
+
+
+def test_the_familys_time_limit_holds_by_default():
+    class Balanced(CartPoleDynamics):
+        max_episode_steps = 3
+
+        def initial_state(self, uniform):
+            return torch.zeros_like(uniform)
+
+    batch = TaskBatch(replace(CARTPOLE, dynamics=Balanced()).task(), 1, seed=0, purpose="test")
+    batch.reset()
+    action = torch.ones(1, 1, dtype=torch.int64)
+    assert [bool(batch.step(action).truncated) for _ in range(4)] == [False, False, True, False]
+
+
+def test_float64_physics():
+    obs = first_step(0.0, num_envs=3, dtype=torch.float64)
+    assert obs.dtype == torch.float64
+    torch.testing.assert_close(obs.float(), first_step(0.0, num_envs=3))

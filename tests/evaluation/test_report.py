@@ -1,0 +1,266 @@
+"""Report: what the files hold and weigh, and that text from outside cannot become HTML."""
+
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssm_metarl.evaluation.animation import animate_cartpole, fallen
+from ssm_metarl.evaluation.plots import (
+    plot_arms,
+    plot_training_curve,
+    present_arms,
+    read_log,
+    spread,
+)
+from ssm_metarl.evaluation.report import results_table, write_report
+
+COMMAND = "ssm-metarl evaluate --model '<m>' && echo done"
+
+
+def _arm(iqm: float, low: float, high: float, worst: float, env_steps: int = 0) -> dict:
+    return {
+        "mean": iqm - 1,
+        "iqm": iqm,
+        "ci95": [low, high],
+        "worst10": worst,
+        "env_steps": env_steps,
+    }
+
+
+@pytest.fixture
+def evaluations() -> dict:
+    return {
+        title: {
+            "model": "<m>",
+            "family": "cartpole",
+            "split": split,
+            "num_tasks": 100,
+            "seed": 0,
+            "version": "0.0.0",
+            "arms": {
+                "sign_probe": _arm(500, 500, 500, 470, 18),
+                "standard": _arm(496.25, 480, 500, 312, 18),
+                "hybrid": {},  # does not apply
+                "frozen": _arm(98, 71, 130, 9.4),
+            },
+            "paired": {"standard-frozen": {"mean": 398.25, "ci95": [350.0, 431.0]}},
+        }
+        for title, split in (("in distribution", "id"), ("out of distribution", "ood"))
+    }
+
+
+@pytest.fixture
+def log(tmp_path):
+    rows = [{"env_steps": i * 1e4, "meta_loss": 0.1, "average_return": 5.0 * i} for i in range(90)]
+    for row in rows[::10]:
+        row |= {"eval_adapted_mean": row["average_return"], "eval_frozen_mean": 60.0}
+        row |= {"eval_adapted_iqm": row["average_return"] + 5, "eval_frozen_iqm": 50.0}
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+def _falling(num_steps: int = 9) -> np.ndarray:
+    states = np.zeros((num_steps, 4))
+    states[:, 2] = np.linspace(0.02, 0.25, num_steps)
+    return states
+
+
+def _balancing(num_steps: int = 500) -> np.ndarray:
+    states = np.zeros((num_steps, 4))
+    time = np.arange(num_steps)
+    states[:, 0], states[:, 2] = 0.4 * np.sin(time / 40), 0.05 * np.sin(time / 9)
+    return states
+
+
+class _Page(HTMLParser):
+    """Collects tags, image sources and text; fails on tags that do not nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name == "src"]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_table_orders_arms_and_leaves_absent_ones_out(evaluations):
+    table = results_table(evaluations["in distribution"])
+    lines = table.splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == [
+        "before adapting",
+        "after: standard",
+        "fixed gain, sign probed",
+    ]
+    assert "hybrid" not in table
+    assert len({len(line) for line in lines[:5]}) == 1  # aligned for a terminal
+    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
+    assert cells == ["after: standard", "496.2", "480.0 to 500.0", "495.2", "312.0", "18"]
+
+
+def test_table_gives_paired_differences_with_their_sign(evaluations):
+    assert "| +398.2 | +350.0 to +431.0 |" in results_table(evaluations["in distribution"])
+    evaluations["in distribution"]["paired"] = {}
+    assert "difference" not in results_table(evaluations["in distribution"])
+
+
+def test_an_unknown_arm_comes_last(evaluations):
+    arms = {"mine": _arm(1, 1, 1, 1), **evaluations["in distribution"]["arms"]}
+    assert present_arms([{"arms": arms}]) == ["frozen", "standard", "sign_probe", "mine"]
+
+
+def test_report_holds_every_number_and_the_command(tmp_path, evaluations, log):
+    task = {"force": 10.0, "length": 0.5, "mass": 0.1, "gravity": 9.8, "sign": -1.0}
+    page = write_report(
+        tmp_path / "report",
+        evaluations=evaluations,
+        training_log=log,
+        before=_falling(),
+        after=_balancing(60),
+        flipped_task=task,
+        command=COMMAND,
+    )
+    text = page.read_text()
+    parsed = _Page(text)
+    assert page.name == "report.html"
+    assert set(parsed.sources) == {"before_after.gif", "adaptation.png", "training_curve.png"}
+    for name in parsed.sources:
+        with Image.open(page.parent / name) as image:
+            assert image.width > 700
+    for number in ("496.2", "480.0 to 500.0", "312.0", "+398.2", "+350.0 to +431.0"):
+        assert number in parsed.text
+    assert COMMAND in parsed.text and "&lt;m&gt;" in text and "m" not in parsed.tags
+    assert "lasts 9 steps, after adapting 60" in parsed.text
+    assert "prefers-color-scheme: dark" in text
+    markdown = (page.parent / "report.md").read_text()
+    assert results_table(evaluations["out of distribution"]) in markdown and COMMAND in markdown
+
+
+def test_report_without_a_training_log_shows_no_curve(tmp_path, evaluations):
+    page = write_report(
+        tmp_path,
+        evaluations=evaluations,
+        training_log=None,
+        before=_falling(),
+        after=_falling(12),
+        flipped_task={"length": 0.5},
+        command="x",
+    )
+    assert "training_curve.png" not in page.read_text()
+    assert not (tmp_path / "training_curve.png").exists()
+
+
+def test_charts_are_small_files(tmp_path, evaluations, log):
+    for path in (
+        plot_training_curve(log, tmp_path / "curve.png"),
+        plot_arms(evaluations, tmp_path / "arms.png"),
+    ):
+        assert path.stat().st_size < 150_000
+        with Image.open(path) as image:
+            assert image.width >= 1200
+            assert len(image.convert("RGB").getcolors(10_000)) > 20  # something is drawn
+
+
+def test_chart_shows_the_numbers_it_is_given(tmp_path, evaluations):
+    first = plot_arms(evaluations, tmp_path / "a.png").read_bytes()
+    assert plot_arms(evaluations, tmp_path / "b.png").read_bytes() == first
+    evaluations["in distribution"]["arms"]["frozen"]["worst10"] = 60
+    assert plot_arms(evaluations, tmp_path / "c.png").read_bytes() != first
+
+
+def test_chart_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="arms"):
+        plot_arms({"in distribution": {"arms": {}}}, tmp_path / "a.png")
+
+
+def test_curve_of_a_log_without_evaluations(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"env_steps": 100, "meta_loss": 1.0, "average_return": -20.0}\n')
+    assert plot_training_curve(log, tmp_path / "x" / "curve.png", ceiling=None).exists()
+
+
+def test_log_with_a_line_cut_short_is_read_up_to_there(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"env_steps": 1}\n\n{"env_steps": 2}\n{"env_st')
+    assert [row["env_steps"] for row in read_log(log)] == [1, 2]
+    log.write_text('{"env_steps": 1}\n{"env_st\n{"env_steps": 2}\n')
+    with pytest.raises(ValueError, match=r"log\.jsonl:2"):
+        read_log(log)
+    log.write_text("")
+    with pytest.raises(ValueError, match="at least one line"):
+        read_log(log)
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        ([500.0, 100.0], [500.0, 100.0]),  # far apart: unmoved
+        ([500.0, 490.0], [505.0, 485.0]),
+        ([10.0, 10.0, 10.0], [-10.0, 10.0, 30.0]),
+        ([0.0, 15.0, 22.0], [-7.67, 12.33, 32.33]),  # a merged group pushes its neighbour
+    ],
+)
+def test_labels_are_spread(positions, expected):
+    assert spread(positions, 20.0) == pytest.approx(expected, abs=0.01)
+
+
+def test_animation_is_small_short_and_loops(tmp_path):
+    path = animate_cartpole(_falling(), _balancing(), tmp_path / "a.gif", length=0.5)
+    assert path.stat().st_size < 600_000
+    with Image.open(path) as film:
+        assert film.n_frames <= 120
+        assert film.info["loop"] == 0
+        durations = []
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            durations.append(film.info["duration"])
+    assert set(durations[1:-1]) == {50}
+    assert sum(durations) < 9_000
+
+
+def test_animation_draws_the_poles_true_length_and_what_happened(tmp_path):
+    def last_frame(**kwargs) -> np.ndarray:
+        before, after = kwargs.pop("before", _falling(5)), _balancing(8)
+        path = animate_cartpole(before, after, tmp_path / "a.gif", **kwargs)
+        with Image.open(path) as film:
+            film.seek(film.n_frames - 1)
+            return np.asarray(film.convert("RGB")).astype(int)
+
+    def vermilion(frame: np.ndarray) -> int:
+        """Pixels in the colour of a fallen pole, below the header, in the left panel."""
+        panel = frame[60:, : frame.shape[1] // 2]
+        return int((np.abs(panel - (0xD5, 0x5E, 0x00)).sum(-1) < 60).sum())
+
+    short, long = last_frame(length=0.25), last_frame(length=1.0)
+    assert vermilion(long) > vermilion(short) + 500
+    assert long.shape[0] > short.shape[0]  # the picture grows with the pole
+    assert vermilion(last_frame(length=1.0, before=_balancing(5))) == 0
+
+
+def test_who_has_fallen():
+    assert fallen(_falling()) and not fallen(_balancing())
+    ran_off = np.array([[0.0, 0, 0, 0], [-2.5, 0, 0, 0]])
+    assert fallen(ran_off) and not fallen(ran_off[:1])
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((0, 4)), np.zeros((5, 3)), np.zeros(4)])
+def test_animation_refuses_what_is_no_trajectory(tmp_path, wrong):
+    with pytest.raises(ValueError, match="before"):
+        animate_cartpole(wrong, _balancing(5), tmp_path / "a.gif", length=0.5)

@@ -1,0 +1,153 @@
+"""Statistics: known answers, what is resampled, and that the intervals cover what they claim."""
+
+import numpy as np
+import pytest
+from scipy.stats import trim_mean
+
+from ssm_metarl.evaluation.statistics import (
+    bootstrap_interval,
+    iqm,
+    paired_interval,
+    summarize,
+    worst_tenth,
+)
+from ssm_metarl.seeding import generator
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (4,), (5,), (100,), (10, 7)])
+def test_iqm_is_scipys_trimmed_mean(shape):
+    scores = generator(0, "scores").exponential(size=shape)
+    assert iqm(scores) == pytest.approx(trim_mean(scores, 0.25, axis=None), abs=1e-12)
+
+
+def test_iqm_of_eight_scores_drops_two_at_each_end():
+    assert iqm([900, 1, 2, 3, 4, 5, 6, -900]) == pytest.approx((2 + 3 + 4 + 5) / 4)
+
+
+def test_worst_tenth():
+    assert worst_tenth(np.arange(100)[::-1]) == pytest.approx(4.5)
+    assert worst_tenth([7.0, 3.0, 5.0]) == 3.0  # at least one task
+    assert worst_tenth(np.arange(29)) == pytest.approx(0.5)  # floor(2.9) tasks
+
+
+@pytest.mark.parametrize("statistic", [iqm, worst_tenth])
+@pytest.mark.parametrize("scores", [[], [1.0, 2.0, np.nan], [np.inf, 1.0, 2.0, 3.0, 4.0]])
+def test_scores_that_trimming_would_hide_are_refused(statistic, scores):
+    with pytest.raises(ValueError, match="finite"):
+        statistic(scores)
+
+
+def test_order_of_tasks_changes_neither_statistic():
+    scores = generator(1, "scores").normal(size=40)
+    shuffled = generator(1, "order").permutation(scores)
+    assert iqm(shuffled) == pytest.approx(iqm(scores))
+    assert worst_tenth(shuffled) == pytest.approx(worst_tenth(scores))
+
+
+def _coverage(confidence: float, repetitions: int = 300) -> float:
+    """Share of intervals of 100 skewed scores' IQM that hold the population's IQM."""
+    # Mean of a standard exponential between its quartiles: twice the integral of -log(v) over
+    # v in [1/4, 3/4].
+    truth = 2 * sum(side * (v - v * np.log(v)) for side, v in ((1, 0.75), (-1, 0.25)))
+    hits = 0
+    for repetition in range(repetitions):
+        scores = generator(2, "coverage", repetition).exponential(size=100)
+        low, high = bootstrap_interval(
+            scores, seed=repetition, num_resamples=300, confidence=confidence
+        )
+        hits += low <= truth <= high
+    return hits / repetitions
+
+
+def test_interval_covers_as_often_as_it_claims():
+    # Three standard errors of 300 repetitions are 0.04; percentile intervals fall a little short.
+    assert 0.90 <= _coverage(0.95) <= 0.98
+
+
+def test_a_half_interval_would_fail_that_test():
+    assert 0.40 <= _coverage(0.50) <= 0.60
+
+
+def test_interval_is_deterministic_and_names_its_stream_by_seed():
+    scores = generator(3, "scores").normal(size=30)
+    first = bootstrap_interval(scores, seed=5)
+    assert bootstrap_interval(scores, seed=5) == first
+    assert bootstrap_interval(scores, seed=6) != first
+
+
+def test_interval_shifts_and_scales_with_the_scores():
+    scores = generator(4, "scores").normal(size=30)
+    low, high = bootstrap_interval(scores, seed=0)
+    moved = bootstrap_interval(3 * scores + 10, seed=0)
+    assert moved == pytest.approx((3 * low + 10, 3 * high + 10))
+
+
+def test_one_run_is_the_same_as_a_vector():
+    scores = generator(5, "scores").normal(size=20)
+    assert bootstrap_interval(scores[None], seed=0) == bootstrap_interval(scores, seed=0)
+
+
+def test_several_runs_are_resampled_within_tasks_and_tasks_are_not():
+    tasks = np.arange(20.0)
+    equal_runs = np.stack([tasks, tasks, tasks])
+    # Tasks differ, runs do not: no training noise, so no width...
+    assert bootstrap_interval(equal_runs, seed=0) == pytest.approx((iqm(tasks), iqm(tasks)))
+    # ... where resampling tasks would have shown plenty.
+    low, high = bootstrap_interval(tasks, seed=0)
+    assert high - low > 3
+
+
+def test_runs_are_resampled_independently_in_each_task():
+    # Two runs, 0 and 1 in every task. Resampled as whole runs the mean would be 0, 1/2 or 1, and
+    # the interval [0, 1]; within each of 400 tasks it concentrates at 1/2.
+    runs = np.stack([np.zeros(400), np.ones(400)])
+    low, high = bootstrap_interval(runs, lambda scores: scores.mean(axis=-1), seed=0)
+    assert 0.45 < low < 0.5 < high < 0.55
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95])
+def test_confidence_is_a_share(confidence):
+    with pytest.raises(ValueError, match="confidence"):
+        bootstrap_interval([1.0, 2.0], seed=0, confidence=confidence)
+
+
+def test_scores_of_three_axes_are_refused():
+    with pytest.raises(ValueError, match=r"\(R, K\)"):
+        bootstrap_interval(np.ones((2, 3, 4)), seed=0)
+
+
+def test_paired_interval_is_of_the_mean_and_antisymmetric():
+    difference = generator(6, "difference").exponential(size=50)
+    low, high = paired_interval(difference, seed=0)
+    assert low < difference.mean() < high
+    assert paired_interval(-difference, seed=0) == pytest.approx((-high, -low))
+
+
+def test_paired_interval_sees_the_few_tasks_that_were_harmed():
+    # A tenth of the tasks loses 400, the others gain nothing: an IQM of differences is 0.
+    difference = np.repeat([0.0, -400.0], [90, 10])
+    assert iqm(difference) == 0
+    assert paired_interval(difference, seed=0)[1] < -10
+
+
+def test_paired_interval_cancels_what_makes_tasks_hard():
+    difficulty = generator(7, "difficulty").normal(scale=100, size=80)
+    gain = 5 + generator(7, "gain").normal(size=80)
+    low, high = paired_interval((difficulty + gain) - difficulty, seed=0)
+    assert 4 < low < 5.2 and 4.8 < high < 6
+
+
+def test_summary_scores_a_task_by_the_mean_of_its_episodes():
+    returns = np.array([[0.0, 100.0]] * 20)
+    summary = summarize(returns)
+    assert summary == {"mean": 50.0, "iqm": 50.0, "ci95": [50.0, 50.0], "worst10": 50.0}
+
+
+def test_summary_of_varied_tasks():
+    returns = generator(8, "returns").uniform(0, 500, size=(40, 4))
+    summary, scores = summarize(returns, seed=3), returns.mean(axis=1)
+    assert summary["iqm"] == pytest.approx(trim_mean(scores, 0.25))
+    assert summary["worst10"] == pytest.approx(np.sort(scores)[:4].mean())
+    assert summary["ci95"] == list(bootstrap_interval(scores, seed=3))
+    with pytest.raises(ValueError, match="episodes"):
+        summarize(returns[:, 0])

@@ -1,0 +1,219 @@
+"""Advantages: ends that terminate, ends that truncate, and steps that were never taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ssm_metarl.objectives.returns import (
+    advantages,
+    baseline_features,
+    fit_linear_baseline,
+    generalized_advantage,
+    normalized,
+)
+from ssm_metarl.types import Rollout
+
+MakeRollout = Callable[..., Rollout]
+GAMMA = 0.9
+
+
+def cut_every(steps: int, length: int) -> tuple[Tensor, Tensor]:
+    """Ends and starts (steps, 1, 1) of episodes of ``length`` steps that follow one another."""
+    t = torch.arange(steps)[:, None, None]
+    return t % length == length - 1, t % length == 0
+
+
+def reward_of_one(make_rollout: MakeRollout, end: str) -> Rollout:
+    """Reward 1 in the only state there is, in episodes of 25 steps."""
+    ended, started = cut_every(100, 25)
+    state = torch.full((100, 1, 1, 2), 0.5)
+    return make_rollout(
+        100, obs=state, next_obs=state, reward=torch.ones(100, 1, 1), reset=started, **{end: ended}
+    )
+
+
+def naive_advantage(
+    rollout: Rollout, value: Tensor, next_value: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """The sum of (gamma lambda)^l delta_{t+l} to the end of each piece of an episode."""
+    out = torch.zeros_like(value)
+    steps, tasks, envs = value.shape
+    for k in range(tasks):
+        for n in range(envs):
+            for t in range(steps):
+                if not rollout.mask[t, k, n]:
+                    continue
+                factor = 1.0
+                for s in range(t, steps):
+                    if not rollout.mask[s, k, n] or (s > t and rollout.reset[s, k, n]):
+                        break
+                    after = 0.0 if rollout.terminated[s, k, n] else gamma * next_value[s, k, n]
+                    delta = rollout.reward[s, k, n] + after - value[s, k, n]
+                    out[t, k, n] += factor * delta
+                    factor *= gamma * lam
+                    if rollout.terminated[s, k, n] or rollout.truncated[s, k, n]:
+                        break
+    return out
+
+
+@pytest.mark.parametrize("end", ["truncated", "terminated"])
+def test_endless_reward_is_worth_one_over_one_minus_gamma_only_if_truncation_bootstraps(
+    make_rollout: MakeRollout, end: str
+) -> None:
+    rollout = reward_of_one(make_rollout, end)
+    value, next_value = fit_linear_baseline(rollout, GAMMA)
+    torch.testing.assert_close(value, next_value)
+    endless = 1 / (1 - GAMMA)
+    # Were the limit taken for the world's end, a state would be worth the mean over an episode:
+    # 10 (1 - mean of gamma^m for m = 1 ... 25) = 6.7.
+    t = torch.arange(1.0, 26.0)
+    finite = endless * (1 - (GAMMA**t).mean().item())
+    assert finite < 0.7 * endless
+    expected = endless if end == "truncated" else finite
+    assert value.mean().item() == pytest.approx(expected, rel=0.01)
+
+
+def test_where_collection_stops_in_mid_episode_the_value_is_bootstrapped(
+    make_rollout: MakeRollout,
+) -> None:
+    rollout = reward_of_one(make_rollout, "truncated")
+    no = torch.zeros_like(rollout.truncated)
+    value, _ = fit_linear_baseline(replace(rollout, truncated=no), GAMMA)
+    assert value.mean().item() == pytest.approx(10.0, rel=0.01)
+
+
+def test_baseline_tells_states_apart_and_tasks_apart(make_rollout: MakeRollout) -> None:
+    """Reward s in state s = -1 or 1, for ever: V = s / (1 - gamma); the second task's is double."""
+    state = torch.tensor([-1.0, 1.0]).expand(50, 2, 2)
+    scale = torch.tensor([[1.0], [2.0]])
+    ended, started = cut_every(50, 10)
+    rollout = make_rollout(
+        50,
+        2,
+        2,
+        obs=state[..., None],
+        next_obs=state[..., None],
+        reward=state * scale,
+        truncated=ended.expand(50, 2, 2),
+        reset=started.expand(50, 2, 2),
+    )
+    value, _ = fit_linear_baseline(rollout, GAMMA)
+    torch.testing.assert_close(value, state * scale / (1 - GAMMA), rtol=0.02, atol=0)
+
+
+def test_truncation_costs_no_advantage_and_termination_does(make_rollout: MakeRollout) -> None:
+    value = torch.full((100, 1, 1), 10.0)
+    last = slice(24, None, 25)
+    for end, expected in (("truncated", 0.0), ("terminated", -9.0)):
+        rollout = reward_of_one(make_rollout, end)
+        advantage = generalized_advantage(rollout, value, value, gamma=GAMMA, gae_lambda=0.95)
+        torch.testing.assert_close(advantage[last], torch.full_like(advantage[last], expected))
+        if end == "truncated":
+            torch.testing.assert_close(advantage, torch.zeros_like(advantage))
+
+
+def test_features_are_constant_linear_and_quadratic_in_the_observation() -> None:
+    features = baseline_features(torch.tensor([2.0, 3.0]))
+    assert sorted(features.tolist()) == [1.0, 2.0, 3.0, 4.0, 6.0, 9.0]
+    assert baseline_features(torch.tensor([1e6])).tolist() == [10.0, 100.0, 1.0]
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the factory holds no state
+)
+@given(
+    seed=st.integers(0, 10_000),
+    steps=st.integers(1, 9),
+    gamma=st.sampled_from([0.0, 0.9, 1.0]),
+    lam=st.sampled_from([0.0, 0.95, 1.0]),
+)
+def test_equals_a_naive_reference_over_episodes_that_follow_one_another(
+    make_rollout: MakeRollout, seed: int, steps: int, gamma: float, lam: float
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    shape = (steps, 2, 3)
+
+    def chance(p: float) -> Tensor:
+        return torch.rand(shape, generator=g) < p
+
+    terminated = chance(0.15)
+    truncated = chance(0.15) & ~terminated
+    reset = chance(0.1)  # a piece may be cut without an end, as in replayed sequences
+    reset[0] = True
+    length = torch.randint(1, steps + 1, (1, 2, 3), generator=g)
+    rollout = make_rollout(
+        *shape,
+        reward=torch.randn(shape, generator=g, dtype=torch.float64),
+        terminated=terminated,
+        truncated=truncated,
+        reset=reset,
+        mask=torch.arange(steps)[:, None, None] < length,
+    )
+    value = torch.randn(shape, generator=g, dtype=torch.float64)
+    next_value = torch.randn(shape, generator=g, dtype=torch.float64)
+    received = generalized_advantage(rollout, value, next_value, gamma=gamma, gae_lambda=lam)
+    torch.testing.assert_close(received, naive_advantage(rollout, value, next_value, gamma, lam))
+
+
+def test_lambda_zero_is_the_temporal_difference(make_rollout: MakeRollout) -> None:
+    rollout = make_rollout(5, 2, 2)
+    value, next_value = rollout.obs[..., 0], rollout.next_obs[..., 0]
+    received = generalized_advantage(rollout, value, next_value, gamma=GAMMA, gae_lambda=0.0)
+    torch.testing.assert_close(received, rollout.reward + GAMMA * next_value - value)
+
+
+def test_normalized_has_mean_zero_and_spread_one_in_every_task(ends_early: Tensor) -> None:
+    advantage = 5 + 3 * torch.randn(6, 2, 2, generator=torch.Generator().manual_seed(0))
+    received = normalized(advantage, ends_early)
+    for k in range(2):
+        taken = received[:, k][ends_early[:, k]]
+        assert taken.mean().item() == pytest.approx(0, abs=1e-6)
+        assert taken.std(correction=0).item() == pytest.approx(1, rel=1e-4)
+    assert torch.count_nonzero(received[~ends_early]) == 0
+
+
+def test_equal_advantages_normalise_to_zero() -> None:
+    same = normalized(torch.full((4, 1, 2), 3.0), torch.ones(4, 1, 2, dtype=torch.bool))
+    assert torch.equal(same, torch.zeros(4, 1, 2))
+
+
+def test_steps_never_taken_contribute_nothing(
+    make_rollout: MakeRollout, ends_early: Tensor, spoiled: Callable[[Rollout], Rollout]
+) -> None:
+    clean = make_rollout(6, 2, 2, mask=ends_early)
+    dirty = spoiled(clean)
+    assert dirty.reward.isnan().any()
+    value = torch.where(ends_early, clean.obs[..., 0], float("nan"))
+    raw = generalized_advantage(dirty, value, value, gamma=GAMMA, gae_lambda=0.95)
+    expected = generalized_advantage(
+        clean, clean.obs[..., 0], clean.obs[..., 0], gamma=GAMMA, gae_lambda=0.95
+    )
+    assert torch.equal(raw, expected)
+    nan_outside = torch.where(ends_early, expected, float("nan"))
+    assert torch.equal(normalized(nan_outside, ends_early), normalized(expected, ends_early))
+
+    fitted, _ = fit_linear_baseline(dirty, GAMMA)
+    assert torch.equal(fitted[ends_early], fit_linear_baseline(clean, GAMMA)[0][ends_early])
+    received = advantages(dirty, gamma=GAMMA, gae_lambda=0.95)
+    assert torch.equal(received, advantages(clean, gamma=GAMMA, gae_lambda=0.95))
+    assert torch.count_nonzero(received[~ends_early]) == 0
+    assert torch.count_nonzero(received[ends_early]) > 0
+    assert torch.equal(dirty.episode_returns(), clean.episode_returns())
+
+
+def test_a_shorter_recording_equals_a_masked_longer_one(make_rollout: MakeRollout) -> None:
+    long = make_rollout(6, mask=(torch.arange(6) < 4)[:, None, None])
+    short = long.map(lambda x: x[:4])
+    options = {"gamma": GAMMA, "gae_lambda": 0.95}
+    torch.testing.assert_close(advantages(long, **options)[:4], advantages(short, **options))

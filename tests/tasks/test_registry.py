@@ -1,0 +1,33 @@
+"""Names and environment ids lead to families, or to one clear line."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.registry import family_of_env, get_family
+
+
+def test_names_and_ids():
+    assert get_family("cartpole") is CARTPOLE
+    assert family_of_env("CartPole-v1") is CARTPOLE
+    assert family_of_env("cartpole") is CARTPOLE
+
+
+def test_an_unknown_family_is_named():
+    with pytest.raises(ValueError, match=r"expected one of .*cartpole.*, received 'CartPole-v1'"):
+        get_family("CartPole-v1")
+
+
+def test_an_unknown_environment_id_says_how_to_declare_a_family():
+    with pytest.raises(ValueError, match=re.escape("cartpole (CartPole-v1)")) as error:
+        family_of_env("Acrobot-v1")
+    message = str(error.value)
+    assert "received 'Acrobot-v1'" in message
+    assert "\n" not in message
+    declaration = (
+        'TaskFamily.from_gymnasium("Pendulum-v1", parameters={"g": Uniform(5, 15, unit="m/s²")})'
+    )
+    assert declaration in message

@@ -1,0 +1,65 @@
+"""Action spaces: codes, and random actions with their densities."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
+from ssm_metarl.seeding import TaskNoise
+
+SPACES = [Discrete(2), Discrete(5), Continuous(1, -2.0, 2.0), Continuous(3, 0.0, 4.0)]
+
+
+def noise() -> TaskNoise:
+    return TaskNoise(0, "test", [0, 1])
+
+
+def test_two_actions_are_coded_minus_one_and_one() -> None:
+    assert Discrete(2).code(torch.tensor([0, 1])).tolist() == [[-1.0], [1.0]]
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_more_actions_are_coded_one_hot_and_centred(n: int) -> None:
+    codes = Discrete(n).code(torch.arange(n))
+    torch.testing.assert_close(codes, torch.eye(n) - 1 / n)
+    torch.testing.assert_close(codes.sum(0), torch.zeros(n))
+
+
+def test_continuous_actions_are_coded_to_minus_one_and_one() -> None:
+    code = Continuous(2, low=-1.0, high=3.0).code(torch.tensor([[-1.0, 1.0], [3.0, 2.0]]))
+    assert code.tolist() == [[-1.0, 0.0], [1.0, 0.5]]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_shapes_are_those_promised(space: ActionSpace) -> None:
+    action, log_prob = space.draw_random(noise(), 7, 3)
+    tail = () if isinstance(space, Discrete) else (space.dim,)
+    assert action.shape == (7, 2, 3, *tail)
+    assert log_prob.shape == (7, 2, 3)
+    assert space.code(action).shape == (7, 2, 3, space.code_dim)
+    width = 1 if isinstance(space, Discrete) else space.dim
+    assert space.draw_noise(noise(), 7, 3).shape == (7, 2, 3, width)
+    assert space.logits_dim == (space.n if isinstance(space, Discrete) else space.dim)
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_random_choices_are_even_and_know_their_probability(n: int) -> None:
+    action, log_prob = Discrete(n).draw_random(noise(), 5_000, 2)
+    share = torch.bincount(action.flatten(), minlength=n) / action.numel()
+    assert share.shape == (n,)
+    torch.testing.assert_close(share, torch.full((n,), 1 / n), rtol=0, atol=0.015)
+    torch.testing.assert_close(log_prob.exp(), torch.full(log_prob.shape, 1 / n))
+
+
+def test_random_continuous_actions_fill_the_box_and_know_their_density() -> None:
+    space = Continuous(2, low=-1.0, high=3.0)
+    action, log_prob = space.draw_random(noise(), 5_000, 2)
+    assert -1 <= action.min() < -0.99
+    assert 2.99 < action.max() <= 3
+    assert action.mean().item() == pytest.approx(1.0, abs=0.03)
+    oracle = torch.distributions.Uniform(torch.tensor(-1.0), torch.tensor(3.0))
+    torch.testing.assert_close(log_prob, oracle.log_prob(action).sum(-1))
+    assert log_prob[0, 0, 0].item() == pytest.approx(-2 * math.log(4))
