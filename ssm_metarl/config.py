@@ -59,7 +59,9 @@ class PolicyConfig:
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(len(self.obs_scale) >= 1, "obs_scale", "a factor for each dimension", self.obs_scale)
+        require(
+            len(self.obs_scale) >= 1, "obs_scale", "a factor for each dimension", self.obs_scale
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
@@ -67,7 +69,10 @@ class PolicyConfig:
         known = cls.__dataclass_fields__
         unknown = sorted(set(values) - set(known))
         require(not unknown, "policy config", f"fields among {sorted(known)}", unknown)
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+        fields: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
+        }
+        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True)

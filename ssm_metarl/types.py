@@ -98,13 +98,10 @@ class Rollout:
         """
         if bool(self.mask.all()):
             return self
-        mask = self.mask
-
-        def clean(x: Tensor) -> Tensor:
-            taken = mask.reshape(*mask.shape, *(1,) * (x.dim() - mask.dim()))
-            return torch.where(taken, x, torch.zeros_like(x))
-
-        return self.map(clean)
+        skipped = ~self.mask
+        return self.map(
+            lambda x: x.masked_fill(skipped.reshape(*skipped.shape, *(1,) * (x.dim() - 3)), 0)
+        )
 
     def steps_taken(self) -> Tensor:
         """Environment steps taken in each task, shape (K,), int64."""
@@ -151,7 +148,7 @@ class SequenceModel(Protocol):
     output_dim: int
     hidden_size: int
 
-    def apply(
+    def unroll(
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run over time.

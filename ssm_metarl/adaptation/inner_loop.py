@@ -72,7 +72,7 @@ def inner_step(
         count = sum(p[0].numel() for p in task_params.values())
         squares = torch.stack([g.flatten(1).square().sum(1) for g in used.values()]).sum(0)
         rms = torch.sqrt(squares / count + MIN_RMS**2)  # (K,)
-        largest_rms = torch.clamp(rms, min=largest_rms)  # type: ignore[arg-type]
+        largest_rms = torch.clamp(rms, min=largest_rms)
         update = {
             name: step_size[name] * g / largest_rms.view(-1, *(1,) * (g.dim() - 1))
             for name, g in used.items()

@@ -114,4 +114,6 @@ def check_support(policy: Policy, rollout: Rollout) -> None:
     for name in ("obs", "next_obs", "reward"):
         values = getattr(rollout, name)[rollout.mask]
         if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"support data: expected finite numbers, received NaN or inf in {name}")
+            raise ValueError(
+                f"support data: expected finite numbers, received NaN or inf in {name}"
+            )

@@ -141,8 +141,7 @@ def parse_task(text: str) -> dict[str, Any]:
         task = json_module.loads(text)
     except json_module.JSONDecodeError as error:
         raise ValueError(
-            f"task: expected JSON such as {{\"force\": 7, \"sign\": -1}}, received {text!r} "
-            f"({error})"
+            f'task: expected JSON such as {{"force": 7, "sign": -1}}, received {text!r} ({error})'
         ) from None
     if not isinstance(task, dict):
         raise ValueError(f"task: expected a JSON object, received {text!r}")

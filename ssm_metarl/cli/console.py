@@ -87,6 +87,5 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     console.print(table)
     for pair, s in result["paired"].items():
         low, high = s["ci95"]
-        console.print(
-            f"{pair.replace('-', ' - ')}: {s['mean']:+.1f} (95 % interval {low:+.1f} to {high:+.1f})"
-        )
+        name = pair.replace("-", " - ")
+        console.print(f"{name}: {s['mean']:+.1f} (95 % interval {low:+.1f} to {high:+.1f})")

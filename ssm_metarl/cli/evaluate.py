@@ -46,7 +46,7 @@ class Evaluate(EvaluationConfig):
         if self.report is not None:
             other = replace(config, split="ood" if config.split == "id" else "id")
             with Reporter("evaluating the other split") as reporter:
-                results = {
+                results: dict[str, dict[str, Any]] = {
                     config.split: result,
                     other.split: evaluate_model(self.model, other, reporter=reporter),
                 }

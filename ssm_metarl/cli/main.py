@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import tyro
@@ -71,7 +71,7 @@ def parse(arguments: list[str]) -> Command:
         UsageError: They name none, or a flag does not fit.
         SystemExit: After printing ``--help``.
     """
-    commands = dict(COMMANDS)
+    commands: dict[str, Callable[..., Any]] = dict(COMMANDS)
     if arguments[:1] == ["train"]:
         mode, arguments = _take_mode(arguments)
         commands["train"] = MODES[mode]

@@ -29,7 +29,7 @@ from ssm_metarl.types import Params
 
 
 class DiagonalLayer(nn.Module):
-    """Holder of one layer's parameters; the computation is `DiagonalSSM.apply`."""
+    """Holder of one layer's parameters; the computation is `DiagonalSSM.unroll`."""
 
     def __init__(self, model_dim: int, state_dim: int, slowest: float) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class DiagonalLayer(nn.Module):
 
 
 class DiagonalSSM(nn.Module):
-    """A recurrent sequence model, as a pure function `apply` of its parameters.
+    """A recurrent sequence model, as a pure function `unroll` of its parameters.
 
     Args:
         input_dim: Size of the input.
@@ -69,10 +69,10 @@ class DiagonalSSM(nn.Module):
             DiagonalLayer(model_dim, state_dim, slowest) for _ in range(num_layers)
         )
 
-    def apply(  # type: ignore[override]
+    def unroll(
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Run over time; shapes as in `SequenceModel.apply`."""
+        """Run over time; shapes as in `SequenceModel.unroll`."""
         reset = reset.transpose(0, 1)  # (K, T, N)
         # An actor's single step and a rollout of single episodes reset at most at their start:
         # then the decay needs no time axis.

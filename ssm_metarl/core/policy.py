@@ -176,7 +176,7 @@ class Policy(nn.Module):
         """The state before the first step: zeros, shape (K, N, P)."""
         return self.step_size.new_zeros(num_tasks, num_envs, self.core.hidden_size)
 
-    def apply(  # type: ignore[override]
+    def unroll(
         self, params: Params, obs: Tensor, hidden: Tensor, reset: Tensor
     ) -> tuple[PolicyOutput, Tensor]:
         """Run over a rollout's observations, as a pure function of ``params``.
@@ -188,7 +188,7 @@ class Policy(nn.Module):
             reset: True where an episode starts, shape (T, K, N).
         """
         core = {n[5:]: p for n, p in params.items() if n.startswith("core.")}
-        output, hidden = self.core.apply(core, obs * self.obs_scale, hidden, reset)
+        output, hidden = self.core.unroll(core, obs * self.obs_scale, hidden, reset)
         distribution, value = self.heads.read(params, output.transpose(0, 1))
         if isinstance(distribution, Categorical):
             distribution = Categorical(distribution.logits.transpose(0, 1))
@@ -203,7 +203,7 @@ class Policy(nn.Module):
         """Predicted change of the observation dimensions ``heads.predicted_dims``.
 
         Args:
-            params: As given to `apply`.
+            params: As given to `unroll`.
             output: `PolicyOutput.output`, shape (T, K, N, D).
             action: The actions taken, shape (T, K, N) or (T, K, N, A).
 
@@ -240,7 +240,7 @@ class Policy(nn.Module):
 
         def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal hidden
-            out, hidden = self.apply(params, obs[None], hidden, reset[None])
+            out, hidden = self.unroll(params, obs[None], hidden, reset[None])
             if samples is None:
                 action = out.distribution.mode()
             else:

@@ -92,13 +92,13 @@ class StateSpaceModel(nn.Module):
             sequence.shape[0], 1, sequence.shape[1], dtype=torch.bool, device=x.device
         )
         params = dict(self.named_parameters())
-        out, hidden = self.apply(params, sequence[:, None], hidden[None], reset)
+        out, hidden = self.unroll(params, sequence[:, None], hidden[None], reset)
         return (out[:, 0] if x.dim() == 3 else out[0, 0]), hidden[0]
 
-    def apply(  # type: ignore[override]
+    def unroll(
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Run over time as a pure function; shapes as in `SequenceModel.apply`."""
+        """Run over time as a pure function; shapes as in `SequenceModel.unroll`."""
         x = x.transpose(0, 1)  # (K, T, N, I)
         keep = (~reset).to(x.dtype)[..., None]  # (T, K, N, 1)
 

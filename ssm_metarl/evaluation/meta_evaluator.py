@@ -103,9 +103,7 @@ def evaluate(
     trained = trained or MetaTrained()
     support_policy = config.support_policy or trained.support_policy
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
-    support = collect_support(
-        policy, tasks, config.support_steps, support_policy, seed=config.seed
-    )
+    support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
     cost = int(support.steps_taken().max())
     standard = StandardAdaptationConfig(
         adapt_lr=config.adapt_lr,

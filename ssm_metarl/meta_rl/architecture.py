@@ -5,6 +5,8 @@ Place in the flow: stage 5, the first thing that `trainer` and `single_task` do.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, SingleTaskConfig
 from ssm_metarl.env_runner.worlds import observation_and_action
@@ -20,8 +22,12 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
     obs_dim, space = observation_and_action(family)
     nonlinear = config.core == "state_space"
     scale = (1.0,) * obs_dim if nonlinear or family.obs_scale is None else family.obs_scale
-    discrete = isinstance(space, Discrete)
     effects = space.code_dim * len(family.effect_dims)
+    actions: dict[str, Any] = (
+        {"num_actions": space.n}
+        if isinstance(space, Discrete)
+        else {"action_dim": space.dim, "action_low": space.low, "action_high": space.high}
+    )
     return PolicyConfig(
         core=config.core,
         state_dim=config.state_dim,
@@ -29,9 +35,6 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         num_layers=config.num_layers,
         output_dim=space.logits_dim + effects,
         obs_scale=scale,
-        num_actions=space.n if discrete else None,
-        action_dim=0 if discrete else space.dim,
-        action_low=-1.0 if discrete else space.low,
-        action_high=1.0 if discrete else space.high,
         predicted_dims=family.effect_dims if nonlinear else (),
+        **actions,
     )

@@ -125,7 +125,7 @@ class MetaMAML:
         for _ in range(self.config.update_epochs):
             meta_loss = self.meta_loss(loss, query, advantage, num_steps=num_steps)
             self.optimizer.zero_grad(set_to_none=True)
-            meta_loss.backward()  # type: ignore[no-untyped-call]
+            meta_loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(
                 self.policy.parameters(), self.config.max_grad_norm
             )

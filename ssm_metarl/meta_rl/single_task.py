@@ -81,7 +81,7 @@ def train_single_task(
             if not math.isfinite(loss.item()):
                 raise TrainingDiverged(f"expected a finite loss, received {loss.item():g}")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
             optimizer.step()
         episodes += count

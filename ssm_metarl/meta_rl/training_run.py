@@ -107,7 +107,9 @@ class TrainingRun:
         log = out / LOG_NAME
         if log.exists():
             lines = log.read_text().splitlines(keepends=True)
-            kept = [x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] <= trainer.epoch]
+            kept = [
+                x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] <= trainer.epoch
+            ]
             temporary = log.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             os.replace(temporary, log)
@@ -169,4 +171,4 @@ def _event_writer(out: Path, epoch: int) -> Any | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(out / "tensorboard"), purge_step=epoch + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(out / "tensorboard"), purge_step=epoch + 1)

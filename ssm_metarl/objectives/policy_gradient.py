@@ -77,7 +77,7 @@ def _score(policy: Policy, params: Params, rollout: Rollout) -> tuple[Tensor, Te
     """Log-ratio of policy to behaviour and the policy's entropy, each (T, K, N)."""
     rollout = rollout.cleaned()
     hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
-    out, _ = policy.apply(params, rollout.obs, hidden, rollout.reset)
+    out, _ = policy.unroll(params, rollout.obs, hidden, rollout.reset)
     log_prob = out.distribution.log_prob(rollout.action)
     return log_prob - rollout.log_prob, out.distribution.entropy()
 

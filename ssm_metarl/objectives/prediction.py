@@ -53,7 +53,7 @@ def prediction_loss(
     if spread is None:
         spread = target_spread(policy, rollout)
     hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
-    out, _ = policy.apply(params, rollout.obs, hidden, rollout.reset)
+    out, _ = policy.unroll(params, rollout.obs, hidden, rollout.reset)
     predicted = policy.predict(params, out.output, rollout.action)
     change = (rollout.next_obs - rollout.obs)[..., list(policy.heads.predicted_dims)]
     error = (predicted - change / spread[:, None, :]).square().mean(-1)  # (T, K, N)

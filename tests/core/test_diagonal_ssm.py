@@ -36,7 +36,7 @@ def per_task(model: DiagonalSSM) -> dict[str, Tensor]:
 
 
 def test_shapes_and_sizes(model: DiagonalSSM, data: tuple[Tensor, Tensor, Tensor]) -> None:
-    out, hidden = model.apply(shared(model), *data)
+    out, hidden = model.unroll(shared(model), *data)
     assert out.shape == (STEPS, TASKS, ENVS, model.output_dim)
     assert hidden.shape == (TASKS, ENVS, model.hidden_size) == (TASKS, ENVS, 2 * 5)
 
@@ -46,9 +46,9 @@ def test_steps_one_at_a_time_equal_the_sequence(
 ) -> None:
     x, hidden, reset = data
     params = shared(model)
-    whole, last = model.apply(params, x, hidden, reset)
+    whole, last = model.unroll(params, x, hidden, reset)
     for t in range(STEPS):
-        out, hidden = model.apply(params, x[t : t + 1], hidden, reset[t : t + 1])
+        out, hidden = model.unroll(params, x[t : t + 1], hidden, reset[t : t + 1])
         torch.testing.assert_close(out[0], whole[t])
     torch.testing.assert_close(hidden, last)
 
@@ -59,13 +59,13 @@ def test_a_reset_in_the_middle_makes_two_sequences(
     x, hidden, _ = data
     params, cut = shared(model), 4
     reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
-    carried, _ = model.apply(params, x, hidden, reset)
+    carried, _ = model.unroll(params, x, hidden, reset)
     none = reset[:cut]
     reset = reset.clone()
     reset[cut] = True
-    whole, last = model.apply(params, x, hidden, reset)
-    first, _ = model.apply(params, x[:cut], hidden, none)
-    second, second_last = model.apply(
+    whole, last = model.unroll(params, x, hidden, reset)
+    first, _ = model.unroll(params, x[:cut], hidden, none)
+    second, second_last = model.unroll(
         params, x[cut:], torch.zeros_like(hidden), none[: STEPS - cut]
     )
     torch.testing.assert_close(whole, torch.cat([first, second]))
@@ -78,17 +78,17 @@ def test_a_reset_at_the_first_step_forgets_the_given_state(
 ) -> None:
     x, hidden, _ = data
     reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
-    from_zero, _ = model.apply(shared(model), x, torch.zeros_like(hidden), reset)
+    from_zero, _ = model.unroll(shared(model), x, torch.zeros_like(hidden), reset)
     reset[0] = True
-    forgot, _ = model.apply(shared(model), x, hidden, reset)
+    forgot, _ = model.unroll(shared(model), x, hidden, reset)
     torch.testing.assert_close(forgot, from_zero)
 
 
 def test_equal_per_task_parameters_equal_shared_ones(
     model: DiagonalSSM, data: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    expected = model.apply(shared(model), *data)
-    received = model.apply(per_task(model), *data)
+    expected = model.unroll(shared(model), *data)
+    received = model.unroll(per_task(model), *data)
     torch.testing.assert_close(received, expected)
 
 
@@ -97,13 +97,13 @@ def test_tasks_do_not_leak_into_each_other(
 ) -> None:
     x, hidden, reset = data
     params = per_task(model)
-    before, before_last = model.apply(params, x, hidden, reset)
+    before, before_last = model.unroll(params, x, hidden, reset)
     x, hidden, reset = x.clone(), hidden.clone(), reset.clone()
     params = {name: p.clone() for name, p in params.items()}
     x[:, 1], hidden[1], reset[:, 1] = 7.0, -3.0, ~reset[:, 1]
     for p in params.values():
         p[1] += 0.5
-    after, after_last = model.apply(params, x, hidden, reset)
+    after, after_last = model.unroll(params, x, hidden, reset)
     for k in (0, 2):
         assert torch.equal(after[:, k], before[:, k])
         assert torch.equal(after_last[k], before_last[k])
@@ -114,7 +114,7 @@ def test_gradient_of_a_task_stays_in_its_slice(
     model: DiagonalSSM, data: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     params = {name: p.requires_grad_() for name, p in per_task(model).items()}
-    out, _ = model.apply(params, *data)
+    out, _ = model.unroll(params, *data)
     grads = torch.autograd.grad(out[:, 1].square().sum(), list(params.values()))
     for grad in grads:
         assert torch.count_nonzero(grad[[0, 2]]) == 0
@@ -133,7 +133,7 @@ def test_meta_gradient_matches_finite_differences(
 
     def meta_loss(theta: list[Tensor], second_order: bool) -> Tensor:
         def loss(params: list[Tensor], target: float) -> Tensor:
-            out, _ = model.apply(dict(zip(names, params, strict=True)), x, hidden, reset)
+            out, _ = model.unroll(dict(zip(names, params, strict=True)), x, hidden, reset)
             return (out - target).square().mean()
 
         inner = torch.autograd.grad(loss(theta, 1.0), theta, create_graph=second_order)

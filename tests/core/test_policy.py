@@ -99,7 +99,7 @@ class TestGaussian:
 
 
 @every_policy
-def test_actor_step_by_step_equals_apply_over_the_rollout(kind: str) -> None:
+def test_actor_step_by_step_equals_unroll_over_the_rollout(kind: str) -> None:
     policy = make_policy(kind)
     for params in (policy.meta_params(), per_task(policy)):
         obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
@@ -110,7 +110,7 @@ def test_actor_step_by_step_equals_apply_over_the_rollout(kind: str) -> None:
         action = torch.stack([a for a, _ in steps])
         log_prob = torch.stack([lp for _, lp in steps])
 
-        out, _ = policy.apply(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+        out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
         torch.testing.assert_close(log_prob, out.distribution.log_prob(action))
         same_noise = policy.action_space.draw_noise(TaskNoise(0, "test", range(TASKS)), STEPS, ENVS)
         torch.testing.assert_close(action, out.distribution.sample(same_noise))
@@ -124,7 +124,7 @@ def test_a_greedy_actor_takes_the_mode(kind: str) -> None:
     params = policy.meta_params()
     act = policy.actor(params, TASKS, ENVS)
     action = torch.stack([act(o, r)[0] for o, r in zip(obs, reset, strict=True)])
-    out, _ = policy.apply(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+    out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
     torch.testing.assert_close(action, out.distribution.mode())
     assert not action.requires_grad
 
@@ -135,13 +135,13 @@ def test_per_task_parameters_equal_each_task_alone(kind: str) -> None:
     params, obs = per_task(policy), draw(STEPS, TASKS, ENVS, OBS, seed=3)
     reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
     noise = policy.action_space.draw_noise(TaskNoise(1, "x", range(TASKS)), STEPS, ENVS)
-    out, last = policy.apply(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+    out, last = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
     action = out.distribution.sample(noise)
     predicted = policy.predict(params, out.output, action)
     for k in range(TASKS):
         one = {name: p[k] for name, p in params.items()}
         slot = slice(k, k + 1)
-        alone, alone_last = policy.apply(
+        alone, alone_last = policy.unroll(
             one, obs[:, slot], policy.init_hidden(1, ENVS), reset[:, slot]
         )
         torch.testing.assert_close(
@@ -162,7 +162,7 @@ def test_slice_heads_read_logits_and_signed_effects() -> None:
     obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
     reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
     params = policy.meta_params()
-    out, _ = policy.apply(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+    out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
     assert isinstance(out.distribution, Categorical)
     assert torch.equal(out.distribution.logits, out.output[..., :2])
     assert out.value is None
@@ -178,7 +178,7 @@ def test_the_core_sees_scaled_observations() -> None:
     policy = make_policy("slice")
     obs = draw(STEPS, 1, ENVS, OBS, seed=3)
     reset = torch.zeros(STEPS, 1, ENVS, dtype=torch.bool)
-    out, _ = policy.apply(policy.meta_params(), obs, policy.init_hidden(1, ENVS), reset)
+    out, _ = policy.unroll(policy.meta_params(), obs, policy.init_hidden(1, ENVS), reset)
     core = policy.core
     assert isinstance(core, StateSpaceModel)
     expected, _ = core(obs[:, 0] * torch.tensor(SCALE), core.init_hidden(ENVS))

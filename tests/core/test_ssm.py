@@ -69,7 +69,7 @@ def test_dimensions_below_one_are_refused(name: str) -> None:
         StateSpaceModel(**{name: 0})
 
 
-def test_step_sequence_and_apply_agree_with_the_equation() -> None:
+def test_step_sequence_and_unroll_agree_with_the_equation() -> None:
     model, steps, envs = make_model(), 6, 3
     x, hidden = draw(steps, envs, 4), draw(envs, 32, seed=2)
     expected, state = [], hidden
@@ -84,7 +84,7 @@ def test_step_sequence_and_apply_agree_with_the_equation() -> None:
         stepped.append(y)
     sequence, last = model(x, hidden)
     params = dict(model.named_parameters())
-    applied, applied_last = model.apply(params, x[:, None], hidden[None], no_reset(x[:, None]))
+    applied, applied_last = model.unroll(params, x[:, None], hidden[None], no_reset(x[:, None]))
 
     torch.testing.assert_close(torch.stack(stepped), torch.stack(expected))
     torch.testing.assert_close(sequence, torch.stack(expected))
@@ -99,9 +99,9 @@ def test_a_reset_in_the_middle_makes_two_sequences() -> None:
     params = dict(model.named_parameters())
     reset = no_reset(x)
     reset[4] = True
-    whole, last = model.apply(params, x, hidden, reset)
-    first, _ = model.apply(params, x[:4], hidden, no_reset(x[:4]))
-    second, end = model.apply(params, x[4:], torch.zeros_like(hidden), no_reset(x[4:]))
+    whole, last = model.unroll(params, x, hidden, reset)
+    first, _ = model.unroll(params, x[:4], hidden, no_reset(x[:4]))
+    second, end = model.unroll(params, x[4:], torch.zeros_like(hidden), no_reset(x[4:]))
     torch.testing.assert_close(whole, torch.cat([first, second]))
     torch.testing.assert_close(last, end)
 
@@ -110,7 +110,7 @@ def test_per_task_parameters_serve_each_task_its_own() -> None:
     models = [make_model(seed) for seed in (0, 1)]
     x, hidden = draw(5, 2, 3, 4), draw(2, 3, 32, seed=2)
     params = {name: torch.stack([m.state_dict()[name] for m in models]) for name in SHAPES}
-    out, last = models[0].apply(params, x, hidden, no_reset(x))
+    out, last = models[0].unroll(params, x, hidden, no_reset(x))
     for k, model in enumerate(models):
         expected, expected_last = model(x[:, k], hidden[k])
         torch.testing.assert_close(out[:, k], expected)

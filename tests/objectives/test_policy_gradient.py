@@ -38,7 +38,7 @@ both_losses = pytest.mark.parametrize("loss", [likelihood_ratio, clipped])
 def log_probs(policy: Policy, rollout: Rollout) -> Tensor:
     """What the policy itself gives to the rollout's actions, (T, K, N)."""
     hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
-    out, _ = policy.apply(policy.meta_params(), rollout.obs, hidden, rollout.reset)
+    out, _ = policy.unroll(policy.meta_params(), rollout.obs, hidden, rollout.reset)
     return out.distribution.log_prob(rollout.action)
 
 
