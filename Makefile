@@ -3,15 +3,29 @@ PYTHON ?= python3
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check test test-nightly fix clean
+.PHONY: help venv demo figures check test test-nightly fix clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 venv: .venv/.installed-dev ## Make .venv with all that development needs
 
-demo: .venv/.installed-report ## Adapt the shipped policy to a task that it never saw
-	.venv/bin/python examples/demo.py
+demo: .venv/.installed-report ## Meta-train, adapt, evaluate, write a report (runs/demo)
+	rm -rf runs/demo
+	.venv/bin/ssm-metarl train --family cartpole --seed 0 --out runs/demo
+	.venv/bin/ssm-metarl adapt --model runs/demo --task '{"force": 7, "sign": -1}' --out runs/demo/flipped.safetensors
+	.venv/bin/ssm-metarl evaluate --model runs/demo --num_tasks 200 --seed 10000 --report runs/demo/report
+
+SEEDS = 0 1 2
+
+figures: demo ## Train on three seeds, and put all figures into the README
+	for seed in $(SEEDS); do \
+		rm -rf runs/seed-$$seed; \
+		.venv/bin/ssm-metarl train --family cartpole --seed $$seed --out runs/seed-$$seed || exit; \
+		.venv/bin/ssm-metarl evaluate --model runs/seed-$$seed --num_tasks 200 --seed 10000 \
+			--json > runs/seed-$$seed/evaluation.json || exit; \
+	done
+	.venv/bin/python docs/update_readme.py
 
 check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/ruff format --check .

@@ -11,8 +11,10 @@ wrote it, the policy's architecture, the training's configuration and its counte
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -61,7 +63,11 @@ class Checkpoint:
         for name, shape in expected.items():
             got = tuple(received[name].shape) if name in received else None
             if got != shape:
-                raise ValueError(f"policy.{name}: expected shape {shape}, received {got}")
+                raise ValueError(
+                    f"policy.{name}: expected shape {shape}, received {got or 'no such tensor'}"
+                )
+        if unknown := sorted(set(received) - set(expected)):
+            raise ValueError(f"policy: expected tensors {sorted(expected)}, received {unknown} too")
         policy.load_state_dict(received)
         return policy
 
@@ -89,13 +95,27 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
     header["versions"] = checkpoint.versions or current_versions()
-    metadata = {"format": FORMAT, "ssm_metarl": json.dumps(header, sort_keys=True)}
+    text = json.dumps(header, sort_keys=True)
     temporary = path.with_name(f"{path.name}.tmp")
     contiguous = {n: v.detach().cpu().contiguous() for n, v in checkpoint.tensors.items()}
-    save_file(contiguous, temporary, metadata=metadata)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    metadata = {"format": FORMAT, "ssm_metarl": text, "digest": _digest(text, contiguous)}
+    try:
+        save_file(contiguous, temporary, metadata=metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """Checksum of all that a file says: safetensors itself finds only a wrong length."""
+    digest = hashlib.blake2b(header.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -126,18 +146,27 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ) from None
     if header is None:
         raise ValueError(f"{path}: expected format {FORMAT!r}, received {metadata.get('format')!r}")
-    unknown = sorted(set(header) - set(Checkpoint.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"{path}: expected a checkpoint of {FORMAT}, received fields {unknown}")
+    digest = _digest(metadata["ssm_metarl"], tensors)
+    if metadata.get("digest", digest) != digest:
+        raise ValueError(f"{path}: expected a checkpoint, received a damaged one (wrong checksum)")
+    known = set(Checkpoint.__dataclass_fields__) - {"tensors"}
+    if not isinstance(header, dict) or not {"policy_config"} <= set(header) <= known:
+        received = sorted(header) if isinstance(header, dict) else header
+        raise ValueError(
+            f"{path}: expected policy_config and other fields among {sorted(known)}, "
+            f"received {received}"
+        )
     return Checkpoint(tensors=tensors, **header)
 
 
 def shipped_models() -> dict[str, Path]:
     """Models that come with the package, by name."""
     folder = Path(str(resources.files("ssm_metarl"))) / "models"
-    paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*.pth")])
-    # a .pth and the .safetensors beside it are one model; the .pth is its documented file
-    return {path.stem: path for path in paths}
+    # a .pth and the .safetensors beside it are one model; the .pth, its documented file, is last
+    paths = {
+        path.stem: path for kind in ("safetensors", "pth") for path in folder.glob(f"*.{kind}")
+    }
+    return dict(sorted(paths.items()))
 
 
 def find_model(name_or_path: str | os.PathLike[str]) -> Path:

@@ -7,9 +7,11 @@ ValueError with what was expected and what was received.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+T = TypeVar("T")
 Objective = Literal["prediction", "policy_gradient"]
 SupportPolicy = Literal["random", "policy"]
 AdaptationMode = Literal["standard", "hybrid"]
@@ -20,6 +22,22 @@ def require(condition: bool, name: str, expected: str, received: object) -> None
     """Raise ValueError, naming the field, unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"{name}: expected {expected}, received {received!r}")
+
+
+def rebuild(cls: type[T], values: dict[str, Any], what: str) -> T:
+    """A configuration from its fields in JSON, whose lists become tuples again.
+
+    Raises:
+        ValueError: Unknown or missing fields, or values of another type.
+    """
+    known = sorted(cls.__dataclass_fields__)  # type: ignore[attr-defined]
+    require(isinstance(values, dict), what, f"fields among {known}", values)
+    unknown = sorted(set(values) - set(known))
+    require(not unknown, what, f"fields among {known}", unknown)
+    try:
+        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
+    except TypeError as error:
+        raise ValueError(f"{what}: expected other values, received {values} ({error})") from None
 
 
 def default_width(core: Core, hidden_dim: int | None) -> int:
@@ -59,20 +77,23 @@ class PolicyConfig:
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        require(
-            len(self.obs_scale) >= 1, "obs_scale", "a factor for each dimension", self.obs_scale
-        )
+        size = len(self.obs_scale)
+        require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
+                "a finite factor for each dimension", self.obs_scale)  # fmt: skip
+        require(all(0 <= d < size for d in self.predicted_dims), "predicted_dims",
+                f"observation dimensions from 0 to {size - 1}", self.predicted_dims)  # fmt: skip
+        if self.num_actions is None:
+            require(self.action_dim >= 1, "action_dim",
+                    "at least 1 where num_actions is None", self.action_dim)  # fmt: skip
+            require(self.action_low < self.action_high, "action_high",
+                    f"more than action_low = {self.action_low}", self.action_high)  # fmt: skip
+        else:
+            require(self.num_actions >= 1, "num_actions", "None or at least 1", self.num_actions)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
         """Rebuild from JSON, whose lists become tuples again."""
-        known = cls.__dataclass_fields__
-        unknown = sorted(set(values) - set(known))
-        require(not unknown, "policy config", f"fields among {sorted(known)}", unknown)
-        fields: dict[str, Any] = {
-            n: tuple(v) if isinstance(v, list) else v for n, v in values.items()
-        }
-        return cls(**fields)
+        return rebuild(cls, values, "policy config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +161,7 @@ class MetaTrainingConfig:
     """Stop after this many epochs (meta-batches); None for no limit."""
     max_env_steps: int | None = None
     """Stop after this many environment steps; None for 1,500,000 unless num_epochs is given."""
-    tasks_per_epoch: int = 24
+    tasks_per_epoch: int = 16
     """Tasks in a meta-batch, K."""
     episodes_per_task: int = 4
     """Query episodes of each task, N, run in parallel."""
@@ -172,7 +193,7 @@ class MetaTrainingConfig:
     first_order: bool = False
     """Hold inner gradients constant in the outer step (first-order MAML)."""
 
-    outer_lr: float = 3e-3
+    outer_lr: float = 2e-3
     """Adam's learning rate at the start; it decays linearly to 5 % of it."""
     update_epochs: int = 6
     """Outer steps on each meta-batch."""
@@ -180,6 +201,8 @@ class MetaTrainingConfig:
     """Clipping range of the outer objective's likelihood ratio."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus in the outer objective."""
+    inner_loss_coef: float = 0.1
+    """Weight, in the outer loss, of the inner loss that is left after adapting (prediction)."""
     gamma: float = 0.995
     """Discount factor."""
     gae_lambda: float = 0.98
@@ -196,12 +219,12 @@ class MetaTrainingConfig:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("num_epochs", "max_env_steps", "hidden_dim"):
             value = getattr(self, name)
-            require(value is None or value >= 1, name, "at least 1", value)
+            require(value is None or value >= 1, name, "None or at least 1", value)
         for name in ("gamma", "gae_lambda", "push_probability"):
             require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
         for name in ("inner_lr", "outer_lr", "clip_coef", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        for name in ("entropy_coef", "experience_weight", "full_horizon_every"):
+        for name in ("entropy_coef", "inner_loss_coef", "experience_weight", "full_horizon_every"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         require(self.max_support_steps >= self.min_support_steps, "max_support_steps",
                 f"at least min_support_steps = {self.min_support_steps}",
@@ -264,10 +287,17 @@ class SingleTaskConfig:
     """The gradient's norm is clipped to this."""
 
     def __post_init__(self) -> None:
-        for name in ("num_episodes", "episodes_per_update", "update_epochs"):
+        require(self.core in ("diagonal", "state_space"), "core",
+                "'diagonal' or 'state_space'", self.core)  # fmt: skip
+        for name in (
+            "num_episodes", "episodes_per_update", "update_epochs", "state_dim", "num_layers"
+        ):  # fmt: skip
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.hidden_dim is None or self.hidden_dim >= 1, "hidden_dim",
+                "None or at least 1", self.hidden_dim)  # fmt: skip
         for name in ("lr", "clip_coef", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        require(self.entropy_coef >= 0, "entropy_coef", "at least 0", self.entropy_coef)
         for name in ("gamma", "gae_lambda"):
             require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
 
@@ -308,4 +338,14 @@ class EvaluationConfig:
         for name in ("num_tasks", "support_steps", "episodes_per_task"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.num_adapt_steps >= 0, "num_adapt_steps", "at least 0", self.num_adapt_steps)
-        require(self.split in ("id", "ood"), "split", "'id' or 'ood'", self.split)
+        require(self.adapt_lr is None or self.adapt_lr >= 0, "adapt_lr",
+                "None or a number of at least 0", self.adapt_lr)  # fmt: skip
+        require(self.experience_weight >= 0, "experience_weight", "at least 0",
+                self.experience_weight)  # fmt: skip
+        choices: dict[str, tuple[str | None, ...]] = {
+            "split": ("id", "ood"),
+            "support_policy": (None, "random", "policy"),
+            "objective": (None, "prediction", "policy_gradient"),
+        }
+        for name, allowed in choices.items():
+            require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))

@@ -19,7 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ssm_metarl.action_space import ActionSpace
@@ -66,6 +68,55 @@ class Rollout:
                     f"{field.name}: expected leading shape (T, K, N) = {tuple(lead)}, "
                     f"received {tuple(shape)}"
                 )
+
+    @classmethod
+    def from_episode(
+        cls,
+        observations: ArrayLike,
+        actions: ArrayLike,
+        rewards: ArrayLike | None = None,
+        *,
+        terminated: bool = False,
+        log_prob: float = 0.0,
+    ) -> Rollout:
+        """One episode of one task, such as a plant's log, as a rollout with K = N = 1.
+
+        Args:
+            observations: Before every action and after the last one, shape (T + 1, O).
+            actions: Shape (T,) integers if discrete, (T, A) floats if continuous.
+            rewards: Shape (T,); None for zeros (prediction needs none).
+            terminated: Whether the last action ended the episode for good.
+            log_prob: Log-probability of each action under whoever acted, where it is known.
+
+        Raises:
+            ValueError: The lengths do not fit.
+        """
+        obs = torch.as_tensor(np.asarray(observations, dtype=np.float32))
+        action = torch.as_tensor(np.asarray(actions))
+        steps = len(action)
+        if obs.dim() != 2 or len(obs) != steps + 1 or steps == 0:
+            raise ValueError(
+                f"observations: expected shape ({steps + 1}, O), one more than the {steps} "
+                f"actions (at least 1), received {tuple(obs.shape)}"
+            )
+        action = action.float() if action.is_floating_point() else action.long()
+        reward = torch.zeros(steps)
+        if rewards is not None:
+            reward = torch.as_tensor(np.asarray(rewards, dtype=np.float32))
+        last, first = torch.zeros(steps, dtype=torch.bool), torch.zeros(steps, dtype=torch.bool)
+        last[-1], first[0] = True, True
+        columns = {
+            "obs": obs[:-1],
+            "action": action,
+            "reward": reward,
+            "next_obs": obs[1:],
+            "terminated": last & terminated,
+            "truncated": torch.zeros_like(last),
+            "reset": first,
+            "mask": torch.ones_like(last),
+            "log_prob": torch.full((steps,), log_prob),
+        }
+        return cls(**{name: v[:, None, None] for name, v in columns.items()})
 
     @property
     def num_steps(self) -> int:

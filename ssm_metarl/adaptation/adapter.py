@@ -34,7 +34,7 @@ class AdaptationReport:
     loss_after: float
     """The same after the last step."""
     replay_trust: float | None = None
-    """Normalised effective sample size of the replayed data; None without replay."""
+    """How far the replayed data fitted the task, in (0, 1]; None without replay."""
 
 
 class AdaptedPolicy(Policy):
@@ -57,7 +57,9 @@ class AdaptedPolicy(Policy):
             config=policy.config,
         )
         self.report = report
+        self.to(policy.step_size.dtype)
         with torch.no_grad():
+            self.obs_scale.copy_(policy.obs_scale)
             self.step_size.copy_(policy.step_size)
             for name, value in self.meta_params().items():
                 value.copy_(task_params[name][0])
@@ -123,6 +125,6 @@ def single_task(policy: Policy | StateSpaceModel, current: Rollout) -> Policy:
     if current.num_tasks != 1:
         raise ValueError(
             f"support data: expected one task, received {current.num_tasks}; "
-            f"adapt_to_tasks adapts to many"
+            f"adapt_tasks adapts to many"
         )
     return as_policy(policy)

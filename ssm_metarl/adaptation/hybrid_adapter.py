@@ -17,7 +17,7 @@ from ssm_metarl.adaptation.adapter import (
 )
 from ssm_metarl.adaptation.inner_objective import Replay, check_support, weigh_replay
 from ssm_metarl.config import HybridAdaptationConfig
-from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.types import Rollout
@@ -50,9 +50,13 @@ class HybridAdapter:
         return AdaptedPolicy(policy, task_params, reports[0])
 
     def adapt_tasks(
-        self, policy: Policy, current_data: Rollout, experience_buffer: ExperienceBuffer
+        self,
+        policy: Policy | StateSpaceModel,
+        current_data: Rollout,
+        experience_buffer: ExperienceBuffer,
     ) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
         """Adapt to K tasks at once; parameters with a leading K axis, and K reports."""
+        policy = as_policy(policy)
         check_support(policy, current_data)
         replay = self._replay(policy, current_data, experience_buffer)
         return adapt_to_tasks(policy, current_data, self.config, replay=replay)

@@ -66,7 +66,7 @@ def inner_step(
         allow_unused=True,
     )
     used = {name: g for name, g in zip(names, grads, strict=True) if g is not None}
-    if isinstance(step_size, float):
+    if not isinstance(step_size, Mapping):
         update = {name: step_size * g for name, g in used.items()}
     else:
         count = sum(p[0].numel() for p in task_params.values())
@@ -104,13 +104,15 @@ def adapt_params(
     Returns:
         Task parameters, shape (K, ...) each, and the loss before each step, (num_steps, K).
     """
-    task_params: Params = expand_to_tasks(params, num_tasks)
     largest_rms: Tensor | float = MIN_RMS
     history = []
     with torch.enable_grad():
+        # A frozen parameter adapts like the others: only training leaves it as it is.
+        task_params: Params = {
+            name: p if p.requires_grad else p.detach().requires_grad_()
+            for name, p in expand_to_tasks(params, num_tasks).items()
+        }
         for _ in range(num_steps):
-            if not any(p.requires_grad for p in task_params.values()):
-                task_params = {n: p.detach().requires_grad_() for n, p in task_params.items()}
             task_params, losses, largest_rms = inner_step(
                 task_params,
                 loss,

@@ -32,7 +32,7 @@ class Replay:
     weights: Tensor
     """How well each step fits the task, shape (T', K, M), mean 1."""
     trust: Tensor
-    """Normalised effective sample size of the weights, shape (K,)."""
+    """How far each task trusts them, in (0, 1], shape (K,)."""
     experience_weight: float
     """Weight of the whole term."""
 
@@ -111,7 +111,7 @@ def check_support(policy: Policy, rollout: Rollout) -> None:
         )
     if not bool(rollout.mask.any(dim=0).any(dim=-1).all()):
         raise ValueError("support data: expected at least one step in every task, received none")
-    for name in ("obs", "next_obs", "reward"):
+    for name in ("obs", "action", "reward", "next_obs", "log_prob"):
         values = getattr(rollout, name)[rollout.mask]
         if not bool(torch.isfinite(values).all()):
             raise ValueError(

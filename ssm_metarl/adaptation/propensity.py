@@ -5,8 +5,14 @@ Place in the flow: stage 4, used by `inner_objective` where experience is replay
 Uniform replay of other tasks is biased: half of CartPole's replayed transitions come from plants
 whose actuator is mounted the other way round. As in MQL (Fakoor et al. 2020, arXiv 1910.00125,
 section 4), a logistic classifier tells this task's transitions (label 1) from the buffer's
-(label 0); its odds are the importance weights beta(s, a, s') = p / (1 - p), and the normalised
-effective sample size (sum beta)^2 / (M sum beta^2) says how far to trust them.
+(label 0); its odds are the importance weights beta(s, a, s') = p / (1 - p). How far to trust the M
+replayed steps:
+
+    trust = (sum beta)^2 / (M sum beta^2) * min(1, sum beta / M)
+
+The first factor is the normalised effective sample size. The second is a deviation from MQL: a
+density ratio averages 1 over experience that covers the task, and far less where nothing fits.
+Without it, a buffer that fits the task nowhere, evenly, would be trusted more than one that does.
 """
 
 from __future__ import annotations
@@ -35,8 +41,8 @@ def propensity_weights(
         spread: Scale of the tasks' observation changes, shape (K, O).
 
     Returns:
-        Weights with mean 1 over the replayed steps, shape (T', K, M), and the normalised
-        effective sample size in (0, 1], shape (K,).
+        Weights with mean 1 over the replayed steps, shape (T', K, M), and the trust in (0, 1],
+        shape (K,).
     """
     num_tasks = current.num_tasks
     shared = replayed.map(lambda x: x.expand(-1, num_tasks, *x.shape[2:]))
@@ -53,7 +59,8 @@ def propensity_weights(
     logit = (past @ theta)[..., 0].clamp(-MAX_LOGIT, MAX_LOGIT)
     odds = logit.exp() * shared.mask.transpose(0, 1).flatten(1)  # (K, T' M)
     total, steps = odds.sum(1, keepdim=True), count[:, :1]
-    trust = total.square() / (steps * odds.square().sum(1, keepdim=True))
+    evenness = total.square() / (steps * odds.square().sum(1, keepdim=True))
+    trust = (evenness * (total / steps).clamp(max=1)).clamp(max=1)
     weights = (odds * steps / total).unflatten(1, (replayed.num_steps, replayed.num_envs))
     return weights.transpose(0, 1), trust[:, 0]
 

@@ -14,7 +14,7 @@ from ssm_metarl.adaptation.adapter import (
     single_task,
 )
 from ssm_metarl.config import StandardAdaptationConfig
-from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.types import Rollout
 
@@ -40,7 +40,7 @@ class StandardAdapter:
         return AdaptedPolicy(policy, task_params, reports[0])
 
     def adapt_tasks(
-        self, policy: Policy, current_data: Rollout
+        self, policy: Policy | StateSpaceModel, current_data: Rollout
     ) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
         """Adapt to K tasks at once; parameters with a leading K axis, and K reports."""
-        return adapt_to_tasks(policy, current_data, self.config)
+        return adapt_to_tasks(as_policy(policy), current_data, self.config)

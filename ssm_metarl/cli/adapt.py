@@ -11,27 +11,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import print_json
+from ssm_metarl.cli.flags import ModelArgument, command_line
 from ssm_metarl.config import (
     AdaptationMode,
     EvaluationConfig,
     HybridAdaptationConfig,
     Objective,
-    StandardAdaptationConfig,
     SupportPolicy,
+    require,
 )
 
 if TYPE_CHECKING:
     from ssm_metarl.adaptation.adapter import AdaptedPolicy
+    from ssm_metarl.cli.opened_model import OpenedModel
     from ssm_metarl.core.policy import Policy
     from ssm_metarl.tasks.task_family import Tasks
+    from ssm_metarl.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapt:
+class Adapt(ModelArgument):
     """Adapt a model to one task, such as --task '{"force": 7, "sign": -1}', and save it."""
 
-    model: str
-    """A shipped name, a run's folder, a checkpoint or a .pth file."""
     task: str = "{}"
     """The task's parameters as JSON; what is missing keeps its default."""
     out: Path | None = None
@@ -57,32 +58,36 @@ class Adapt:
     json: bool = False
     """Print the result as one JSON object."""
 
+    def __post_init__(self) -> None:
+        for name in ("support_steps", "episodes"):
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
     def run(self) -> int:
         """Collect support data, adapt, save, run episodes before and after."""
-        from ssm_metarl.checkpoint import Checkpoint, save_checkpoint
-        from ssm_metarl.cli.evaluate import open_model
-        from ssm_metarl.cli.train import command_line
-        from ssm_metarl.evaluation.meta_evaluator import collect_support
+        from ssm_metarl.cli.opened_model import open_model
+        from ssm_metarl.cli.outputs import new_file
+        from ssm_metarl.evaluation.episodes import collect_support
 
-        settings = EvaluationConfig(  # refuses bad numbers before any work
-            support_steps=self.support_steps, episodes_per_task=self.episodes, seed=self.seed
-        )
+        parameters = parse_task(self.task)
+        opened = open_model(self.model, self.family)
+        tasks = opened.family.task(parameters)
         out = self.out or Path("adapted.safetensors")
-        if out.exists():
-            raise ValueError(f"out: expected a file that does not exist yet, received {out}")
-        checkpoint, policy, family, trained = open_model(self.model, self.family)
-        tasks = family.task(parse_task(self.task))
+        if out.suffix == ".pth":
+            raise ValueError(f"out: expected a .safetensors file, received {out}")
+        new_file(out)
         support = collect_support(
-            policy,
+            opened.policy,
             tasks,
             self.support_steps,
-            self.support_policy or trained.support_policy,
+            self.support_policy or opened.trained.support_policy,
             seed=self.seed,
         )
-        adapted = self._adapt(policy, support, checkpoint, self.objective or trained.objective)
-        before, after = (episode_returns(p, tasks, settings) for p in (policy, adapted))
+        adapted = self._adapt(opened, support)
+        settings = EvaluationConfig(episodes_per_task=self.episodes, seed=self.seed)
+        before, after = (episode_returns(p, tasks, settings) for p in (opened.policy, adapted))
         result = {
             "model": self.model,
+            "family": opened.family.name,
             "task": tasks.as_dicts()[0],
             "mode": self.mode,
             "before": before,
@@ -90,45 +95,58 @@ class Adapt:
             "report": asdict(adapted.report),
             "out": str(out),
         }
-        save_checkpoint(
-            out,
-            Checkpoint(
-                policy_config=checkpoint.policy_config,
-                tensors={f"policy.{n}": v for n, v in adapted.state_dict().items()},
-                training=checkpoint.training,
-                card={"command": command_line(), "adapted_to": result["task"]},
-            ),
-        )
+        self._save(out, opened, adapted, tasks)
         if self.json:
             print_json(result)
         else:
             report = adapted.report
             print(
-                f"adapted {self.model} to {result['task']} in {report.num_steps} step(s) from "
+                f"adapted {self.model} to {describe(tasks)} in {report.num_steps} step(s) from "
                 f"{report.env_steps} environment steps: inner loss {report.loss_before:.3f} -> "
                 f"{report.loss_after:.3f}"
             )
             print(f"return before {mean(before):.1f}, after {mean(after):.1f}; saved: {out}")
         return 0
 
-    def _adapt(
-        self, policy: Policy, support: Any, checkpoint: Any, objective: Objective
-    ) -> AdaptedPolicy:
+    def _adapt(self, opened: OpenedModel, support: Rollout) -> AdaptedPolicy:
+        import torch
+
         from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
         from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 
-        config = StandardAdaptationConfig(
-            adapt_lr=self.adapt_lr, num_adapt_steps=self.num_adapt_steps, objective=objective
+        config = opened.trained.adaptation(
+            objective=self.objective, num_adapt_steps=self.num_adapt_steps, adapt_lr=self.adapt_lr
         )
         if self.mode == "standard":
-            return StandardAdapter(config).adapt(policy, support)
-        buffer = checkpoint.experience()
-        if buffer is None:
+            adapted = StandardAdapter(config).adapt(opened.policy, support)
+        elif opened.buffer is None:
             raise ValueError(
                 "mode: expected 'standard' for a model without experience, received 'hybrid'"
             )
-        hybrid = HybridAdaptationConfig(**asdict(config), seed=self.seed)
-        return HybridAdapter(hybrid).adapt(policy, support, buffer)
+        else:
+            hybrid = HybridAdaptationConfig(**asdict(config), seed=self.seed)
+            adapted = HybridAdapter(hybrid).adapt(opened.policy, support, opened.buffer)
+        # The loss counts as well: steps that are too long overflow it before the weights.
+        finite = all(bool(torch.isfinite(v).all()) for v in adapted.state_dict().values())
+        if not finite or not torch.isfinite(torch.tensor(adapted.report.loss_after)):
+            raise ValueError(
+                f"adapt_lr: expected a rate with which {self.num_adapt_steps} step(s) stay finite, "
+                f"received {self.adapt_lr}; nothing was saved"
+            )
+        return adapted
+
+    def _save(self, out: Path, opened: OpenedModel, adapted: Policy, tasks: Tasks) -> None:
+        from ssm_metarl.checkpoint import Checkpoint, save_checkpoint
+
+        save_checkpoint(
+            out,
+            Checkpoint(
+                policy_config=opened.checkpoint.policy_config,
+                tensors={f"policy.{n}": v for n, v in adapted.state_dict().items()},
+                training=opened.checkpoint.training,
+                card={"command": command_line("adapt", self), "adapted_to": tasks.as_dicts()[0]},
+            ),
+        )
 
 
 def parse_task(text: str) -> dict[str, Any]:
@@ -148,9 +166,16 @@ def parse_task(text: str) -> dict[str, Any]:
     return task
 
 
+def describe(tasks: Tasks) -> str:
+    """The parameters of a single task with their units: ``force 7 N, sign -1``."""
+    values = tasks.as_dicts()[0]
+    parts = [f"{p.name} {values[p.name]:g} {p.unit}".rstrip() for p in tasks.family.parameters]
+    return ", ".join(parts) or f"the unmodified {tasks.family.name}"
+
+
 def episode_returns(policy: Policy, tasks: Tasks, settings: EvaluationConfig) -> list[float]:
     """Returns of a policy's greedy episodes on one task."""
-    from ssm_metarl.evaluation.meta_evaluator import run_arm
+    from ssm_metarl.evaluation.episodes import run_arm
 
     actor = policy.actor(policy.meta_params(), len(tasks), settings.episodes_per_task)
     returns: list[float] = run_arm(tasks, actor, settings)[0].tolist()

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 LINES = 20  # plain progress lines over a whole run
+TABLE_WIDTH, PIPE_WIDTH = 76, 100  # characters
+SPLIT_TITLES = {"id": "in distribution", "ood": "out of distribution"}
 
 
 class Reporter:
@@ -27,14 +30,11 @@ class Reporter:
         self._title, self._printed = title, -1
         self._bar: Progress | None = None
         if self._console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[message]}"),
-                console=self._console,
-            )
+            share, message = "{task.percentage:>3.0f} %", "{task.fields[message]}"
+            columns = [TextColumn("{task.description}"), TextColumn(f"{share}  {message}")]
+            if self._console.width >= TABLE_WIDTH:  # rich would cut the numbers, not the bar
+                columns[1:1] = [BarColumn(bar_width=20), TimeRemainingColumn()]
+            self._bar = Progress(*columns, console=self._console)
             self._task = self._bar.add_task(title, total=1.0, message="")
 
     def __enter__(self) -> Reporter:
@@ -66,26 +66,47 @@ def note(text: str) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """The result on stdout, for machines."""
-    print(json.dumps(value, indent=2))
+    """The result on stdout, for machines.
+
+    Raises:
+        ValueError: It holds NaN or infinity, which JSON does not know.
+    """
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def interval(ends: tuple[float, float] | list[float], sign: str = "") -> str:
+    """The two ends of an interval; ``sign`` "+" for a difference."""
+    low, high = ends
+    return f"{low:{sign}.1f} to {high:{sign}.1f}"
 
 
 def print_evaluation(result: Mapping[str, Any]) -> None:
-    """An evaluation's arms and paired differences as tables on stdout."""
-    console = Console()
-    split = {"id": "in distribution", "ood": "out of distribution"}[result["split"]]
-    table = Table(
-        title=f"{result['family']}, {split}: {result['num_tasks']} unseen tasks, "
-        f"seed {result['seed']}, {result['support_steps']} support steps"
+    """An evaluation's arms and paired differences on stdout: a table, if it is wide enough."""
+    console = Console(highlight=False)
+    if not console.is_terminal:  # nobody reads a pipe in columns of 80
+        console.width = max(console.width, PIPE_WIDTH)
+    console.print(
+        f"{result['family']}, {SPLIT_TITLES[result['split']]}: {result['num_tasks']} unseen "
+        f"tasks (seed {result['seed']}), adapted from {result['support_steps']} environment steps"
     )
-    for column in ("arm", "IQM", "95 % interval", "mean", "worst tenth", "env steps"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    for arm, s in result["arms"].items():
-        interval = f"{s['ci95'][0]:.1f} to {s['ci95'][1]:.1f}"
-        row = (f"{s['iqm']:.1f}", interval, f"{s['mean']:.1f}", f"{s['worst10']:.1f}")
-        table.add_row(arm, *row, str(s["env_steps"]))
-    console.print(table)
+    if console.width >= TABLE_WIDTH:
+        console.print(_table(result["arms"]))
+    else:
+        for arm, s in result["arms"].items():
+            console.print(
+                f"{arm}: IQM {s['iqm']:.1f} ({interval(s['ci95'])}), mean {s['mean']:.1f}, "
+                f"worst tenth {s['worst10']:.1f}, {s['env_steps']:,} env steps"
+            )
     for pair, s in result["paired"].items():
-        low, high = s["ci95"]
         name = pair.replace("-", " - ")
-        console.print(f"{name}: {s['mean']:+.1f} (95 % interval {low:+.1f} to {high:+.1f})")
+        console.print(f"{name}: {s['mean']:+.1f} (95 % interval {interval(s['ci95'], '+')})")
+
+
+def _table(arms: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("arm", "IQM", "95 % interval", "mean", "worst tenth", "env steps"):
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for arm, s in arms.items():
+        row = (f"{s['iqm']:.1f}", interval(s["ci95"]), f"{s['mean']:.1f}", f"{s['worst10']:.1f}")
+        table.add_row(arm, *row, f"{s['env_steps']:,}")
+    return table

@@ -1,115 +1,61 @@
-"""Parse the command line, run the command, end a mistake with one clear line.
+"""Run a command line; a mistake ends it with one clear line.
 
-Place in the flow: the entry point; the commands stand beside it, in the order of their use:
-`train`, `adapt`, `evaluate`, `models`.
+Place in the flow: the entry point. `parsing` reads the command, the commands stand beside it in
+the order of their use: `train`, `adapt`, `evaluate`, `verify`, `models`.
 
-Exit codes: 0 done, 2 bad input, 3 training diverged, 130 interrupted (after saving).
-Nothing here imports torch: commands import what they need when they run.
+Exit codes: 0 done, 1 `verify` found other figures, 2 bad input, 3 training diverged, 130
+interrupted. Nothing here imports torch: commands import what they need when they run.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
-import tyro
-
-from ssm_metarl.cli.adapt import Adapt
-from ssm_metarl.cli.evaluate import Evaluate, Verify
-from ssm_metarl.cli.models import Models
-from ssm_metarl.cli.train import Train, TrainPolicyGradient
+from ssm_metarl.cli.flags import PROGRAM
+from ssm_metarl.cli.parsing import parse
 from ssm_metarl.version import __version__
 
-PROGRAM = "ssm-metarl"
-MODES = {"meta_rl": Train, "policy_gradient": TrainPolicyGradient}
-
-
-class Command(Protocol):
-    """A parsed command."""
-
-    def run(self) -> int:
-        """Do the work; returns the exit code."""
-
-
-COMMANDS: dict[str, type[Any]] = {
-    "train": Train,
-    "adapt": Adapt,
-    "evaluate": Evaluate,
-    "verify": Verify,
-    "models": Models,
-}
-
-
-class UsageError(ValueError):
-    """The command line does not fit; the message is one line."""
+BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+REFUSALS = ("gymnasium.error", "safetensors")
+"""Modules whose errors tell of bad input, too: MuJoCo not installed, a disk that is full."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code."""
+    """Run a command line.
+
+    Args:
+        argv: The arguments; None for the process's own.
+
+    Returns:
+        The exit code.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        print(f"{PROGRAM} {__version__}")
-        return 0
     try:
-        command = parse(arguments)
-        return command.run()
-    except (ValueError, OSError) as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        if arguments == ["--version"]:
+            print(f"{PROGRAM} {__version__}")
+            return 0
+        code = parse(arguments).run()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except Exception as error:
+        if not (
+            isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith(REFUSALS)
+        ):
+            raise  # a bug in this package: its traceback says where
+        print(f"{PROGRAM}: {describe(error)}", file=sys.stderr)
+        return BAD_INPUT
 
 
-def parse(arguments: list[str]) -> Command:
-    """The command that the arguments name.
-
-    Raises:
-        UsageError: They name none, or a flag does not fit.
-        SystemExit: After printing ``--help``.
-    """
-    commands: dict[str, Callable[..., Any]] = dict(COMMANDS)
-    if arguments[:1] == ["train"]:
-        mode, arguments = _take_mode(arguments)
-        commands["train"] = MODES[mode]
-    if not arguments:
-        arguments = ["--help"]
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            command: Command = tyro.extras.subcommand_cli_from_dict(
-                commands, prog=PROGRAM, args=arguments
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UsageError(_one_line(complaint.getvalue())) from None
-    return command
-
-
-def _take_mode(arguments: list[str]) -> tuple[str, list[str]]:
-    """Split ``--mode NAME`` off: which flags there are depends on it."""
-    for index, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name == "--mode":
-            rest = arguments[index + 1 :]
-            if not equals:
-                value, rest = (rest[0] if rest else ""), rest[1:]
-            if value not in MODES:
-                raise UsageError(f"--mode: expected one of {sorted(MODES)}, received {value!r}")
-            return value, arguments[:index] + rest
-    return "meta_rl", arguments
-
-
-def _one_line(box: str) -> str:
-    """The message inside the box that tyro draws around an error, up to its first rule."""
-    message = []
-    for line in box.splitlines()[1:]:
-        text = line.strip("│┃| ").strip()
-        if set(text) <= set("─━-╰╯"):
-            break
-        message.append(text)
-    return " ".join(message) or "the command line could not be read; see --help"
+def describe(error: Exception) -> str:
+    """An error's message in one line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__

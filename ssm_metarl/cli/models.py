@@ -6,7 +6,6 @@ Place in the flow: a command over `checkpoint.shipped_models`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ssm_metarl.cli.console import print_json
 
@@ -20,29 +19,29 @@ class Models:
 
     def run(self) -> int:
         """Load every shipped model and print what it is."""
-        from ssm_metarl.checkpoint import load_model, shipped_models
+        from ssm_metarl.checkpoint import shipped_models
+        from ssm_metarl.cli.opened_model import open_model
 
-        rows: list[dict[str, Any]] = []
+        rows = []
         for name, path in shipped_models().items():
-            checkpoint = load_model(name)
-            policy = checkpoint.policy()
+            opened = open_model(str(path))
             rows.append(
                 {
                     "name": name,
-                    "family": checkpoint.training.get("family", ""),
-                    "core": type(policy.core).__name__,
-                    "parameters": policy.num_parameters(),
+                    "family": opened.family.name,
+                    "core": type(opened.policy.core).__name__,
+                    "parameters": opened.policy.num_parameters(),
                     "path": str(path),
-                    "command": checkpoint.card.get("command", ""),
+                    "command": opened.checkpoint.card.get("command", ""),
                 }
             )
         if self.json:
             print_json({"models": rows})
         elif not rows:
-            print("no models are shipped yet; train one with: ssm-metarl train")
+            print("no models come with this version; train one with: ssm-metarl train")
         for row in [] if self.json else rows:
             print(
                 f"{row['name']}: {row['core']}, {row['parameters']:,} parameters, family "
-                f"{row['family']}\n  {row['path']}\n  made by: {row['command']}"
+                f"{row['family']}\n  {row['path']}\n  made by: {row['command'] or 'not recorded'}"
             )
         return 0

@@ -1,16 +1,19 @@
 """Evaluate a policy on held-out tasks: every arm on the same tasks and the same episodes.
 
 Place in the flow: stage 7. Support data per task -> adapt -> greedy full-length episodes -> one
-JSON object, which `report` draws.
+JSON object, which `report` draws. Support data and episodes are made in `episodes`.
 
-The arms are paired: task k's initial states come from task k's own stream, so arms differ in how
-they act and in nothing else. Support data are collected once and shared by all arms that use any.
+The arms are paired, and support data are collected once and shared by all arms that use any.
+An arm that does not apply is absent: ``hybrid`` without experience, ``standard`` where the model
+has no outputs for the inner objective, the CartPole controllers elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,23 +26,34 @@ from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
     MetaTrainingConfig,
-    Objective,
     StandardAdaptationConfig,
-    SupportPolicy,
 )
-from ssm_metarl.core.policy import Policy
-from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
+from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.baselines import lqr_actor, sign_probe_actor
-from ssm_metarl.evaluation.statistics import paired_interval, summarize
+from ssm_metarl.evaluation.episodes import (
+    PURPOSE,
+    MetaTrained,
+    can_adapt,
+    can_flip,
+    check_family,
+    collect_support,
+    run_arm,
+    uniform_actor,
+)
+from ssm_metarl.evaluation.statistics import paired_interval, summarize, worst_tenth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 from ssm_metarl.version import __version__
 
-PURPOSE = "evaluation"
 PAIRS = (("standard", "frozen"), ("hybrid", "frozen"), ("hybrid", "standard"))
+COST_SUPPORT = ("standard", "hybrid", "sign_probe")
+"""Arms that use the support data."""
+MAX_ARMS = 6
+"""Most arms that an evaluation has, for progress bars."""
 
 DEFINITIONS = {
     "support": "data of one task, collected before adapting: whole episodes, the last cut at "
@@ -60,23 +74,11 @@ DEFINITIONS = {
     "sign_probe": "one fixed robust controller; the actuator's sign read off the support data",
 }
 
-
-@dataclass(frozen=True)
-class MetaTrained:
-    """How a model was meta-trained, where an evaluation's defaults come from."""
-
-    objective: Objective = "prediction"
-    support_policy: SupportPolicy = "random"
-
-    @classmethod
-    def from_training(cls, training: Mapping[str, Any]) -> MetaTrained:
-        """From the training configuration in a checkpoint; empty gives the defaults."""
-        known = {name: training[name] for name in cls.__dataclass_fields__ if name in training}
-        return cls(**known)
+Adapted = tuple[Params, list[AdaptationReport]]
 
 
 def evaluate(
-    policy: Policy,
+    policy: Policy | StateSpaceModel,
     family: TaskFamily,
     config: EvaluationConfig,
     *,
@@ -99,52 +101,32 @@ def evaluate(
     Returns:
         One JSON-ready object: ``arms`` with mean, iqm, ci95, worst10 and env_steps, ``paired``
         differences with intervals, ``by_sign`` where the family hides one, ``definitions``.
+
+    Raises:
+        ValueError: The policy does not fit the family, or a setting is out of range.
     """
+    policy = as_policy(policy)
+    check_family(policy, family)
     trained = trained or MetaTrained()
     support_policy = config.support_policy or trained.support_policy
+    standard = trained.adaptation(
+        objective=config.objective,
+        num_adapt_steps=config.num_adapt_steps,
+        adapt_lr=config.adapt_lr,
+    )
+    hybrid = HybridAdaptationConfig(
+        **asdict(standard), experience_weight=config.experience_weight, seed=config.seed
+    )
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
-    cost = int(support.steps_taken().max())
-    standard = StandardAdaptationConfig(
-        adapt_lr=config.adapt_lr,
-        num_adapt_steps=config.num_adapt_steps,
-        objective=config.objective or trained.objective,
-    )
-    returns: dict[str, np.ndarray] = {}
-    env_steps: dict[str, int] = {}
+    adapted = _adapted_params(policy, support, standard, hybrid, buffer)
     reports: dict[str, list[AdaptationReport]] = {}
-
-    def run(arm: str, make_actor: Callable[[], Actor], steps: int) -> None:
+    returns: dict[str, np.ndarray] = {}
+    for arm, make_actor in _arms(policy, tasks, support, config, adapted, reports).items():
         if on_arm is not None:
             on_arm(arm)
         returns[arm] = run_arm(tasks, make_actor(), config)
-        env_steps[arm] = steps
-
-    def acting(params: Params) -> Actor:
-        return policy.actor(params, len(tasks), config.episodes_per_task)
-
-    def adapted(arm: str, result: tuple[Params, list[AdaptationReport]]) -> Actor:
-        reports[arm] = result[1]
-        return acting(result[0])
-
-    run("random", lambda: _random(tasks, config), 0)
-    run("frozen", lambda: acting(policy.meta_params()), 0)
-    run(
-        "standard",
-        lambda: adapted("standard", StandardAdapter(standard).adapt_tasks(policy, support)),
-        cost,
-    )
-    if buffer is not None and len(buffer) > 0:
-        hybrid = HybridAdapter(
-            HybridAdaptationConfig(
-                **asdict(standard), experience_weight=config.experience_weight, seed=config.seed
-            )
-        )
-        run("hybrid", lambda: adapted("hybrid", hybrid.adapt_tasks(policy, support, buffer)), cost)
-    if family.name == "cartpole":
-        run("lqr", lambda: lqr_actor(tasks, config.episodes_per_task), 0)
-        run("sign_probe", lambda: sign_probe_actor(support, config.episodes_per_task), cost)
-
+    cost = int(support.steps_taken().max())
     return {
         "model": model,
         "family": family.name,
@@ -153,7 +135,7 @@ def evaluate(
         "seed": config.seed,
         "version": __version__,
         "arms": {
-            arm: {**summarize(r, seed=config.seed), "env_steps": env_steps[arm]}
+            arm: {**summarize(r, seed=config.seed), "env_steps": cost * (arm in COST_SUPPORT)}
             for arm, r in returns.items()
         },
         "paired": _paired(returns, config.seed),
@@ -161,8 +143,8 @@ def evaluate(
         "adaptation": {
             arm: {
                 "num_steps": config.num_adapt_steps,
-                "loss_before": float(np.mean([r.loss_before for r in arm_reports])),
-                "loss_after": float(np.mean([r.loss_after for r in arm_reports])),
+                "loss_before": _mean_or_none([r.loss_before for r in arm_reports]),
+                "loss_after": _mean_or_none([r.loss_after for r in arm_reports]),
             }
             for arm, arm_reports in reports.items()
         },
@@ -177,55 +159,53 @@ def evaluate(
     }
 
 
-def learning_curve_point(
-    policy: Policy, family: TaskFamily, training: MetaTrainingConfig, *, num_tasks: int = 40
-) -> dict[str, float]:
-    """Adapted and frozen return on a few held-out ID tasks, one episode each: a look on the way.
-
-    Returns:
-        ``adapted_mean``, ``adapted_iqm``, ``frozen_mean`` and ``frozen_iqm``.
-    """
-    config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=1, seed=1)
-    trained = MetaTrained.from_training(asdict(training))
-    tasks = family.sample("id", num_tasks, seed=config.seed)
-    support = collect_support(
-        policy, tasks, config.support_steps, trained.support_policy, seed=config.seed
-    )
-    adapter = StandardAdapter(StandardAdaptationConfig(objective=trained.objective))
-    adapted, _ = adapter.adapt_tasks(policy, support)
-    point = {}
-    for name, params in (("adapted", adapted), ("frozen", policy.meta_params())):
-        scores = summarize(run_arm(tasks, policy.actor(params, num_tasks, 1), config))
-        point[f"{name}_mean"], point[f"{name}_iqm"] = scores["mean"], scores["iqm"]
-    return point
+def _adapted_params(
+    policy: Policy,
+    support: Rollout,
+    standard: StandardAdaptationConfig,
+    hybrid: HybridAdaptationConfig,
+    buffer: ExperienceBuffer | None,
+) -> dict[str, Callable[[], Adapted]]:
+    """The adapting arms that apply: what computes each one's task parameters."""
+    arms: dict[str, Callable[[], Adapted]] = {}
+    if can_adapt(policy, standard.objective):
+        arms["standard"] = lambda: StandardAdapter(standard).adapt_tasks(policy, support)
+        if buffer is not None and len(buffer) > 0:
+            arms["hybrid"] = lambda: HybridAdapter(hybrid).adapt_tasks(policy, support, buffer)
+    return arms
 
 
-def collect_support(
-    policy: Policy, tasks: Tasks, num_steps: int, support_policy: SupportPolicy, *, seed: int
-) -> Rollout:
-    """Support data of K tasks: ``num_steps`` environment steps each, one environment a task."""
-    worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-support")
-    noise = TaskNoise(seed, f"{PURPOSE}-support-action", tasks.indices)
-    actor = (
-        random_actor(worlds, noise, num_steps)
-        if support_policy == "random"
-        else policy.actor(policy.meta_params(), len(tasks), 1, noise=noise, num_steps=num_steps)
-    )
-    return collect_rollout(worlds, actor, num_steps, autoreset=True)
+def _arms(
+    policy: Policy,
+    tasks: Tasks,
+    support: Rollout,
+    config: EvaluationConfig,
+    adapted: Mapping[str, Callable[[], Adapted]],
+    reports: dict[str, list[AdaptationReport]],
+) -> dict[str, Callable[[], Actor]]:
+    """Every arm that applies, in the order of the result; ``reports`` fills as they run."""
+    num_envs = config.episodes_per_task
+
+    def adapting(arm: str) -> Actor:
+        params, reports[arm] = adapted[arm]()
+        return policy.actor(params, len(tasks), num_envs)
+
+    arms: dict[str, Callable[[], Actor]] = {
+        "frozen": lambda: policy.actor(policy.meta_params(), len(tasks), num_envs)
+    }
+    for arm in adapted:
+        arms[arm] = partial(adapting, arm)
+    arms["random"] = lambda: uniform_actor(tasks, config)
+    if can_flip(tasks.family):
+        arms["lqr"] = lambda: lqr_actor(tasks, num_envs)
+        arms["sign_probe"] = lambda: sign_probe_actor(support, num_envs)
+    return arms
 
 
-def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
-    """Returns of an actor's full-length episodes, shape (K, episodes_per_task)."""
-    worlds = make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
-    rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
-    returns: np.ndarray = rollout.episode_returns().double().numpy()
-    return returns
-
-
-def _random(tasks: Tasks, config: EvaluationConfig) -> Actor:
-    worlds = make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
-    noise = TaskNoise(config.seed, f"{PURPOSE}-random", tasks.indices)
-    return random_actor(worlds, noise, worlds.max_episode_steps)
+def _mean_or_none(values: list[float]) -> float | None:
+    """The mean, or None where steps that were too long left no finite number."""
+    mean = float(np.mean(values))
+    return mean if math.isfinite(mean) else None
 
 
 def _paired(returns: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
@@ -247,57 +227,63 @@ def _by_sign(tasks: Tasks, returns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     sign = tasks.values["sign"].numpy()
     result: dict[str, Any] = {}
     for value in sorted(set(sign.tolist())):
-        summaries = {arm: summarize(r[sign == value]) for arm, r in returns.items()}
+        scores = {arm: r[sign == value].mean(axis=1) for arm, r in returns.items()}
         result[f"{value:+g}"] = {
-            arm: {"mean": s["mean"], "worst10": s["worst10"]} for arm, s in summaries.items()
+            arm: {"mean": float(s.mean()), "worst10": worst_tenth(s)} for arm, s in scores.items()
         }
     return result
 
 
-def flip_trajectories(
-    policy: Policy, family: TaskFamily, *, support_steps: int, trained: MetaTrained, seed: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """One episode before and one after adapting to the default plant with its actuator flipped.
+def learning_curve_point(
+    policy: Policy, family: TaskFamily, training: MetaTrainingConfig, *, num_tasks: int = 40
+) -> dict[str, float]:
+    """Adapted and frozen return on a few held-out ID tasks, one episode each: a look on the way.
 
     Returns:
-        The states that the steps led to before and after, each (T, 4), and the task's parameters.
+        ``adapted_mean``, ``adapted_iqm``, ``frozen_mean`` and ``frozen_iqm``.
     """
-    tasks = family.task({"sign": -1.0})
-    support = collect_support(policy, tasks, support_steps, trained.support_policy, seed=seed)
-    config = StandardAdaptationConfig(objective=trained.objective)
-    adapted, _ = StandardAdapter(config).adapt_tasks(policy, support)
-    episodes = []
-    for params in (policy.meta_params(), adapted):
-        worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-flip")
-        rollout = collect_rollout(worlds, policy.actor(params, 1, 1), worlds.max_episode_steps)
-        episodes.append(rollout.next_obs[rollout.mask].numpy())
-    return episodes[0], episodes[1], tasks.as_dicts()[0]
+    config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=1, seed=1)
+    trained = MetaTrained.from_training(asdict(training))
+    tasks = family.sample("id", num_tasks, seed=config.seed)
+    support = collect_support(
+        policy, tasks, config.support_steps, trained.support_policy, seed=config.seed
+    )
+    adapted, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
+    point = {}
+    for name, params in (("adapted", adapted), ("frozen", policy.meta_params())):
+        scores = summarize(run_arm(tasks, policy.actor(params, num_tasks, 1), config))
+        point[f"{name}_mean"], point[f"{name}_iqm"] = scores["mean"], scores["iqm"]
+    return point
 
 
 def verify(
-    policy: Policy, family: TaskFamily, trained: MetaTrained, *, seed: int = 0
+    policy: Policy | StateSpaceModel, family: TaskFamily, trained: MetaTrained, *, seed: int = 0
 ) -> dict[str, Any]:
     """Ten seeded episodes, each on an ID task of its own, adapted from 20 environment steps.
+
+    A model without the outputs that its inner objective needs runs them as it is.
 
     Returns:
         Mean, standard deviation, minimum and maximum of the returns, the episodes' lengths,
         and the returns of the same ten episodes without adapting.
     """
+    policy = as_policy(policy)
+    check_family(policy, family)
     config = EvaluationConfig(num_tasks=10, episodes_per_task=1, seed=seed)
     tasks = family.sample("id", config.num_tasks, seed=seed)
-    support = collect_support(
-        policy, tasks, config.support_steps, trained.support_policy, seed=seed
-    )
-    adapter = StandardAdapter(StandardAdaptationConfig(objective=trained.objective))
-    adapted, _ = adapter.adapt_tasks(policy, support)
+    params: Params = policy.meta_params()
+    frozen = run_arm(tasks, policy.actor(params, 10, 1), config)
+    support_steps = config.support_steps if can_adapt(policy, trained.objective) else 0
+    if support_steps > 0:
+        support = collect_support(policy, tasks, support_steps, trained.support_policy, seed=seed)
+        params, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
     worlds = make_worlds(tasks, 1, seed=seed, purpose=PURPOSE)
-    rollout = collect_rollout(worlds, policy.actor(adapted, 10, 1), worlds.max_episode_steps)
-    frozen = run_arm(tasks, policy.actor(policy.meta_params(), 10, 1), config)
+    rollout = collect_rollout(worlds, policy.actor(params, 10, 1), worlds.max_episode_steps)
     returns = rollout.episode_returns()[:, 0].double()
     return {
         "episodes": config.num_tasks,
         "seed": seed,
-        "support_steps": config.support_steps,
+        "support_steps": support_steps,
         "mean": float(returns.mean()),
         "std": float(returns.std(correction=0)),
         "min": float(returns.min()),

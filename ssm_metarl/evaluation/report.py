@@ -2,7 +2,8 @@
 
 Place in the flow: stage 7, the last. Input is plain data (the JSON objects of evaluations, a
 training log, two recorded episodes), so it needs no policy. `write_report` makes a folder with
-`report.html`, `report.md`, `training_curve.png`, `adaptation.png` and `before_after.gif`.
+`report.html`, `report.md`, `results.json`, `adaptation.png` and, where there is something to draw
+them from, `training_curve.png` and `before_after.gif`.
 
 The trap: every text that comes from outside (a model's path, a command) is escaped before it
 becomes HTML.
@@ -10,6 +11,7 @@ becomes HTML.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -122,9 +124,9 @@ def write_report(
     *,
     evaluations: Mapping[str, Evaluation],
     training_log: Path | None,
-    before: States,
-    after: States,
-    flipped_task: Mapping[str, float],
+    before: States | None = None,
+    after: States | None = None,
+    flipped_task: Mapping[str, float] | None = None,
     command: str,
 ) -> Path:
     """Write the report's files into a folder.
@@ -134,42 +136,58 @@ def write_report(
         evaluations: Title, such as "in distribution" -> JSON object of an evaluation.
         training_log: JSON lines of the training (see `plots.plot_training_curve`); None where a
             model came without one.
-        before: States that the steps of one episode led to, before adapting, shape (T, 4).
+        before: States that the steps of one episode led to, before adapting, shape (T, 4); None
+            for a report without the film, where a family has no CartPole to draw.
         after: The same task, after adapting, shape (T, 4), its own T.
         flipped_task: That task's parameters; ``length`` [m] is needed, ``sign`` -1 is shown.
         command: The shell command that makes this report again.
 
     Returns:
         Path of ``report.html``.
+
+    Raises:
+        ValueError: Only some of ``before``, ``after`` and ``flipped_task`` are given.
     """
+    film = (before, after, flipped_task)
+    if any(x is None for x in film) and any(x is not None for x in film):
+        raise ValueError("before, after, flipped_task: expected all or none, received only some")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = [
-        (
-            animate_cartpole(
-                before,
-                after,
-                out / "before_after.gif",
-                length=float(flipped_task["length"]),
-                title="Actuator flipped" if _is_flipped(flipped_task) else "Changed plant",
-                flipped=_is_flipped(flipped_task),
-            ),
-            f"One task, in real time: {_describe(flipped_task)}. Before adapting the episode "
-            f"lasts {len(before)} steps, after adapting {len(after)}.",
-        ),
-        (
-            plot_arms(evaluations, out / "adaptation.png"),
-            "Every arm on the same unseen tasks.",
-        ),
-    ]
+    pictures = []
+    if before is not None and after is not None and flipped_task is not None:
+        pictures.append(_film(out, before, after, flipped_task))
+    # CartPole ends after 500 steps of reward 1; other families' returns have no such ceiling.
+    cartpole = all(e.get("family") == "cartpole" for e in evaluations.values())
+    ceiling = 500.0 if cartpole else None
+    arms = plot_arms(evaluations, out / "adaptation.png", ceiling=ceiling)
+    pictures.append((arms, "Every arm on the same unseen tasks."))
     if training_log is not None:
-        curve = plot_training_curve(training_log, out / "training_curve.png")
+        curve = plot_training_curve(training_log, out / "training_curve.png", ceiling=ceiling)
         pictures.append((curve, "Returns over meta-training, before and after adapting."))
     captions = {path.name: caption for path, caption in pictures}
     (out / "report.md").write_text(_markdown(evaluations, captions, command), encoding="utf-8")
+    results = {"command": command, "evaluations": evaluations}
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     page = out / "report.html"
     page.write_text(_html(evaluations, captions, command), encoding="utf-8")
     return page
+
+
+def _film(out: Path, before: States, after: States, task: Mapping[str, float]) -> tuple[Path, str]:
+    """The film of one task, and its caption."""
+    flipped = _is_flipped(task)
+    path = animate_cartpole(
+        before,
+        after,
+        out / "before_after.gif",
+        length=float(task["length"]),
+        title="Actuator flipped" if flipped else "Changed plant",
+        flipped=flipped,
+    )
+    return path, (
+        f"One task, in real time: {_describe(task)}. Before adapting the episode lasts "
+        f"{len(before)} steps, after adapting {len(after)}."
+    )
 
 
 def _is_flipped(task: Mapping[str, float]) -> bool:

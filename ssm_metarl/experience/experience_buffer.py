@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,25 +64,25 @@ class ExperienceBuffer:
             task_ids: Identity of each task, length K.
 
         Raises:
-            ValueError: ``task_ids`` of another length, or observations of another size.
+            ValueError: ``task_ids`` of another length, or steps of another kind than those held.
         """
         if len(task_ids) != rollout.num_tasks:
             raise ValueError(
                 f"task_ids: expected {rollout.num_tasks}, one a task, received {len(task_ids)}"
             )
-        if self._sequences and self._sequences[0]["obs"].shape[-1] != rollout.obs.shape[-1]:
-            raise ValueError(
-                f"obs: expected size {self._sequences[0]['obs'].shape[-1]} as in the buffer, "
-                f"received {rollout.obs.shape[-1]}"
-            )
         stored = {name: getattr(rollout, name).detach().cpu() for name in STORED}
+        for name, held in self._sequences[0].items() if self._sequences else ():
+            expected, received = _kind(held[0]), _kind(stored[name][0, 0, 0])
+            if expected != received:
+                raise ValueError(
+                    f"{name}: expected {expected} a step, as in the buffer, received {received}"
+                )
         starts = (rollout.reset & rollout.mask).cpu().numpy()
         lengths = rollout.mask.sum(dim=0).cpu().numpy()
         for k, task_id in enumerate(task_ids):
             for n in range(rollout.num_envs):
                 first = np.flatnonzero(starts[:, k, n])
-                ends = [*first[1:], lengths[k, n]]
-                for start, end in zip(first, ends, strict=True):
+                for start, end in pairwise([*first, lengths[k, n]]):
                     piece = {name: v[start:end, k, n].clone() for name, v in stored.items()}
                     self._append(piece, int(task_id))
 
@@ -100,15 +101,17 @@ class ExperienceBuffer:
         """Draw sequences uniformly, with replacement only if there are too few.
 
         Args:
-            num_sequences: M.
+            num_sequences: M, at least 1.
             rng: Where the draw comes from.
 
         Returns:
             A rollout of shape (T, 1, M): padded and masked to the longest sequence drawn.
 
         Raises:
-            ValueError: The buffer is empty.
+            ValueError: The buffer is empty, or no sequence is asked for.
         """
+        if num_sequences < 1:
+            raise ValueError(f"num_sequences: expected at least 1, received {num_sequences}")
         if not self._sequences:
             raise ValueError("experience buffer: expected at least one sequence, received none")
         chosen = rng.choice(
@@ -126,15 +129,26 @@ class ExperienceBuffer:
         return joined
 
     def restore(self, tensors: dict[str, Tensor]) -> ExperienceBuffer:
-        """Replace the content by what :meth:`tensors` gave; returns the buffer."""
-        self._sequences.clear()
-        self._task_ids.clear()
-        self._size = 0
+        """Replace the content by what :meth:`tensors` gave; returns the buffer.
+
+        Raises:
+            ValueError: Tensors are missing, or their lengths do not fit; nothing was replaced.
+        """
         if tensors:
             missing = sorted({*STORED, "length", "task_id"} - set(tensors))
             if missing:
                 raise ValueError(f"experience: expected tensors {missing}, received none")
             lengths = tensors["length"].tolist()
+            expected = {name: sum(lengths) for name in STORED} | {"task_id": len(lengths)}
+            for name, count in expected.items():
+                if len(tensors[name]) != count:
+                    raise ValueError(
+                        f"experience.{name}: expected {count} rows, received {len(tensors[name])}"
+                    )
+        self._sequences.clear()
+        self._task_ids.clear()
+        self._size = 0
+        if tensors:
             pieces = {name: tensors[name].split(lengths) for name in STORED}
             for i, task_id in enumerate(tensors["task_id"].tolist()):
                 self._append({name: p[i].clone() for name, p in pieces.items()}, task_id)
@@ -144,8 +158,11 @@ class ExperienceBuffer:
         """Write the buffer as safetensors, atomically."""
         temporary = Path(f"{path}.tmp")
         metadata = {"format": FORMAT, "max_size": str(self.max_size)}
-        save_file(self.tensors(), temporary, metadata=metadata)
-        os.replace(temporary, path)
+        try:
+            save_file(self.tensors(), temporary, metadata=metadata)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ExperienceBuffer:
@@ -164,7 +181,18 @@ class ExperienceBuffer:
             raise ValueError(
                 f"{path}: expected format {FORMAT!r}, received {metadata.get('format')!r}"
             )
-        return cls(int(metadata["max_size"])).restore(tensors)
+        max_size = metadata.get("max_size", "")
+        if not max_size.isdecimal():
+            raise ValueError(f"{path}: max_size: expected a number, received {max_size!r}")
+        try:
+            return cls(int(max_size)).restore(tensors)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _kind(step: Tensor) -> str:
+    """What a tensor holds for one step, in words."""
+    return f"{tuple(step.shape)} of {str(step.dtype).removeprefix('torch.')}"
 
 
 def _padded(sequences: list[dict[str, Tensor]]) -> Rollout:

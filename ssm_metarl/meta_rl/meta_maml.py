@@ -9,6 +9,11 @@ with theta_k the parameters adapted on task k's support data, and J_clip PPO's c
 on episodes that theta_k collected (ProMP, Rothfuss et al. 2019, arXiv 1810.06784). The gradient
 runs through the inner step, second order unless ``first_order``. The step sizes learn with it.
 
+Where the inner objective is prediction, ``inner_loss_coef`` times the inner loss *after* the inner
+steps is added. Without it nothing asks that a step towards better predictions predict better: the
+meta-gradient makes of it whatever leap moves the policy, the prediction loss grows fifty-fold, and
+a second step from there goes astray.
+
 A bias to know of: the gradient holds the support *actions* fixed, so nothing credits them for
 being informative (E-MAML, Stadie et al. 2018, adds that term). It vanishes where the support is
 collected by a fixed random policy, the default.
@@ -89,7 +94,7 @@ class MetaMAML:
             num_steps=num_steps,
             second_order=not self.config.first_order,
         )
-        return clipped_policy_loss(
+        outer = clipped_policy_loss(
             self.policy,
             adapted,
             query,
@@ -97,6 +102,9 @@ class MetaMAML:
             clip_coef=self.config.clip_coef,
             entropy_coef=self.config.entropy_coef,
         ).mean()
+        if self.config.objective == "prediction" and self.config.inner_loss_coef > 0:
+            outer = outer + self.config.inner_loss_coef * loss(adapted).mean()
+        return outer
 
     def update(
         self,
@@ -142,7 +150,7 @@ class MetaMAML:
         names = [name for name, _ in self.policy.named_parameters()]
         state = self.optimizer.state_dict()["state"]
         return {
-            f"{names[index]}.{key}": torch.as_tensor(value)
+            f"{names[index]}.{key}": torch.as_tensor(value).clone()
             for index, values in state.items()
             for key, value in values.items()
         }
@@ -153,7 +161,7 @@ class MetaMAML:
         for index, (name, _) in enumerate(self.policy.named_parameters()):
             prefix = f"{name}."
             values = {
-                key[len(prefix) :]: value
+                key[len(prefix) :]: value.clone()  # the optimiser would go on in the caller's
                 for key, value in tensors.items()
                 if key.startswith(prefix) and "." not in key[len(prefix) :]
             }

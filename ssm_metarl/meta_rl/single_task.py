@@ -56,7 +56,7 @@ def train_single_task(
         on_update: Called after every update.
 
     Raises:
-        TrainingDiverged: A loss is not finite.
+        TrainingDiverged: A loss or gradient is not finite.
     """
     policy = build_policy(architecture(config, family), seed=config.seed, inner_lr=0.01)
     optimizer = torch.optim.Adam(policy.meta_params().values(), lr=config.lr, eps=1e-5)
@@ -78,11 +78,14 @@ def train_single_task(
                 clip_coef=config.clip_coef,
                 entropy_coef=config.entropy_coef,
             ).mean()
-            if not math.isfinite(loss.item()):
-                raise TrainingDiverged(f"expected a finite loss, received {loss.item():g}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                raise TrainingDiverged(
+                    f"expected a finite loss and gradient, received loss {loss.item():g} and "
+                    f"gradient norm {norm.item():g}"
+                )
             optimizer.step()
         episodes += count
         env_steps += int(rollout.mask.sum())

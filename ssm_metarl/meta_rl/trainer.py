@@ -125,7 +125,9 @@ class MetaTrainer:
         loss = self._inner_loss(support)
         adapted = self.maml.adapt(loss, num_tasks=len(tasks), num_steps=inner_steps)
         query, horizon = self._collect_query(tasks, adapted)
-        advantage = advantages(query, gamma=config.gamma, gae_lambda=config.gae_lambda)
+        advantage = advantages(
+            query, gamma=config.gamma, gae_lambda=config.gae_lambda, shared_scale=True
+        )
         update = self.maml.update(
             loss, query, advantage, num_steps=inner_steps, progress=self.progress
         )
@@ -200,7 +202,7 @@ class MetaTrainer:
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs, but for the counters."""
         return {
-            **{f"policy.{n}": v.detach() for n, v in self.policy.state_dict().items()},
+            **{f"policy.{n}": v.detach().clone() for n, v in self.policy.state_dict().items()},
             **{f"optimizer.{n}": v for n, v in self.maml.state().items()},
             **{f"experience.{n}": v for n, v in self.buffer.tensors().items()},
         }

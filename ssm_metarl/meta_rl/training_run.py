@@ -12,6 +12,7 @@ A resumed training cuts the log back to the checkpoint's epoch, then continues b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
-from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.config import MetaTrainingConfig, rebuild
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
@@ -99,9 +100,9 @@ class TrainingRun:
         checkpoint = load_checkpoint(out)
         if not checkpoint.training or not checkpoint.counters:
             raise ValueError(f"{out}: expected a training's checkpoint, received a model's")
-        config = MetaTrainingConfig(**checkpoint.training)
-        if num_epochs is not None or max_env_steps is not None:
-            config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
+        config = rebuild(MetaTrainingConfig, checkpoint.training, f"{out}: training")
+        limits: dict[str, Any] = {"num_epochs": num_epochs, "max_env_steps": max_env_steps}
+        config = replace(config, **{n: limit for n, limit in limits.items() if limit is not None})
         trainer = MetaTrainer(config)
         trainer.restore(checkpoint.tensors, checkpoint.counters)
         log = out / LOG_NAME
@@ -127,7 +128,10 @@ class TrainingRun:
         """
         trainer = self.trainer
         events = _event_writer(self.out, trainer.epoch)
-        with open(self.out / LOG_NAME, "a") as log:
+        with contextlib.ExitStack() as files:
+            log = files.enter_context(open(self.out / LOG_NAME, "a"))
+            if events is not None:
+                files.callback(events.close)
             while trainer.progress < 1 and not self._stop_requested:
                 due = int(trainer.progress * NUM_EVALUATIONS)
                 metrics = trainer.run_epoch()
@@ -144,8 +148,6 @@ class TrainingRun:
                     self.save()
                 if self._on_epoch is not None:
                     self._on_epoch(metrics, line)
-        if events is not None:
-            events.close()
         self.stopped = trainer.progress < 1
         self.save()
         return trainer.policy

@@ -103,20 +103,40 @@ def generalized_advantage(
     return torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
 
 
-def normalized(advantage: Tensor, mask: Tensor) -> Tensor:
-    """Advantages of each task with mean 0 and standard deviation 1 over its taken steps."""
+def normalized(advantage: Tensor, mask: Tensor, *, shared_scale: bool = False) -> Tensor:
+    """Advantages of each task with mean 0 and standard deviation 1 over its taken steps.
+
+    Args:
+        advantage: Shape (T, K, N).
+        mask: True where a step was taken, shape (T, K, N).
+        shared_scale: Divide all tasks by one standard deviation, the root of their mean variance.
+            A task that is solved has only noise for advantages; scaled by itself it would speak
+            as loudly as one that fails.
+    """
     taken = mask.to(advantage.dtype)
     advantage = torch.where(mask, advantage, torch.zeros_like(advantage))
     count = taken.sum(dim=(0, 2), keepdim=True).clamp(min=1)
     mean = advantage.sum(dim=(0, 2), keepdim=True) / count
     centred = (advantage - mean) * taken
-    std = (centred.square().sum(dim=(0, 2), keepdim=True) / count).sqrt()
-    return centred / (std + 1e-6)
+    variance = centred.square().sum(dim=(0, 2), keepdim=True) / count
+    if shared_scale:
+        variance = variance.mean(dim=1, keepdim=True)
+    return centred / (variance.sqrt() + 1e-6)
 
 
 @torch.no_grad()
-def advantages(rollout: Rollout, *, gamma: float, gae_lambda: float) -> Tensor:
-    """Normalised advantages under each task's own linear baseline, shape (T, K, N)."""
+def advantages(
+    rollout: Rollout, *, gamma: float, gae_lambda: float, shared_scale: bool = False
+) -> Tensor:
+    """Normalised advantages under each task's own linear baseline, shape (T, K, N).
+
+    Args:
+        rollout: Steps of K tasks.
+        gamma: Discount factor.
+        gae_lambda: Trade-off between bias (0) and variance (1).
+        shared_scale: As in :func:`normalized`; the tasks then depend on each other, so not for an
+            inner objective.
+    """
     value, next_value = fit_linear_baseline(rollout, gamma)
     raw = generalized_advantage(rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda)
-    return normalized(raw, rollout.mask)
+    return normalized(raw, rollout.mask, shared_scale=shared_scale)

@@ -183,6 +183,18 @@ def test_normalized_has_mean_zero_and_spread_one_in_every_task(ends_early: Tenso
     assert torch.count_nonzero(received[~ends_early]) == 0
 
 
+def test_a_shared_scale_keeps_a_quiet_task_quiet() -> None:
+    advantage = torch.randn(50, 2, 4, generator=torch.Generator().manual_seed(0))
+    advantage[:, 1] *= 0.01  # a solved task: nothing but noise
+    mask = torch.ones(50, 2, 4, dtype=torch.bool)
+    alone, shared = normalized(advantage, mask), normalized(advantage, mask, shared_scale=True)
+    assert alone[:, 1].std().item() == pytest.approx(1, rel=0.01)
+    assert shared[:, 1].std().item() == pytest.approx(0.01 * shared[:, 0].std().item(), rel=0.2)
+    variance = shared.var(dim=(0, 2), correction=0).mean()
+    assert variance.item() == pytest.approx(1, rel=1e-4)
+    torch.testing.assert_close(shared.mean(dim=(0, 2)), torch.zeros(2), atol=1e-6, rtol=0)
+
+
 def test_equal_advantages_normalise_to_zero() -> None:
     same = normalized(torch.full((4, 1, 2), 3.0), torch.ones(4, 1, 2, dtype=torch.bool))
     assert torch.equal(same, torch.zeros(4, 1, 2))

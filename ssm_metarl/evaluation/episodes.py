@@ -1,0 +1,150 @@
+"""Support data and greedy episodes on held-out tasks: what every arm of an evaluation is made of.
+
+Place in the flow: stage 7, under `meta_evaluator`, which runs the arms and sums them up.
+
+Episodes are keyed by (seed, purpose, task), never by the arm: task k's initial states come from
+task k's own stream, so two arms differ in how they act and in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.config import (
+    EvaluationConfig,
+    Objective,
+    StandardAdaptationConfig,
+    SupportPolicy,
+)
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
+from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
+from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.tasks.cartpole import CartPoleDynamics
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.types import Actor, Rollout
+
+PURPOSE = "evaluation"
+
+
+@dataclass(frozen=True)
+class MetaTrained:
+    """How a model was meta-trained, where an evaluation's defaults come from."""
+
+    objective: Objective = "prediction"
+    support_policy: SupportPolicy = "random"
+    gamma: float = 0.99
+    gae_lambda: float = 0.98
+
+    @classmethod
+    def from_training(cls, training: Mapping[str, Any]) -> MetaTrained:
+        """From the training configuration in a checkpoint; empty gives the defaults."""
+        known = {name: training[name] for name in cls.__dataclass_fields__ if name in training}
+        return cls(**known)
+
+    def adaptation(
+        self,
+        *,
+        objective: Objective | None = None,
+        num_adapt_steps: int = 1,
+        adapt_lr: float | None = None,
+    ) -> StandardAdaptationConfig:
+        """The inner step as it was meta-trained, but for what is given."""
+        return StandardAdaptationConfig(
+            objective=objective or self.objective,
+            num_adapt_steps=num_adapt_steps,
+            adapt_lr=adapt_lr,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+        )
+
+
+def check_family(policy: Policy, family: TaskFamily) -> None:
+    """Raise ValueError unless the policy fits the family's observations and actions."""
+    obs_dim, space = observation_and_action(family)
+    if (policy.obs_dim, policy.action_space) != (obs_dim, space):
+        raise ValueError(
+            f"model: expected one for {family.name} (observations of size {obs_dim}, {space}), "
+            f"received one for observations of size {policy.obs_dim}, {policy.action_space}"
+        )
+
+
+def can_adapt(policy: Policy, objective: Objective) -> bool:
+    """Whether the policy has the outputs that the inner objective needs."""
+    return objective != "prediction" or len(policy.heads.predicted_dims) > 0
+
+
+def can_flip(family: TaskFamily) -> bool:
+    """Whether a family has CartPole's state, to be drawn, and an actuator that can be flipped."""
+    # A subclass may observe something else than the state: the exact type is asked for.
+    physics = type(family.dynamics) is CartPoleDynamics
+    return physics and any(parameter.name == "sign" for parameter in family.parameters)
+
+
+def collect_support(
+    policy: Policy, tasks: Tasks, num_steps: int, support_policy: SupportPolicy, *, seed: int
+) -> Rollout:
+    """Support data of K tasks: ``num_steps`` environment steps each, one environment a task."""
+    worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-support")
+    noise = TaskNoise(seed, f"{PURPOSE}-support-action", tasks.indices)
+    actor = (
+        random_actor(worlds, noise, num_steps)
+        if support_policy == "random"
+        else policy.actor(policy.meta_params(), len(tasks), 1, noise=noise, num_steps=num_steps)
+    )
+    return collect_rollout(worlds, actor, num_steps, autoreset=True)
+
+
+def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
+    """Returns of an actor's full-length episodes, shape (K, episodes_per_task)."""
+    worlds = make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
+    rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
+    returns: np.ndarray = rollout.episode_returns().double().numpy()
+    return returns
+
+
+def uniform_actor(tasks: Tasks, config: EvaluationConfig) -> Actor:
+    """Uniform actions, from streams that belong to the tasks."""
+    worlds = make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
+    noise = TaskNoise(config.seed, f"{PURPOSE}-random", tasks.indices)
+    return random_actor(worlds, noise, worlds.max_episode_steps)
+
+
+def flip_trajectories(
+    policy: Policy,
+    family: TaskFamily,
+    *,
+    support_steps: int,
+    trained: MetaTrained,
+    seed: int,
+    num_adapt_steps: int = 1,
+    adapt_lr: float | None = None,
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """One episode before and one after adapting to the default plant with its actuator flipped.
+
+    Returns:
+        The states that the steps led to before and after, each (T, 4), and the task's parameters.
+
+    Raises:
+        ValueError: A family without CartPole's state or without ``sign`` (see `can_flip`).
+    """
+    if not can_flip(family):
+        raise ValueError(
+            f"flip: expected a family with CartPole's state and a parameter 'sign', "
+            f"received {family.name!r}"
+        )
+    tasks = family.task({"sign": -1.0})
+    support = collect_support(policy, tasks, support_steps, trained.support_policy, seed=seed)
+    config = trained.adaptation(num_adapt_steps=num_adapt_steps, adapt_lr=adapt_lr)
+    adapted, _ = StandardAdapter(config).adapt_tasks(policy, support)
+    episodes = []
+    for params in (policy.meta_params(), adapted):
+        worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-flip")
+        rollout = collect_rollout(worlds, policy.actor(params, 1, 1), worlds.max_episode_steps)
+        episodes.append(rollout.next_obs[rollout.mask].numpy())
+    return episodes[0], episodes[1], tasks.as_dicts()[0]

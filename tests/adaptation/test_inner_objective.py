@@ -1,0 +1,77 @@
+"""The inner loss of hybrid adaptation is the sum that the module promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.objectives.policy_gradient import policy_gradient_loss
+from ssm_metarl.objectives.prediction import prediction_loss, target_spread
+from ssm_metarl.objectives.returns import advantages
+from ssm_metarl.types import Rollout
+
+MakeSupport = Callable[..., Rollout]
+DISCOUNT = {"gamma": 0.9, "gae_lambda": 0.7}
+
+
+@pytest.fixture
+def replay(policy: Policy, make_support: MakeSupport) -> Replay:
+    buffer = ExperienceBuffer(1000)
+    buffer.add(make_support(6, seed=7), range(6))
+    replayed = buffer.sample(5, np.random.default_rng(0))
+    return weigh_replay(policy, make_support(3), replayed, 0.7)
+
+
+def test_prediction_with_replay(policy: Policy, make_support: MakeSupport, replay: Replay) -> None:
+    current, params = make_support(3), policy.meta_params()
+    loss = task_loss(policy, "prediction", current, replay=replay, **DISCOUNT)
+    spread = target_spread(policy, current)
+    past = prediction_loss(policy, params, replay.rollout, spread=spread, weight=replay.weights)
+    expected = prediction_loss(policy, params, current) + 0.7 * replay.trust * past
+    torch.testing.assert_close(loss(params), expected)
+    assert (0.7 * replay.trust * past > 1e-4).all()
+
+
+def test_policy_gradient_with_replay(
+    policy: Policy, make_support: MakeSupport, replay: Replay
+) -> None:
+    current, params = make_support(3), policy.meta_params()
+    loss = task_loss(policy, "policy_gradient", current, replay=replay, **DISCOUNT)
+    expected = policy_gradient_loss(policy, params, current, advantages(current, **DISCOUNT))
+    weighted = replay.weights * advantages(replay.rollout, **DISCOUNT)
+    past = policy_gradient_loss(policy, params, replay.rollout, weighted)
+    torch.testing.assert_close(loss(params), expected + 0.7 * replay.trust * past)
+    assert (past.abs() > 1e-4).all()
+
+
+def test_without_replay_it_is_the_objective_alone(
+    policy: Policy, make_support: MakeSupport
+) -> None:
+    current, params = make_support(3), policy.meta_params()
+    loss = task_loss(policy, "prediction", current, **DISCOUNT)
+    assert torch.equal(loss(params), prediction_loss(policy, params, current))
+
+
+def test_prediction_needs_no_reward(policy: Policy, make_support: MakeSupport) -> None:
+    current, params = make_support(3), policy.meta_params()
+    other = replace(current, reward=torch.full_like(current.reward, -7.0))
+    one, two = (task_loss(policy, "prediction", c, **DISCOUNT)(params) for c in (current, other))
+    assert torch.equal(one, two)
+
+
+def test_every_task_relives_the_same_sequences(policy: Policy, replay: Replay) -> None:
+    assert replay.rollout.num_tasks == replay.weights.shape[1] == 3
+    assert torch.equal(replay.rollout.obs[:, 0], replay.rollout.obs[:, 2])
+    assert not torch.allclose(replay.weights[:, 0], replay.weights[:, 2])
+
+
+def test_an_unknown_objective_is_refused(policy: Policy, make_support: MakeSupport) -> None:
+    with pytest.raises(ValueError, match=r"expected 'prediction' or .* received 'reward'"):
+        task_loss(policy, "reward", make_support(1), **DISCOUNT)  # type: ignore[arg-type]

@@ -1,0 +1,232 @@
+"""``adapt``, ``evaluate``, ``verify`` and ``models`` on a model that was just trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ssm_metarl.checkpoint import (
+    FILE_NAME,
+    Checkpoint,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+)
+from ssm_metarl.cli.console import print_json
+
+from .conftest import Cli
+
+TASK = '{"force": 7, "sign": -1}'
+DOCUMENTED = {"model", "family", "split", "num_tasks", "seed", "version", "arms", "paired"}
+
+
+def evaluate(cli: Cli, model: object, *flags: object) -> dict[str, Any]:
+    outcome = cli("evaluate", "--model", model, "--num_tasks", 4, *flags, "--json")
+    assert outcome.code == 0, outcome.err
+    result: dict[str, Any] = json.loads(outcome.out, parse_constant=pytest.fail)
+    return result
+
+
+def test_evaluate_prints_the_documented_object(cli: Cli, model: Path) -> None:
+    result = evaluate(cli, model, "--seed", 5, "--split", "ood")
+    assert result.keys() >= DOCUMENTED | {"definitions", "by_sign", "adaptation"}
+    assert (result["model"], result["family"]) == (str(model), "cartpole")
+    assert (result["split"], result["num_tasks"], result["seed"]) == ("ood", 4, 5)
+    assert set(result["arms"]) == {"frozen", "standard", "hybrid", "random", "lqr", "sign_probe"}
+    for arm in result["arms"].values():
+        assert arm.keys() == {"mean", "iqm", "ci95", "worst10", "env_steps"}
+        assert arm["ci95"][0] <= arm["iqm"] <= arm["ci95"][1]
+    assert set(result["paired"]) == {"standard-frozen", "hybrid-frozen", "hybrid-standard"}
+    for pair, difference in result["paired"].items():
+        first, second = pair.split("-")
+        expected = result["arms"][first]["mean"] - result["arms"][second]["mean"]
+        assert difference["mean"] == pytest.approx(expected)
+    assert set(result["arms"]) <= set(result["definitions"])
+
+
+def test_evaluate_says_the_same_again(cli: Cli, model: Path) -> None:
+    first = evaluate(cli, model)
+    assert evaluate(cli, model) == first
+    assert evaluate(cli, model, "--seed", 1)["arms"] != first["arms"]
+
+
+def test_evaluate_takes_its_settings_from_the_flags(cli: Cli, model: Path) -> None:
+    default = evaluate(cli, model)
+    assert (default["support_policy"], default["objective"]) == ("random", "prediction")
+    changed = evaluate(
+        cli, model, "--support_policy", "policy", "--objective", "policy_gradient",
+        "--adapt_lr", 0.3, "--support_steps", 11, "--episodes_per_task", 2,
+    )  # fmt: skip
+    assert (changed["support_policy"], changed["objective"]) == ("policy", "policy_gradient")
+    assert (changed["adapt_lr"], changed["support_steps"]) == (0.3, 11)
+    assert changed["arms"]["standard"]["env_steps"] == 11
+    assert changed["adaptation"] != default["adaptation"]
+
+
+def test_evaluate_prints_a_table_that_says_the_same(cli: Cli, model: Path) -> None:
+    result = evaluate(cli, model)
+    lines = cli("evaluate", "--model", model, "--num_tasks", 4).out.splitlines()
+    cells = [line.split() for line in lines if line.strip() and " - " not in line]
+    rows = {row[0]: row for row in cells}
+    for arm, scores in result["arms"].items():
+        assert rows[arm][1] == f"{scores['iqm']:.1f}"
+        assert rows[arm][-3:-1] == [f"{scores['mean']:.1f}", f"{scores['worst10']:.1f}"]
+        assert rows[arm][-1] == str(scores["env_steps"])
+    difference = result["paired"]["standard-frozen"]["mean"]
+    assert any(line.startswith(f"standard - frozen: {difference:+.1f} (") for line in lines)
+
+
+def test_evaluate_writes_a_report_on_both_splits(cli: Cli, model: Path, tmp_path: Path) -> None:
+    outcome = cli("evaluate", "--model", model, "--num_tasks", 2, "--report", "a report", "--json")
+    assert outcome.json["split"] == "id"  # one object, of the split that was asked for
+    assert outcome.err.endswith("report: a report/report.html\n")
+    names = {path.name for path in (tmp_path / "a report").iterdir()}
+    assert names >= {"report.html", "report.md", "adaptation.png", "before_after.gif"}
+    assert "training_curve.png" in names  # the model's run has a log
+    text = (tmp_path / "a report" / "report.md").read_text()
+    assert "## in distribution" in text and "## out of distribution" in text
+    assert f"ssm-metarl evaluate --model {model} --num-tasks 2 --report 'a report'" in text
+
+
+def test_the_film_is_adapted_with_the_evaluations_settings(
+    cli: Cli, model: Path, tmp_path: Path
+) -> None:
+    for name, steps in (("a", 0), ("b", 1)):
+        settings = ("--num_adapt_steps", steps, "--adapt_lr", 1, "--objective", "policy_gradient")
+        flags = ("--num_tasks", 1, *settings, "--report", name)
+        assert cli("evaluate", "--model", model, *flags).code == 0
+    caption = (tmp_path / "a" / "report.md").read_text().split("the episode lasts ")[1]
+    before, after = caption.split(" steps, after adapting ")
+    assert before == after.split(".")[0]  # no step: nothing changes
+    films = [(tmp_path / name / "before_after.gif").read_bytes() for name in "ab"]
+    assert films[0] != films[1]
+
+
+def test_adapt_saves_a_policy_that_does_what_it_says(cli: Cli, model: Path) -> None:
+    flags = ("--task", TASK, "--out", "flipped.safetensors", "--episodes", 3, "--json")
+    result = cli("adapt", "--model", model, *flags).json
+    assert result["task"]["force"] == 7 and result["task"]["sign"] == -1
+    assert result["task"]["gravity"] == 9.8  # not named: the default
+    assert result["report"]["env_steps"] == 20 and result["report"]["num_steps"] == 1
+    assert len(result["before"]) == len(result["after"]) == 3
+    card = load_checkpoint("flipped.safetensors").card
+    assert card["adapted_to"] == result["task"]
+    assert f"--task '{TASK}'" in card["command"]
+    # Adapted by no step, the saved policy repeats the episodes that the first one ended with.
+    again = ("--task", TASK, "--num_adapt_steps", 0, "--episodes", 3, "--json")
+    repeated = cli("adapt", "--model", "flipped.safetensors", *again).json
+    assert repeated["before"] == repeated["after"] == result["after"]
+
+
+def test_adapt_in_words(cli: Cli, model: Path, tmp_path: Path) -> None:
+    outcome = cli("adapt", "--model", model, "--task", TASK)
+    assert "force 7 N" in outcome.out and "sign -1" in outcome.out
+    assert outcome.out.endswith("saved: adapted.safetensors\n")
+    assert (tmp_path / "adapted.safetensors").is_file()
+    assert "received adapted.safetensors" in cli("adapt", "--model", model).refusal()
+    assert ".safetensors file" in cli("adapt", "--model", model, "--out", "a.pth").refusal()
+
+
+def test_adapt_leaves_the_model_alone(cli: Cli, model: Path) -> None:
+    before = (model / FILE_NAME).read_bytes()
+    assert cli("adapt", "--model", model, "--task", TASK).code == 0
+    assert (model / FILE_NAME).read_bytes() == before
+    weights, adapted = (
+        load_pretrained(path).state_dict() for path in (model, "adapted.safetensors")
+    )
+    assert any(not torch.equal(weights[name], adapted[name]) for name in weights)
+    assert torch.equal(weights["step_size"], adapted["step_size"])
+
+
+def test_hybrid_adaptation_needs_experience(cli: Cli, model: Path) -> None:
+    result = cli("adapt", "--model", model, "--mode", "hybrid", "--json").json
+    assert 0 < result["report"]["replay_trust"] <= 1
+    refusal = cli(
+        "adapt", "--model", "adapted.safetensors", "--mode", "hybrid", "--out", "b.safetensors"
+    ).refusal()
+    assert "without experience" in refusal
+    assert "hybrid" not in evaluate(cli, "adapted.safetensors")["arms"]
+
+
+def test_verify_compares_with_the_card(cli: Cli, model: Path, tmp_path: Path) -> None:
+    outcome = cli("verify", "--model", model, "--json")
+    assert outcome.code == 0 and outcome.json["matches_card"] is True
+    assert outcome.json["episodes"] == len(outcome.json["steps"]) == 10
+    assert outcome.json["mean"] == sum(outcome.json["steps"]) / 10  # CartPole: 1 a step
+    assert "equal to the model's card" in cli("verify", "--model", model).out
+    other = cli("verify", "--model", model, "--seed", 7)
+    assert other.code == 0 and "no figures for this seed" in other.out
+
+    checkpoint = load_checkpoint(model)
+    card = {**checkpoint.card, "verification": {**checkpoint.card["verification"], "mean": 499.0}}
+    values = {n: getattr(checkpoint, n) for n in checkpoint.__dataclass_fields__} | {"card": card}
+    save_checkpoint(tmp_path / "boast.safetensors", Checkpoint(**values))
+    outcome = cli("verify", "--model", "boast.safetensors")
+    assert outcome.code == 1 and "NOT equal to the model's card" in outcome.out
+
+
+def test_models_lists_what_is_shipped(
+    cli: Cli, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = model / FILE_NAME
+    monkeypatch.setattr("ssm_metarl.checkpoint.shipped_models", lambda: {"cartpole": path})
+    (row,) = cli("models", "--json").json["models"]
+    assert row["name"] == row["family"] == "cartpole"
+    assert row["core"] == "DiagonalSSM"
+    assert row["parameters"] == load_pretrained(model).num_parameters()
+    assert row["path"] == str(path)
+    assert row["command"].startswith("ssm-metarl train ")
+    assert f"{row['parameters']:,} parameters" in cli("models").out
+    monkeypatch.setattr("ssm_metarl.checkpoint.shipped_models", dict)
+    assert cli("models", "--json").json == {"models": []}
+    assert "no models" in cli("models").out
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    monkeypatch.setattr(
+        "ssm_metarl.checkpoint.shipped_models", lambda: {"x": tmp_path / "other.safetensors"}
+    )
+    assert "other.safetensors" in cli("models").refusal()
+
+
+@pytest.mark.parametrize("columns", [40, 120])
+def test_on_a_terminal_there_is_a_bar_and_no_number_is_cut(
+    cli: Cli, model: Path, columns: int
+) -> None:
+    result = evaluate(cli, model)
+    main_end, terminal = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ssm_metarl.cli", "evaluate", "--model", model, "--num_tasks", "4"],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=environment,
+    )
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(main_end, 65536)
+        except OSError:  # the other end was closed
+            break
+    os.close(main_end)
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "━" in text and "evaluating" in text
+    for arm in ("frozen", "random"):
+        for name in ("iqm", "mean", "worst10"):
+            assert f"{result['arms'][arm][name]:.1f}" in text
+    assert "…" not in text
+
+
+def test_nan_never_becomes_json() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        print_json({"mean": float("nan")})

@@ -1,0 +1,123 @@
+"""Everything that the README says is run: its commands, its snippets, its numbers."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ssm_metarl.cli import main
+from ssm_metarl.evaluation.report import results_table
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+# The same commands, with budgets that a test can afford.
+SMALL = {
+    "train": ["--max_env_steps", "2000", "--tasks_per_epoch", "4", "--horizon", "50"],
+    "adapt": ["--episodes", "1"],
+    "evaluate": ["--num_tasks", "5"],
+}
+
+
+def blocks(language: str) -> list[str]:
+    """The README's fenced blocks of a language, "" for none."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The ssm-metarl commands of a text, without the program."""
+    lines = [line.strip().removeprefix(".venv/bin/") for line in text.splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("ssm-metarl ")]
+
+
+def small(command: list[str]) -> list[str]:
+    """A command whose budget a test can afford: the last of two equal flags counts."""
+    if command[0] == "evaluate" and "--num_tasks" in command:
+        at = command.index("--num_tasks")
+        command = command[:at] + command[at + 2 :]
+    return [*command, *SMALL.get(command[0], [])]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the demo's training has run, with a small budget."""
+    folder = tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(small(commands(blocks("")[1])[0])) == 0
+    return folder
+
+
+def test_the_commands_run(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo)
+    train, *others = commands(blocks("")[1])
+    assert train[0] == "train"
+    assert {command[0] for command in others} == {"adapt", "evaluate", "verify", "models"}
+    for command in others:
+        assert main(small(command)) == 0, command
+
+
+def test_the_demo_runs_the_commands_that_the_readme_shows(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = commands(MAKEFILE)
+    assert [command[0] for command in recipe] == ["train", "adapt", "evaluate"]
+    readme = commands(blocks("")[1])
+    assert recipe[0] == readme[0]
+    assert recipe[1] == readme[1]
+    assert set(re.search(r"`ssm-metarl (evaluate [^`]*)`", README)[1].split()) <= set(recipe[2])
+    monkeypatch.chdir(demo)
+    assert main(small(recipe[2])) == 0
+    assert {path.name for path in (demo / "runs/demo/report").iterdir()} >= {
+        "report.html",
+        "adaptation.png",
+        "before_after.gif",
+        "training_curve.png",
+        "results.json",
+    }
+
+
+def test_the_snippets_run(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo)
+    snippets = blocks("python")
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"make ([a-z-]+)", README + (ROOT / "CONTRIBUTING.md").read_text()))
+    assert {"demo", "test", "check", "fix"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE), target
+
+
+def test_the_numbers_are_those_of_the_committed_results() -> None:
+    results = json.loads((ROOT / "docs/results/demo.json").read_text())
+    text = between("results: make demo", "end of results")
+    for title, evaluation in results["evaluations"].items():
+        assert evaluation["seed"] >= 10_000, "final figures come from seeds from 10,000 on"
+        assert f"**{title.capitalize()}**" in text
+        assert results_table(evaluation) in text
+    seeds = json.loads((ROOT / "docs/results/seeds.json").read_text())
+    table = between("seeds", "end of seeds")
+    for row in seeds:
+        arm = row["arms"]["standard"]
+        cells = [row["training_seed"], f"{row['env_steps']:,}", f"{arm['iqm']:.1f}"]
+        cells += [f"{arm['mean']:.1f}", f"{arm['worst10']:.1f}"]
+        assert "| " + " | ".join(map(str, cells)) + " |" in table
+        assert row["env_steps"] < 1_550_000
+
+
+def between(start: str, end: str) -> str:
+    """The README's text between two marks."""
+    return README.split(f"<!-- {start} -->")[1].split(f"<!-- {end} -->")[0]
+
+
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]))
+def test_every_local_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
