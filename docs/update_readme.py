@@ -44,7 +44,10 @@ def seed_row(run: Path) -> dict:
 
 def seeds_table(rows: list[dict]) -> str:
     """The `standard` arm of every training seed, as Markdown."""
-    lines = ["| seed | environment steps | IQM | mean | worst tenth |", "|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| seed | environment steps | IQM | mean | worst tenth |",
+        "|---:|---:|---:|---:|---:|",
+    ]
     for row in rows:
         arm = row["arms"]["standard"]
         lines.append(

@@ -14,7 +14,13 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 LINES = 20  # plain progress lines over a whole run
@@ -31,7 +37,10 @@ class Reporter:
         self._bar: Progress | None = None
         if self._console.is_terminal:
             share, message = "{task.percentage:>3.0f} %", "{task.fields[message]}"
-            columns = [TextColumn("{task.description}"), TextColumn(f"{share}  {message}")]
+            columns: list[ProgressColumn] = [
+                TextColumn("{task.description}"),
+                TextColumn(f"{share}  {message}"),
+            ]
             if self._console.width >= TABLE_WIDTH:  # rich would cut the numbers, not the bar
                 columns[1:1] = [BarColumn(bar_width=20), TimeRemainingColumn()]
             self._bar = Progress(*columns, console=self._console)

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from statistics import mode
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -145,13 +146,17 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
     _clean(axes)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     ends: list[tuple[float, float, str, str]] = []  # x, y, label, colour
+    # Now and then training runs longer episodes; a line through both lengths would be all spikes.
+    horizon = mode([row.get("horizon") for row in rows]) if rows else None
+    training = "training" if horizon is None else f"training, cut at {horizon}:"
     curves = (
-        ("average_return", None, "training", MUTED),
+        ("average_return", None, training, MUTED),
         ("eval_frozen_mean", "eval_frozen_iqm", "before adapting", VERMILION),
         ("eval_adapted_mean", "eval_adapted_iqm", "after adapting", BLUE),
     )
     for mean, middle, label, color in curves:
-        x, y = _column(rows, mean)
+        usual = rows if middle else [row for row in rows if row.get("horizon") == horizon]
+        x, y = _column(usual, mean)
         if not x:
             continue
         evaluated = middle is not None

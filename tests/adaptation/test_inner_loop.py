@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params, expand_to_tasks, inner_step
 from ssm_metarl.adaptation.inner_objective import task_loss
-from ssm_metarl.core.policy import Policy
+from ssm_metarl.config import PolicyConfig
+from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.types import Params, Rollout
 
 MakeSupport = Callable[..., Rollout]
-HEADS_WITHOUT_PREDICTION = ("heads.action.weight", "heads.action.bias", "heads.value.weight")
 
 TARGET = torch.tensor([[0.0, 0.0], [2.0, 1.0]])
 CURVATURE = torch.tensor([1.0, 3.0])
@@ -202,14 +202,11 @@ class TestTasks:
 
 class TestWhatStays:
     def test_a_head_that_the_loss_does_not_use(self, make_support: MakeSupport) -> None:
-        from ssm_metarl.config import PolicyConfig
-        from ssm_metarl.core.policy import build_policy
-
         config = PolicyConfig(state_dim=4, hidden_dim=4, obs_scale=(1.0,) * 4, num_actions=2)
         policy = build_policy(config, seed=0, inner_lr=0.1)
         adapted = adapt(policy, make_support(2), num_steps=2)
         for n, p in policy.meta_params().items():
-            stays = n in HEADS_WITHOUT_PREDICTION or n == "heads.value.bias"
+            stays = n.startswith(("heads.action.", "heads.value."))
             assert torch.equal(adapted[n], p.expand(2, *p.shape)) == stays, n
 
     def test_the_parameters_that_came_in(self, policy: Policy, make_support: MakeSupport) -> None:

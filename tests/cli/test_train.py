@@ -148,7 +148,7 @@ def test_an_interrupt_finishes_the_epoch_and_saves(start: Start, tmp_path: Path)
     wait_for(process, "meta-training   0%")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (130, ""), err
     assert err.startswith("stopping after this epoch")
     assert err.endswith("saved; continue with: ssm-metarl train --resume run\n")
     assert "Traceback" not in err
@@ -185,7 +185,7 @@ def test_interrupting_twice_stops_at_once(start: Start, tmp_path: Path) -> None:
     wait_for(process, "stopping after this epoch (once more to stop at once)")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (130, ""), err
     assert "stopped at once" in err and "--resume run" in err and "Traceback" not in err
     assert load_checkpoint(tmp_path / "run").counters["epoch"] == 0
     assert load_model(tmp_path / "run").policy().num_parameters() > 0

@@ -1,0 +1,368 @@
+"""The evaluator: which arms there are, that they are paired, and what their numbers mean."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
+from ssm_metarl.core.policy import Policy, as_policy, build_policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.evaluation import episodes, meta_evaluator
+from ssm_metarl.evaluation.episodes import (
+    MetaTrained,
+    can_flip,
+    collect_support,
+    flip_trajectories,
+    run_arm,
+)
+from ssm_metarl.evaluation.meta_evaluator import evaluate, learning_curve_point, verify
+from ssm_metarl.evaluation.report import write_report
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.task_family import TaskFamily, Uniform
+from ssm_metarl.types import Rollout
+
+SMALL = {"num_tasks": 5, "episodes_per_task": 2, "support_steps": 12}
+
+
+def config(**settings: Any) -> EvaluationConfig:
+    return EvaluationConfig(**(SMALL | settings))
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    """Untrained, with step sizes and an action head large enough for adapting to change it."""
+    small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(architecture(small, CARTPOLE), seed=3, inner_lr=1.0)
+    with torch.no_grad():
+        policy.heads.action.weight.mul_(100)
+    return policy
+
+
+@pytest.fixture(scope="module")
+def buffer(policy: Policy) -> ExperienceBuffer:
+    tasks = CARTPOLE.sample("train", 8, seed=0)
+    buffer = ExperienceBuffer(1000)
+    buffer.add(collect_support(policy, tasks, 20, "random", seed=0), tasks.indices)
+    return buffer
+
+
+@pytest.fixture(scope="module")
+def pendulum() -> TaskFamily:
+    """A family without sign and CartPole's state, with continuous actions."""
+    return TaskFamily.from_gymnasium("Pendulum-v1", {"g": Uniform(5, 15, unit="m/s²")})
+
+
+@pytest.fixture(scope="module")
+def pendulum_policy(pendulum: TaskFamily) -> Policy:
+    small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    return build_policy(architecture(small, pendulum), seed=0, inner_lr=0.1)
+
+
+def test_arms_that_apply_are_there_in_order(policy: Policy, buffer: ExperienceBuffer) -> None:
+    with_buffer = evaluate(policy, CARTPOLE, config(), model="m", buffer=buffer)
+    names = ["frozen", "standard", "hybrid", "random", "lqr", "sign_probe"]
+    assert list(with_buffer["arms"]) == names
+    seen: list[str] = []
+    without = evaluate(policy, CARTPOLE, config(), model="m", on_arm=seen.append)
+    assert list(without["arms"]) == seen == [n for n in names if n != "hybrid"]
+    assert list(without["paired"]) == ["standard-frozen"]
+    empty = evaluate(policy, CARTPOLE, config(), model="m", buffer=ExperienceBuffer(5))
+    assert empty == without
+
+
+def test_a_family_without_sign_has_no_cartpole_arms(
+    pendulum: TaskFamily, pendulum_policy: Policy
+) -> None:
+    small = config(num_tasks=1, episodes_per_task=1)
+    result = evaluate(pendulum_policy, pendulum, small, model="m")
+    assert list(result["arms"]) == ["frozen", "standard", "random"]
+    assert result["by_sign"] == {}
+    assert result["arms"]["random"]["mean"] < 0  # the pendulum's costs, not CartPole's steps
+
+
+def test_a_model_without_prediction_outputs_adapts_by_policy_gradient_only() -> None:
+    model = StateSpaceModel(output_dim=2)
+    result = evaluate(model, CARTPOLE, config(), model="m")
+    assert list(result["arms"]) == ["frozen", "random", "lqr", "sign_probe"]
+    assert result["paired"] == {} and result["adaptation"] == {}
+    rewarded = evaluate(model, CARTPOLE, config(objective="policy_gradient"), model="m")
+    assert "standard" in rewarded["arms"]
+    assert rewarded["arms"]["frozen"] == result["arms"]["frozen"]
+
+
+def test_a_raw_model_of_the_documented_shape_is_a_policy() -> None:
+    model = StateSpaceModel()
+    result = evaluate(model, CARTPOLE, config(), model="m")
+    assert "standard" in result["arms"]
+    assert result == evaluate(as_policy(model), CARTPOLE, config(), model="m")
+
+
+def test_a_model_that_does_not_fit_is_refused(policy: Policy, pendulum: TaskFamily) -> None:
+    with pytest.raises(ValueError, match=r"observations of size 3.*received.*size 4"):
+        evaluate(policy, pendulum, config(), model="m")
+    with pytest.raises(ValueError, match=r"expected one for cartpole.*received.*size 6"):
+        evaluate(StateSpaceModel(input_dim=6), CARTPOLE, config(), model="m")
+    with pytest.raises(ValueError, match="experience_weight"):
+        evaluate(policy, CARTPOLE, config(experience_weight=-1), model="m")
+
+
+def test_every_arm_starts_from_the_same_states(
+    policy: Policy, buffer: ExperienceBuffer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: dict[str, np.ndarray] = {}
+    running: list[str] = []
+
+    def recorded(*args: Any, **kwargs: Any) -> Rollout:
+        rollout = collect_rollout(*args, **kwargs)
+        if running:  # before the first arm, support data are collected
+            starts[running[-1]] = rollout.obs[0].numpy()
+        return rollout
+
+    monkeypatch.setattr(episodes, "collect_rollout", recorded)
+    evaluate(policy, CARTPOLE, config(), model="m", buffer=buffer, on_arm=running.append)
+    assert set(starts) == {"frozen", "standard", "hybrid", "random", "lqr", "sign_probe"}
+    for start in starts.values():
+        assert start.shape == (5, 2, 4)
+        np.testing.assert_array_equal(start, starts["frozen"])
+    assert len(np.unique(starts["frozen"].reshape(-1, 4), axis=0)) == 10  # no episode twice
+
+
+def test_a_tasks_score_does_not_depend_on_its_neighbours(policy: Policy) -> None:
+    tasks = CARTPOLE.sample("id", 5, seed=0)
+    params = policy.meta_params()
+    together = run_arm(tasks, policy.actor(params, 5, 2), config())
+    for k in range(5):
+        alone = run_arm(tasks[[k]], policy.actor(params, 1, 2), config())
+        np.testing.assert_array_equal(alone[0], together[k])
+
+
+def test_frozen_is_standard_without_a_step(policy: Policy, buffer: ExperienceBuffer) -> None:
+    none = evaluate(policy, CARTPOLE, config(num_adapt_steps=0), model="m", buffer=buffer)
+    one = evaluate(policy, CARTPOLE, config(), model="m", buffer=buffer)
+    frozen = {k: v for k, v in none["arms"]["frozen"].items() if k != "env_steps"}
+    for arm in ("standard", "hybrid"):
+        assert {k: v for k, v in none["arms"][arm].items() if k != "env_steps"} == frozen
+        assert none["adaptation"][arm]["loss_before"] == none["adaptation"][arm]["loss_after"]
+    assert one["arms"]["frozen"] == none["arms"]["frozen"]
+    assert one["arms"]["standard"] != one["arms"]["frozen"]  # and with a step it is not
+    assert none["paired"]["standard-frozen"] == {"mean": 0.0, "ci95": [0.0, 0.0]}
+    still = evaluate(policy, CARTPOLE, config(adapt_lr=0.0, num_adapt_steps=3), model="m")
+    assert still["paired"]["standard-frozen"]["mean"] == 0.0
+
+
+def test_settings_reach_the_adaptation(policy: Policy, buffer: ExperienceBuffer) -> None:
+    default = evaluate(policy, CARTPOLE, config(), model="m", buffer=buffer)
+    for changed in (
+        {"adapt_lr": 0.5},
+        {"num_adapt_steps": 2},
+        {"objective": "policy_gradient"},
+        {"support_policy": "policy"},
+        {"support_steps": 30},
+    ):
+        result = evaluate(policy, CARTPOLE, config(**changed), model="m", buffer=buffer)
+        assert result["adaptation"]["standard"] != default["adaptation"]["standard"], changed
+        assert result["arms"]["frozen"] == default["arms"]["frozen"]
+        (name, value) = next(iter(changed.items()))
+        assert result[name] == value
+    weightless = evaluate(policy, CARTPOLE, config(experience_weight=0), model="m", buffer=buffer)
+    assert weightless["arms"]["hybrid"] == weightless["arms"]["standard"]
+
+
+def test_defaults_come_from_the_meta_training(policy: Policy) -> None:
+    training = {"objective": "policy_gradient", "support_policy": "policy", "gamma": 0.9}
+    trained = MetaTrained.from_training({**training, "seed": 7})
+    assert trained == MetaTrained("policy_gradient", "policy", gamma=0.9)
+    adaptation = trained.adaptation(num_adapt_steps=2)
+    assert (adaptation.objective, adaptation.gamma) == ("policy_gradient", 0.9)
+    assert trained.adaptation(objective="prediction").objective == "prediction"
+    result = evaluate(policy, CARTPOLE, config(), model="m", trained=trained)
+    assert (result["objective"], result["support_policy"]) == ("policy_gradient", "policy")
+    assert result["meta_trained_support_policy"] == "policy"
+    overridden = config(objective="prediction", support_policy="random")
+    result = evaluate(policy, CARTPOLE, overridden, model="m", trained=trained)
+    assert result["arms"] == evaluate(policy, CARTPOLE, config(), model="m")["arms"]
+    assert result["meta_trained_support_policy"] == "policy"
+
+
+def test_the_same_arguments_give_the_same_json(policy: Policy, buffer: ExperienceBuffer) -> None:
+    def text(**settings: Any) -> str:
+        result = evaluate(policy, CARTPOLE, config(**settings), model="m", buffer=buffer)
+        return json.dumps(result, allow_nan=False)
+
+    torch.manual_seed(1)
+    first = text()
+    torch.manual_seed(2)
+    assert text() == first
+    assert text(seed=1) != first and text(split="ood") != first
+
+
+def test_the_policy_stays_untouched(policy: Policy, buffer: ExperienceBuffer) -> None:
+    before = {n: v.clone() for n, v in policy.state_dict().items()}
+    size = len(buffer)
+    evaluate(policy, CARTPOLE, config(num_adapt_steps=2), model="m", buffer=buffer)
+    assert all(torch.equal(v, before[n]) for n, v in policy.state_dict().items())
+    assert len(buffer) == size and all(p.grad is None for p in policy.parameters())
+
+
+@pytest.mark.parametrize("support_policy", ["random", "policy"])
+def test_the_cost_is_the_support_data_of_one_task(
+    policy: Policy, buffer: ExperienceBuffer, support_policy: str
+) -> None:
+    tasks = CARTPOLE.sample("id", 4, seed=0)
+    support = collect_support(policy, tasks, 33, support_policy, seed=0)
+    assert support.steps_taken().tolist() == [33] * 4  # several episodes, the last one cut
+    assert int(support.reset.sum()) > 4
+    settings = config(support_steps=33, support_policy=support_policy)
+    arms = evaluate(policy, CARTPOLE, settings, model="m", buffer=buffer)["arms"]
+    paid = {arm for arm, scores in arms.items() if scores["env_steps"] == 33}
+    assert paid == {"standard", "hybrid", "sign_probe"}
+    assert {scores["env_steps"] for scores in arms.values()} == {0, 33}
+
+
+def test_a_single_task(policy: Policy, buffer: ExperienceBuffer) -> None:
+    result = evaluate(policy, CARTPOLE, config(num_tasks=1), model="m", buffer=buffer)
+    for scores in result["arms"].values():
+        assert scores["ci95"] == [scores["mean"]] * 2
+        assert scores["worst10"] == scores["iqm"] == scores["mean"]
+    (sign,) = result["by_sign"]
+    assert float(sign) == float(CARTPOLE.sample("id", 1, seed=0).values["sign"])
+
+
+def test_by_sign_is_the_mean_over_the_tasks_of_that_sign(policy: Policy) -> None:
+    settings = config(num_tasks=12)
+    result = evaluate(policy, CARTPOLE, settings, model="m")
+    tasks = CARTPOLE.sample("id", 12, seed=0)
+    rows = {}
+    for value in (-1.0, 1.0):
+        chosen = [k for k, s in enumerate(tasks.values["sign"].tolist()) if s == value]
+        actor = policy.actor(policy.meta_params(), len(chosen), 2)
+        rows[f"{value:+g}"] = run_arm(tasks[chosen], actor, settings).mean(axis=1)
+    assert set(result["by_sign"]) == {"-1", "+1"}
+    for sign, scores in rows.items():
+        frozen = result["by_sign"][sign]["frozen"]
+        assert frozen["mean"] == pytest.approx(scores.mean())
+        assert frozen["worst10"] == scores.min()  # of fewer than 20 tasks: the worst
+    assert rows["-1"].mean() != rows["+1"].mean()
+    every = np.concatenate(list(rows.values()))
+    assert result["arms"]["frozen"]["mean"] == pytest.approx(every.mean())
+
+
+def test_paired_differences_are_taken_task_by_task(
+    policy: Policy, buffer: ExperienceBuffer
+) -> None:
+    result = evaluate(policy, CARTPOLE, config(num_tasks=12), model="m", buffer=buffer)
+    for pair, difference in result["paired"].items():
+        first, second = pair.split("-")
+        expected = result["arms"][first]["mean"] - result["arms"][second]["mean"]
+        assert difference["mean"] == pytest.approx(expected)
+        assert difference["ci95"][0] <= difference["mean"] <= difference["ci95"][1]
+    assert result["paired"]["standard-frozen"]["mean"] != 0
+
+
+def test_steps_that_overflow_leave_null_and_not_nan(policy: Policy) -> None:
+    settings = config(adapt_lr=1e30, num_adapt_steps=5)
+    result = evaluate(policy, CARTPOLE, settings, model="m")
+    assert result["adaptation"]["standard"]["loss_after"] is None
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_told_the_sign_a_fixed_controller_balances(policy: Policy) -> None:
+    arms = evaluate(policy, CARTPOLE, config(num_tasks=20), model="m")["arms"]
+    assert arms["lqr"]["mean"] == 500
+    assert arms["sign_probe"]["mean"] > 490
+    assert arms["random"]["mean"] < 50
+
+
+def test_verify(policy: Policy) -> None:
+    trained = MetaTrained()
+    measured = verify(policy, CARTPOLE, trained)
+    assert measured == verify(policy, CARTPOLE, trained)
+    assert measured["mean"] == np.mean(measured["steps"])  # CartPole's reward is 1 a step
+    assert measured["std"] == pytest.approx(np.std(measured["steps"]))
+    assert (measured["min"], measured["max"]) == (min(measured["steps"]), max(measured["steps"]))
+    assert len(measured["steps"]) == measured["episodes"] == 10
+    settings = EvaluationConfig(num_tasks=10, episodes_per_task=1)
+    arms = evaluate(policy, CARTPOLE, settings, model="m")["arms"]
+    assert measured["mean"] == arms["standard"]["mean"]
+    assert measured["frozen_mean"] == arms["frozen"]["mean"]
+    assert verify(policy, CARTPOLE, trained, seed=1)["steps"] != measured["steps"]
+
+
+def test_verify_runs_a_model_that_cannot_adapt_as_it_is() -> None:
+    measured = verify(StateSpaceModel(output_dim=2), CARTPOLE, MetaTrained())
+    assert measured["support_steps"] == 0
+    assert measured["mean"] == measured["frozen_mean"]
+
+
+def test_a_point_of_the_learning_curve_is_a_small_evaluation(policy: Policy) -> None:
+    point = learning_curve_point(policy, CARTPOLE, MetaTrainingConfig(), num_tasks=6)
+    settings = EvaluationConfig(num_tasks=6, episodes_per_task=1, seed=1)
+    arms = evaluate(policy, CARTPOLE, settings, model="m")["arms"]
+    assert point == {
+        "adapted_mean": arms["standard"]["mean"],
+        "adapted_iqm": arms["standard"]["iqm"],
+        "frozen_mean": arms["frozen"]["mean"],
+        "frozen_iqm": arms["frozen"]["iqm"],
+    }
+
+
+def test_the_flipped_plant_is_the_same_world_before_and_after(policy: Policy) -> None:
+    kwargs: dict[str, Any] = {"support_steps": 20, "trained": MetaTrained(), "seed": 0}
+    before, after, task = flip_trajectories(policy, CARTPOLE, **kwargs)
+    assert task == {**CARTPOLE.default_task, "sign": -1.0}
+    unchanged = flip_trajectories(policy, CARTPOLE, num_adapt_steps=0, **kwargs)
+    np.testing.assert_array_equal(unchanged[0], unchanged[1])
+    np.testing.assert_array_equal(unchanged[0], before)
+    assert before.shape[1] == 4 and not np.array_equal(before, after)
+    worlds = make_worlds(CARTPOLE.task({"sign": -1.0}), 1, seed=0, purpose="evaluation-flip")
+    start = worlds.reset()[0, 0].numpy()
+    assert before[0, 0] == pytest.approx(start[0] + 0.02 * start[1])  # the state after one step
+
+
+def test_only_a_plant_with_a_sign_can_be_flipped(policy: Policy, pendulum: TaskFamily) -> None:
+    assert can_flip(CARTPOLE) and not can_flip(pendulum)
+    with pytest.raises(ValueError, match="'sign'"):
+        flip_trajectories(policy, pendulum, support_steps=5, trained=MetaTrained(), seed=0)
+
+
+def test_a_report_of_a_family_without_sign_has_no_film(
+    pendulum: TaskFamily, pendulum_policy: Policy, tmp_path: Any
+) -> None:
+    small = config(num_tasks=2, episodes_per_task=1)
+    result = evaluate(pendulum_policy, pendulum, small, model="m")
+    evaluations = {"in distribution": result}
+    page = write_report(tmp_path, evaluations=evaluations, training_log=None, command="again")
+    assert "before_after.gif" not in page.read_text()
+    assert "adaptation.png" in page.read_text()
+    assert not (tmp_path / "before_after.gif").exists()
+    with pytest.raises(ValueError, match="all or none"):
+        write_report(
+            tmp_path,
+            evaluations=evaluations,
+            training_log=None,
+            before=np.zeros((3, 4)),
+            command="again",
+        )
+
+
+def test_definitions_cover_every_arm_and_statistic() -> None:
+    names = {"frozen", "standard", "hybrid", "random", "lqr", "sign_probe"}
+    assert names | {"support", "iqm", "ci95", "worst10", "env_steps"} <= set(
+        meta_evaluator.DEFINITIONS
+    )
+
+
+def test_settings_out_of_range() -> None:
+    for wrong in ({"num_tasks": 0}, {"support_steps": 0}, {"episodes_per_task": 0}):
+        (name, value) = next(iter(wrong.items()))
+        with pytest.raises(ValueError, match=f"{name}: expected at least 1, received {value}"):
+            config(**wrong)
