@@ -6,6 +6,7 @@ Its sibling is `standard_adapter`, which it equals where the buffer is empty.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
@@ -15,12 +16,14 @@ from ssm_metarl.adaptation.adapter import (
     adapt_to_tasks,
     single_task,
 )
-from ssm_metarl.adaptation.inner_objective import Replay, check_support, weigh_replay
+from ssm_metarl.adaptation.inner_objective import check_support, weigh_replay
 from ssm_metarl.config import HybridAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.types import Rollout
+
+TASKS_AT_ONCE = 16
 
 
 class HybridAdapter:
@@ -55,15 +58,28 @@ class HybridAdapter:
         current_data: Rollout,
         experience_buffer: ExperienceBuffer,
     ) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
-        """Adapt to K tasks at once; parameters with a leading K axis, and K reports."""
+        """Adapt to K tasks; parameters with a leading K axis, and K reports.
+
+        All tasks replay the same sequences, so memory grows with K times the replayed steps:
+        `TASKS_AT_ONCE` tasks are adapted at a time.
+        """
         policy = as_policy(policy)
         check_support(policy, current_data)
-        replay = self._replay(policy, current_data, experience_buffer)
-        return adapt_to_tasks(policy, current_data, self.config, replay=replay)
+        replayed = self._draw(policy, experience_buffer)
+        parts, reports = [], []
+        for start in range(0, current_data.num_tasks, TASKS_AT_ONCE):
+            tasks = slice(start, start + TASKS_AT_ONCE)
+            current = current_data.map(lambda x, tasks=tasks: x[:, tasks])  # type: ignore[misc]
+            replay = None
+            if replayed is not None:
+                replay = weigh_replay(policy, current, replayed, self.config.experience_weight)
+            task_params, part = adapt_to_tasks(policy, current, self.config, replay=replay)
+            parts.append(task_params)
+            reports += part
+        return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}, reports
 
-    def _replay(
-        self, policy: Policy, current_data: Rollout, experience_buffer: ExperienceBuffer
-    ) -> Replay | None:
+    def _draw(self, policy: Policy, experience_buffer: ExperienceBuffer) -> Rollout | None:
+        """The sequences to replay, (T, 1, M); None where there are none, or they weigh nothing."""
         config = self.config
         if len(experience_buffer) == 0 or config.experience_weight == 0:
             return None
@@ -74,4 +90,4 @@ class HybridAdapter:
                 f"experience buffer: expected observations of size {policy.obs_dim}, "
                 f"received {replayed.obs.shape[-1]}"
             )
-        return weigh_replay(policy, current_data, replayed, config.experience_weight)
+        return replayed

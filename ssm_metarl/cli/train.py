@@ -7,7 +7,9 @@ meta-learning, is `policy_gradient`.
 from __future__ import annotations
 
 import contextlib
+import resource
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,6 +53,9 @@ class Train(MetaTrainingConfig):
 
     def run(self) -> int:
         """Train, evaluate on held-out tasks, record the verification."""
+        import torch  # noqa: F401  (what the training's memory is measured above)
+
+        memory_before = peak_memory()
         from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
 
         with Reporter("meta-training") as reporter:
@@ -72,7 +77,7 @@ class Train(MetaTrainingConfig):
                  f"ssm-metarl train --resume {run.out}")  # fmt: skip
             return EXIT_INTERRUPTED
         try:
-            self._finish(run)
+            self._finish(run, memory_before)
         except KeyboardInterrupt:
             note(f"ssm-metarl: interrupted after the training; to evaluate it: "
                  f"ssm-metarl train --resume {run.out}")  # fmt: skip
@@ -120,7 +125,7 @@ class Train(MetaTrainingConfig):
                 f"--json, received {', '.join(ignored)}"
             )
 
-    def _finish(self, run: TrainingRun) -> None:
+    def _finish(self, run: TrainingRun, memory_before: int) -> None:
         """Evaluate the last checkpoint, record its verification, say what came of it."""
         from ssm_metarl.cli.opened_model import open_model
         from ssm_metarl.evaluation.episodes import MetaTrained
@@ -142,6 +147,7 @@ class Train(MetaTrainingConfig):
             config = EvaluationConfig(num_tasks=FINAL_TASKS)
             result = open_model(str(run.out)).evaluate(config, reporter)
         result |= {"epochs": trainer.epoch, "env_steps": trainer.env_steps}
+        result["peak_memory_mb"] = (peak_memory() - memory_before) / 1e6
         if self.json:
             print_json(result)
             return
@@ -151,9 +157,16 @@ class Train(MetaTrainingConfig):
             f"adapted {result['arms']['standard']['mean']:.1f}, "
             f"frozen {result['arms']['frozen']['mean']:.1f}, difference "
             f"{difference['mean']:+.1f} (95 % interval {interval(difference['ci95'], '+')}) "
-            f"after {trainer.env_steps:,} environment steps"
+            f"after {trainer.env_steps:,} environment steps; peak memory "
+            f"{result['peak_memory_mb']:.0f} MB above import torch"
         )
         print(f"model: {run.out}")
+
+
+def peak_memory() -> int:
+    """The most resident memory that this process has had so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def export_pth(out: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssm_metarl.adaptation import hybrid_adapter
 from ssm_metarl.adaptation.adapter import AdaptationReport, AdaptedPolicy
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.inner_objective import task_loss
@@ -147,8 +148,14 @@ class TestContract:
 
     @every_objective
     def test_many_tasks_at_once_equal_each_alone(
-        self, arm: Arm, policy: Policy, make_support: MakeSupport, objective: Objective
+        self,
+        arm: Arm,
+        policy: Policy,
+        make_support: MakeSupport,
+        objective: Objective,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setattr(hybrid_adapter, "TASKS_AT_ONCE", 2)  # the last chunk is not full
         support = make_support(3)
         settings = {"objective": objective, "num_adapt_steps": 2}
         together, reports = arm.adapt_tasks(policy, support, **settings)
