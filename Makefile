@@ -34,13 +34,13 @@ check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/lint-imports
 	$(PYTEST) -m "not slow"
 
-test: check ## What continuous integration runs: check, and whether the wheel is complete
+test: check ## What continuous integration runs: check, a real meta-training, the wheel
+	$(PYTEST) -m slow
 	rm -rf build
 	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	.venv/bin/python -m zipfile --list build/wheel/*.whl | grep -q 'ssm_metarl/py\.typed'
 
-test-nightly: test ## The slow tests too
-	$(PYTEST) -m slow
+test-nightly: test demo ## The demo at its full length too
 
 fix: .venv/.installed-dev ## Format, and repair what the linter can
 	.venv/bin/ruff format .

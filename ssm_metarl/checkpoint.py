@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ssm_metarl.config import PolicyConfig
@@ -100,8 +100,9 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     contiguous = {n: v.detach().cpu().contiguous() for n, v in checkpoint.tensors.items()}
     metadata = {"format": FORMAT, "ssm_metarl": text, "digest": _digest(text, contiguous)}
     try:
-        save_file(contiguous, temporary, metadata=metadata)
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:  # safetensors' own save_file ignores the umask
+            file.write(save(contiguous, metadata=metadata))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:

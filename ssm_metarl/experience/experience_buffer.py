@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ssm_metarl.types import Rollout
@@ -159,7 +159,7 @@ class ExperienceBuffer:
         temporary = Path(f"{path}.tmp")
         metadata = {"format": FORMAT, "max_size": str(self.max_size)}
         try:
-            save_file(self.tensors(), temporary, metadata=metadata)
+            temporary.write_bytes(save(self.tensors(), metadata=metadata))
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
