@@ -18,6 +18,8 @@ PICTURES = ("before_after.gif", "adaptation.png", "training_curve.png")
 
 def main() -> None:
     """Copy and rewrite."""
+    for folder in ("images", "results"):
+        (ROOT / "docs" / folder).mkdir(exist_ok=True)
     for name in PICTURES:
         shutil.copy(REPORT / name, ROOT / "docs/images" / name)
     results = json.loads((REPORT / "results.json").read_text())

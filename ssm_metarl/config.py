@@ -160,7 +160,7 @@ class MetaTrainingConfig:
     num_epochs: int | None = None
     """Stop after this many epochs (meta-batches); None for no limit."""
     max_env_steps: int | None = None
-    """Stop after this many environment steps; None for 1,500,000 unless num_epochs is given."""
+    """Stop after this many environment steps; None for 1,450,000 unless num_epochs is given."""
     tasks_per_epoch: int = 16
     """Tasks in a meta-batch, K."""
     episodes_per_task: int = 4
@@ -242,7 +242,7 @@ class MetaTrainingConfig:
     def env_step_limit(self) -> int | None:
         """The environment steps after which training stops, if they limit it."""
         if self.max_env_steps is None and self.num_epochs is None:
-            return 1_500_000
+            return 1_450_000
         return self.max_env_steps
 
     @property
