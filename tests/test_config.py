@@ -186,7 +186,7 @@ def test_a_continuous_policy_needs_a_size_and_bounds() -> None:
 @pytest.mark.parametrize(
     ("settings", "limit"),
     [
-        ({}, 1_500_000),
+        ({}, 1_450_000),
         ({"num_epochs": 5}, None),
         ({"max_env_steps": 7}, 7),
         ({"num_epochs": 5, "max_env_steps": 7}, 7),
