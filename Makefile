@@ -25,7 +25,7 @@ figures: demo ## Train on three seeds, and put all figures into the README
 		.venv/bin/ssm-metarl evaluate --model runs/seed-$$seed --num_tasks 200 --seed 10000 \
 			--json > runs/seed-$$seed/evaluation.json || exit; \
 	done
-	.venv/bin/python docs/update_readme.py
+	.venv/bin/python docs/update_readme.py $(SEEDS)
 
 check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/ruff format --check .

@@ -1,12 +1,14 @@
 """Put the figures of finished runs into the README: `make figures` calls it.
 
-Reads runs/demo/report (written by `make demo`) and runs/seed-*/evaluation.json, copies pictures and
+Reads runs/demo/report (written by `make demo`) and runs/seed-N/evaluation.json for the training
+seeds given as arguments, copies pictures and
 results into docs/, and rewrites the README between its marks.
 """
 
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from ssm_metarl.evaluation.report import results_table
@@ -28,7 +30,7 @@ def main() -> None:
         f"**{title.capitalize()}**\n\n{results_table(evaluation)}"
         for title, evaluation in results["evaluations"].items()
     ]
-    seeds = [seed_row(path) for path in sorted((ROOT / "runs").glob("seed-*"))]
+    seeds = [seed_row(ROOT / f"runs/seed-{seed}") for seed in sys.argv[1:]]
     (ROOT / "docs/results/seeds.json").write_text(json.dumps(seeds, indent=1) + "\n")
     readme = ROOT / "README.md"
     text = replace(readme.read_text(), "results: make demo", "end of results", "\n\n".join(tables))

@@ -11,7 +11,7 @@ The folders are the data flow:
     5  meta_rl/      MAML's outer step and the training loops
     6  checkpoint    saving and loading
     7  evaluation/   held-out tasks, baselines, statistics, reports
-    11 cli/          the command line
+    8  cli/          the command line
 
 `types` has the glossary of shapes. Names below load on first use, so the import is cheap.
 """

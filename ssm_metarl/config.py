@@ -187,7 +187,7 @@ class MetaTrainingConfig:
     experience_weight: float = 0.5
     """Weight of the replayed data's loss (hybrid only)."""
     buffer_size: int = 10_000
-    """Transitions that the experience buffer holds (hybrid only)."""
+    """Transitions that the experience buffer holds; it is saved with the model."""
     inner_lr: float = 0.02
     """Initial value of the learned step sizes."""
     first_order: bool = False

@@ -77,7 +77,7 @@ class Rollout:
         rewards: ArrayLike | None = None,
         *,
         terminated: bool = False,
-        log_prob: float = 0.0,
+        log_probs: ArrayLike | None = None,
     ) -> Rollout:
         """One episode of one task, such as a plant's log, as a rollout with K = N = 1.
 
@@ -86,7 +86,8 @@ class Rollout:
             actions: Shape (T,) integers if discrete, (T, A) floats if continuous.
             rewards: Shape (T,); None for zeros (prediction needs none).
             terminated: Whether the last action ended the episode for good.
-            log_prob: Log-probability of each action under whoever acted, where it is known.
+            log_probs: Log-probability of each action under whoever acted, shape (T,); None for
+                NaN, unknown: only the policy_gradient objective needs it.
 
         Raises:
             ValueError: The lengths do not fit.
@@ -103,6 +104,9 @@ class Rollout:
         reward = torch.zeros(steps)
         if rewards is not None:
             reward = torch.as_tensor(np.asarray(rewards, dtype=np.float32))
+        log_prob = torch.full((steps,), torch.nan)
+        if log_probs is not None:
+            log_prob = torch.as_tensor(np.asarray(log_probs, dtype=np.float32))
         last, first = torch.zeros(steps, dtype=torch.bool), torch.zeros(steps, dtype=torch.bool)
         last[-1], first[0] = True, True
         columns = {
@@ -114,7 +118,7 @@ class Rollout:
             "truncated": torch.zeros_like(last),
             "reset": first,
             "mask": torch.ones_like(last),
-            "log_prob": torch.full((steps,), log_prob),
+            "log_prob": log_prob,
         }
         return cls(**{name: v[:, None, None] for name, v in columns.items()})
 

@@ -17,6 +17,7 @@ def test_an_episode_becomes_a_rollout_of_one_task() -> None:
     assert rollout.terminated[:, 0, 0].tolist() == [False, False, True]
     assert rollout.reset[:, 0, 0].tolist() == [True, False, False]
     assert rollout.steps_taken().tolist() == [3]
+    assert rollout.log_prob.isnan().all()  # unknown, which is not the same as certain
     assert rollout.episode_returns().tolist() == [[6.0]]
 
 

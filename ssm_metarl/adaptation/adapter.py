@@ -83,7 +83,7 @@ def adapt_to_tasks(
     Returns:
         Task parameters, shape (K, ...) each, and a report for each task.
     """
-    check_support(policy, current)
+    check_support(policy, current, config.objective)
     loss = task_loss(
         policy,
         config.objective,

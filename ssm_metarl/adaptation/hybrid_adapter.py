@@ -64,7 +64,7 @@ class HybridAdapter:
         `TASKS_AT_ONCE` tasks are adapted at a time.
         """
         policy = as_policy(policy)
-        check_support(policy, current_data)
+        check_support(policy, current_data, self.config.objective)
         replayed = self._draw(policy, experience_buffer)
         parts, reports = [], []
         for start in range(0, current_data.num_tasks, TASKS_AT_ONCE):

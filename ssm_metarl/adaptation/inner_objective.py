@@ -102,8 +102,8 @@ def task_loss(
     return total
 
 
-def check_support(policy: Policy, rollout: Rollout) -> None:
-    """Raise ValueError unless a rollout can adapt this policy."""
+def check_support(policy: Policy, rollout: Rollout, objective: Objective) -> None:
+    """Raise ValueError unless a rollout can adapt this policy by this objective."""
     if rollout.obs.shape[-1] != policy.obs_dim:
         raise ValueError(
             f"support data: expected observations of size {policy.obs_dim}, "
@@ -111,7 +111,10 @@ def check_support(policy: Policy, rollout: Rollout) -> None:
         )
     if not bool(rollout.mask.any(dim=0).any(dim=-1).all()):
         raise ValueError("support data: expected at least one step in every task, received none")
-    for name in ("obs", "action", "reward", "next_obs", "log_prob"):
+    names = ["obs", "action", "reward", "next_obs"]
+    if objective == "policy_gradient":  # prediction does without, and a plant's log has none
+        names.append("log_prob")
+    for name in names:
         values = getattr(rollout, name)[rollout.mask]
         if not bool(torch.isfinite(values).all()):
             raise ValueError(

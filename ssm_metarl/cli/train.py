@@ -7,7 +7,6 @@ meta-learning, is `policy_gradient`.
 from __future__ import annotations
 
 import contextlib
-import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -165,6 +164,8 @@ class Train(MetaTrainingConfig):
 
 def peak_memory() -> int:
     """The most resident memory that this process has had so far, in bytes."""
+    import resource  # Unix only
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

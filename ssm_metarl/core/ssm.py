@@ -5,8 +5,8 @@ Place in the flow: stage 3; `policy` reads actions and predictions from its outp
     h_t = A(h_{t-1}) + B x_t            A: Linear-ReLU-Linear, B: Linear
     y_t = C(h_t) + D x_t                C: Linear-ReLU-Linear, D: Linear
 
-The state is a nonlinear function of the previous one, so time is a loop; `DiagonalSSM` is the
-kind that trains in parallel. A ``.pth`` file is ``{"state_dict", "config"}`` and is read with
+The state is a nonlinear function of the previous one, so every layer runs step by step; in
+`DiagonalSSM` only the recurrence itself does. A ``.pth`` file is ``{"state_dict", "config"}`` and is read with
 ``weights_only=True``: a file that carries code is refused, not run.
 """
 

@@ -1,7 +1,7 @@
 """Worlds for any family: batched physics where there are some, Gymnasium environments otherwise.
 
-Place in the flow: stage 2, in front of `task_batch` and `gymnasium_worlds`; trainers, adapters
-and evaluators make their worlds here and need not know which kind they got.
+Place in the flow: stage 2, in front of `task_batch` and `gymnasium_worlds`; trainers and
+evaluators make their worlds here and need not know which kind they got.
 """
 
 from __future__ import annotations

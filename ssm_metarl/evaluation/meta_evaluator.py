@@ -64,7 +64,8 @@ DEFINITIONS = {
     "its episodes; tasks that no training drew",
     "ood": "out of range in every parameter at once, uniform by length over the union",
     "iqm": "interquartile mean over tasks",
-    "ci95": "95 % stratified-bootstrap interval: of the IQM in arms, of the mean in paired",
+    "ci95": "95 % bootstrap interval over tasks, of one trained policy: of the IQM "
+    "in arms, of the mean difference in paired",
     "worst10": "mean of the worst tenth of tasks",
     "frozen": "no gradient; hidden state reset every episode",
     "standard": "gradient steps on the support data",

@@ -50,7 +50,7 @@ class EpochMetrics:
     meta_loss: float
     """Outer loss at the last outer step."""
     average_return: float
-    """Mean undiscounted return of the adapted policies' query episodes."""
+    """Mean undiscounted return of the query episodes: sampled, pushed, cut at ``horizon``."""
     recent_return: float
     """Exponential average of ``average_return`` over about ten epochs."""
     grad_norm: float

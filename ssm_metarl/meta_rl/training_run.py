@@ -1,7 +1,7 @@
 """A training that lives in a folder: log, checkpoints, a clean stop, an exact resume.
 
 Place in the flow: stage 5, around `trainer` (the loop) and `checkpoint` (the file). The command
-line and the app both run this. The folder holds
+line runs this. The folder holds
 
     checkpoint.safetensors   the last good state, replaced atomically
     training_log.jsonl       one JSON object an epoch
@@ -89,8 +89,8 @@ class TrainingRun:
 
         Args:
             out: Its folder.
-            num_epochs: A new limit; None keeps the old one.
-            max_env_steps: A new limit; None keeps the old one.
+            num_epochs: A new limit. With any new limit given, the old ones no longer count.
+            max_env_steps: A new limit.
             callbacks: As in the constructor.
 
         Raises:
@@ -101,8 +101,8 @@ class TrainingRun:
         if not checkpoint.training or not checkpoint.counters:
             raise ValueError(f"{out}: expected a training's checkpoint, received a model's")
         config = rebuild(MetaTrainingConfig, checkpoint.training, f"{out}: training")
-        limits: dict[str, Any] = {"num_epochs": num_epochs, "max_env_steps": max_env_steps}
-        config = replace(config, **{n: limit for n, limit in limits.items() if limit is not None})
+        if num_epochs is not None or max_env_steps is not None:
+            config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
         trainer = MetaTrainer(config)
         trainer.restore(checkpoint.tensors, checkpoint.counters)
         log = out / LOG_NAME

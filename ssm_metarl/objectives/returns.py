@@ -16,13 +16,15 @@ from torch import Tensor
 from ssm_metarl.types import Rollout
 
 RIDGE = 1e-3
+MIN_SCALE = 1e-6  # a feature that never varies gets no weight worth the name
 
 
 def baseline_features(obs: Tensor) -> Tensor:
-    """[obs, obs^2, 1] of observations (..., O), shape (..., 2 O + 1).
+    """[obs, all products obs_i obs_j with i <= j, 1], shape (..., O + O (O + 1) / 2 + 1).
 
-    Duan et al. 2016 (arXiv 1604.06778) add the time of the step. Here truncated episodes are
-    bootstrapped, so a value does not depend on the time that has passed.
+    The products of different dimensions matter: a pole that leans left is well off if it swings to
+    the right. Duan et al. 2016 (arXiv 1604.06778) add the time of the step. Here truncated episodes
+    are bootstrapped, so a value does not depend on the time that has passed.
     """
     obs = obs.clamp(-10, 10)
     rows, columns = torch.triu_indices(obs.shape[-1], obs.shape[-1], device=obs.device)
@@ -63,8 +65,13 @@ def fit_linear_baseline(rollout: Rollout, gamma: float) -> tuple[Tensor, Tensor]
     x = ((features - tail) * taken).transpose(0, 1).flatten(1, 2)  # (K, T N, F)
     y = (reward_to_go[..., None] * taken).transpose(0, 1).flatten(1, 2)
     count = taken.sum(dim=(0, 2)).clamp(min=1)[..., None]
+    # The ridge acts on features of equal size: an angle's square is ten thousand times smaller
+    # than a position's, and matters more.
+    scale = (x.square().sum(dim=1, keepdim=True) / count).sqrt() + MIN_SCALE  # (K, 1, F)
+    x = x / scale
     gram = x.transpose(1, 2) @ x / count + RIDGE * torch.eye(x.shape[-1]).to(x)
-    weights = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)[None]  # (1, K, F, 1)
+    weights = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)
+    weights = (weights / scale.transpose(1, 2))[None]  # (1, K, F, 1)
     return (features @ weights)[..., 0], (next_features @ weights)[..., 0]
 
 

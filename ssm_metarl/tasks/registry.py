@@ -1,7 +1,7 @@
 """The task families that come with the package, by name and by environment id.
 
-Place in the flow: stage 1; the command line and the app turn what a user typed into a family
-here. A family that one declares oneself is passed as an object and needs no registration.
+Place in the flow: stage 1; the command line turns what a user typed into a family here. A family
+that one declares oneself is passed as an object and needs no registration.
 """
 
 from __future__ import annotations

@@ -271,7 +271,16 @@ class TestRefusals:
         spoiled = getattr(support, name).clone()
         spoiled[3] = number
         with pytest.raises(ValueError, match=rf"expected finite .* received NaN or inf in {name}$"):
-            arm.adapt(policy, replace(support, **{name: spoiled}))
+            arm.adapt(policy, replace(support, **{name: spoiled}), objective="policy_gradient")
+
+    def test_prediction_needs_no_log_probability(
+        self, arm: Arm, policy: Policy, make_support: MakeSupport
+    ) -> None:
+        support = make_support(1)
+        unknown = replace(support, log_prob=torch.full_like(support.log_prob, torch.nan))
+        known, other = (arm.adapt(policy, s).meta_params() for s in (support, unknown))
+        for name, value in known.items():
+            assert torch.equal(other[name], value)
 
     def test_steps_that_were_not_taken_may_hold_anything(
         self, arm: Arm, policy: Policy, make_support: MakeSupport

@@ -188,9 +188,7 @@ class TestResume:
         TrainingRun.resume(tmp_path).train()
         assert [line["epoch"] for line in log(tmp_path)] == [4]
 
-    def test_a_new_limit_replaces_the_old_one_of_its_kind_alone(
-        self, tiny: MakeConfig, tmp_path: Path
-    ) -> None:
+    def test_new_limits_replace_the_old_ones(self, tiny: MakeConfig, tmp_path: Path) -> None:
         self.stopped_at(2, tiny(num_epochs=4, max_env_steps=10_000), tmp_path)
 
         def limits(**given: int) -> tuple[int | None, int | None]:
@@ -198,8 +196,8 @@ class TestResume:
             return config.num_epochs, config.max_env_steps
 
         assert limits() == (4, 10_000)
-        assert limits(num_epochs=9) == (9, 10_000)
-        assert limits(max_env_steps=77) == (4, 77)
+        assert limits(num_epochs=9) == (9, None)
+        assert limits(max_env_steps=77) == (None, 77)
         assert limits(num_epochs=9, max_env_steps=77) == (9, 77)
 
     def test_a_finished_training_goes_on_with_a_new_limit(
