@@ -1,8 +1,8 @@
 """Put the figures of finished runs into the README: `make figures` calls it.
 
 Reads runs/demo/report (written by `make demo`) and runs/seed-N/evaluation.json for the training
-seeds given as arguments, copies pictures and
-results into docs/, and rewrites the README between its marks.
+seeds given as arguments, copies pictures and results into docs/, and rewrites the README between
+its marks.
 """
 
 import json

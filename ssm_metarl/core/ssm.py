@@ -6,8 +6,8 @@ Place in the flow: stage 3; `policy` reads actions and predictions from its outp
     y_t = C(h_t) + D x_t                C: Linear-ReLU-Linear, D: Linear
 
 The state is a nonlinear function of the previous one, so every layer runs step by step; in
-`DiagonalSSM` only the recurrence itself does. A ``.pth`` file is ``{"state_dict", "config"}`` and is read with
-``weights_only=True``: a file that carries code is refused, not run.
+`DiagonalSSM` only the recurrence itself does. A ``.pth`` file is ``{"state_dict", "config"}`` and
+is read with ``weights_only=True``: a file that carries code is refused, not run.
 """
 
 from __future__ import annotations
