@@ -331,8 +331,8 @@ class EvaluationConfig:
     """Plain gradient descent with this rate; None uses the model's learned step sizes."""
     episodes_per_task: int = 4
     """Greedy full-length episodes a task."""
-    experience_weight: float = 0.5
-    """Weight of replayed experience (hybrid arm)."""
+    experience_weight: float | None = None
+    """Weight of replayed experience (hybrid arm); None for the one it was meta-trained with."""
 
     def __post_init__(self) -> None:
         for name in ("num_tasks", "support_steps", "episodes_per_task"):
@@ -340,8 +340,8 @@ class EvaluationConfig:
         require(self.num_adapt_steps >= 0, "num_adapt_steps", "at least 0", self.num_adapt_steps)
         require(self.adapt_lr is None or self.adapt_lr >= 0, "adapt_lr",
                 "None or a number of at least 0", self.adapt_lr)  # fmt: skip
-        require(self.experience_weight >= 0, "experience_weight", "at least 0",
-                self.experience_weight)  # fmt: skip
+        require(self.experience_weight is None or self.experience_weight >= 0, "experience_weight",
+                "None or a number of at least 0", self.experience_weight)  # fmt: skip
         choices: dict[str, tuple[str | None, ...]] = {
             "split": ("id", "ood"),
             "support_policy": (None, "random", "policy"),

@@ -15,7 +15,6 @@ from ssm_metarl.cli.flags import ModelArgument, command_line
 from ssm_metarl.config import (
     AdaptationMode,
     EvaluationConfig,
-    HybridAdaptationConfig,
     Objective,
     SupportPolicy,
     require,
@@ -124,7 +123,7 @@ class Adapt(ModelArgument):
                 "mode: expected 'standard' for a model without experience, received 'hybrid'"
             )
         else:
-            hybrid = HybridAdaptationConfig(**asdict(config), seed=self.seed)
+            hybrid = opened.trained.hybrid(config, seed=self.seed)
             adapted = HybridAdapter(hybrid).adapt(opened.policy, support, opened.buffer)
         # The loss counts as well: steps that are too long overflow it before the weights.
         finite = all(bool(torch.isfinite(v).all()) for v in adapted.state_dict().values())

@@ -9,7 +9,7 @@ task k's own stream, so two arms differ in how they act and in nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import (
     EvaluationConfig,
+    HybridAdaptationConfig,
     Objective,
     StandardAdaptationConfig,
     SupportPolicy,
@@ -40,6 +41,7 @@ class MetaTrained:
     support_policy: SupportPolicy = "random"
     gamma: float = 0.99
     gae_lambda: float = 0.98
+    experience_weight: float = 0.5
 
     @classmethod
     def from_training(cls, training: Mapping[str, Any]) -> MetaTrained:
@@ -62,6 +64,17 @@ class MetaTrained:
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
         )
+
+    def hybrid(
+        self,
+        standard: StandardAdaptationConfig,
+        *,
+        experience_weight: float | None = None,
+        seed: int = 0,
+    ) -> HybridAdaptationConfig:
+        """The same inner step on replayed experience too, weighed as it was meta-trained."""
+        weight = self.experience_weight if experience_weight is None else experience_weight
+        return HybridAdaptationConfig(**asdict(standard), experience_weight=weight, seed=seed)
 
 
 def check_family(policy: Policy, family: TaskFamily) -> None:

@@ -115,9 +115,7 @@ def evaluate(
         num_adapt_steps=config.num_adapt_steps,
         adapt_lr=config.adapt_lr,
     )
-    hybrid = HybridAdaptationConfig(
-        **asdict(standard), experience_weight=config.experience_weight, seed=config.seed
-    )
+    hybrid = trained.hybrid(standard, experience_weight=config.experience_weight, seed=config.seed)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
     adapted = _adapted_params(policy, support, standard, hybrid, buffer)

@@ -366,3 +366,11 @@ def test_settings_out_of_range() -> None:
         (name, value) = next(iter(wrong.items()))
         with pytest.raises(ValueError, match=f"{name}: expected at least 1, received {value}"):
             config(**wrong)
+
+
+def test_replay_weighs_what_it_weighed_in_meta_training_unless_told_otherwise() -> None:
+    trained = MetaTrained.from_training({"experience_weight": 0.125, "gamma": 0.9})
+    standard = trained.adaptation(num_adapt_steps=3)
+    assert trained.hybrid(standard).experience_weight == 0.125
+    told = trained.hybrid(standard, experience_weight=0.0, seed=4)
+    assert (told.experience_weight, told.num_adapt_steps, told.gamma, told.seed) == (0, 3, 0.9, 4)
