@@ -33,12 +33,6 @@ def generator(seed: int, purpose: str, index: int = 0) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def torch_generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
-    """A torch generator seeded from the same key, for initialisers that want one."""
-    state = int(generator(seed, purpose, index).integers(2**63))
-    return torch.Generator().manual_seed(state)
-
-
 class TaskNoise:
     """Random numbers for K tasks, each from its own stream, drawn as (..., K, N) tensors.
 

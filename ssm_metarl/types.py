@@ -217,8 +217,3 @@ class SequenceModel(Protocol):
         Returns:
             Outputs, shape (T, K, N, output_dim), and the state after step T, (K, N, hidden_size).
         """
-
-
-def no_reset(x: Tensor) -> Tensor:
-    """Reset flags that are False for inputs ``x`` of shape (T, K, N, ...)."""
-    return torch.zeros(x.shape[:3], dtype=torch.bool, device=x.device)

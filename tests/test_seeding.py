@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssm_metarl.seeding import TaskNoise, generator, torch_generator
+from ssm_metarl.seeding import TaskNoise, generator
 
 PINNED = [[602, 929, 36, 629], [890, 502, 689, 459]]
 KEYS = [(seed, purpose, index) for seed in (0, 1) for purpose in ("a", "b") for index in (0, 1)]
@@ -50,14 +50,6 @@ def test_an_index_out_of_range_is_refused(index: int) -> None:
         generator(0, "a", index)
 
 
-def test_torch_generator_is_a_function_of_its_key() -> None:
-    def draw(*key: object) -> list[float]:
-        return torch.rand(4, generator=torch_generator(*key)).tolist()  # type: ignore[arg-type]
-
-    assert draw(0, "a", 1) == draw(0, "a", 1)
-    assert len({tuple(draw(*key)) for key in KEYS}) == len(KEYS)
-
-
 def test_the_global_generators_stay_untouched() -> None:
     def states() -> tuple[object, ...]:
         name, keys, *rest = np.random.get_state()
@@ -65,7 +57,6 @@ def test_the_global_generators_stay_untouched() -> None:
 
     before = states()
     generator(0, "a").normal(size=10)
-    torch.rand(10, generator=torch_generator(0, "a"))
     noise = TaskNoise(0, "a", [0, 1])
     noise.uniform(3)
     noise.normal(3)

@@ -12,17 +12,6 @@ from ssm_metarl.tasks.task_family import TaskFamily
 FAMILIES = {family.name: family for family in (CARTPOLE,)}
 
 
-def get_family(name: str) -> TaskFamily:
-    """The family called ``name``.
-
-    Raises:
-        ValueError: There is none.
-    """
-    if name not in FAMILIES:
-        raise ValueError(f"task family: expected one of {sorted(FAMILIES)}, received {name!r}")
-    return FAMILIES[name]
-
-
 def family_of_env(env_id: str) -> TaskFamily:
     """The family of a Gymnasium id (``CartPole-v1``) or of a family's own name (``cartpole``).
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -293,7 +293,3 @@ class TaskFamily:
             {n: torch.tensor([v], dtype=torch.float64) for n, v in values.items()},
             (0,),
         )
-
-    def with_ranges(self, **changes: TaskParameter) -> TaskFamily:
-        """The same family with some parameters replaced."""
-        return replace(self, parameters=tuple(changes.get(p.name, p) for p in self.parameters))

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.core.ssm import StateSpaceModel
-from ssm_metarl.types import no_reset
 
 SHAPES = {
     "state_transition.0.weight": (64, 32),
@@ -53,6 +52,11 @@ def oracle(model: StateSpaceModel, x: Tensor, hidden: Tensor) -> tuple[Tensor, T
     new = linear("state_transition.2", inner) + linear("input_projection", x)
     inner = linear("output_network.0", new).clamp(min=0)
     return linear("output_network.2", inner) + linear("feedthrough", x), new
+
+
+def no_reset(x: torch.Tensor) -> torch.Tensor:
+    """Reset flags that are False for inputs of shape (T, K, N, ...)."""
+    return torch.zeros(x.shape[:3], dtype=torch.bool)
 
 
 def test_documented_size_names_and_shapes() -> None:
