@@ -50,7 +50,7 @@ def propensity_weights(
     past = _features(policy, shared, spread)
     taken = torch.cat([current.mask.transpose(0, 1).flatten(1),
                        shared.mask.transpose(0, 1).flatten(1)], dim=1)  # fmt: skip
-    label = torch.cat([torch.ones(present.shape[:2]), torch.zeros(past.shape[:2])], dim=1)
+    label = torch.cat([torch.ones_like(present[..., 0]), torch.zeros_like(past[..., 0])], dim=1)
     features = torch.cat([present, past], dim=1)
     # Both classes weigh the same, so that the odds are a density ratio.
     count = torch.stack([(taken * (1 - label)).sum(1), (taken * label).sum(1)], dim=1)

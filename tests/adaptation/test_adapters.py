@@ -156,14 +156,16 @@ class TestContract:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(hybrid_adapter, "TASKS_AT_ONCE", 2)  # the last chunk is not full
-        support = make_support(3)
+        # In float64 (but for the replayed numbers): two normalised steps enlarge rounding.
+        policy = policy.double()
+        support = make_support(3).map(lambda x: x.double() if x.is_floating_point() else x)
         settings = {"objective": objective, "num_adapt_steps": 2}
         together, reports = arm.adapt_tasks(policy, support, **settings)
         for k in range(3):
             alone = arm.adapt(policy, support.task(k), **settings)
             for n, p in alone.meta_params().items():
-                torch.testing.assert_close(p, together[n][k], rtol=1e-3, atol=1e-4)
-            assert alone.report.loss_after == pytest.approx(reports[k].loss_after, rel=1e-3)
+                torch.testing.assert_close(p, together[n][k], rtol=1e-4, atol=1e-6)
+            assert alone.report.loss_after == pytest.approx(reports[k].loss_after, rel=1e-4)
             assert alone.report.env_steps == reports[k].env_steps
         assert not any(p.requires_grad for p in together.values())
 
