@@ -38,7 +38,7 @@ test: check ## What continuous integration runs: check, a real meta-training, th
 	$(PYTEST) -m slow
 	rm -rf build
 	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	.venv/bin/python -m zipfile --list build/wheel/*.whl | grep -q 'ssm_metarl/py\.typed'
+	.venv/bin/python -m zipfile --list build/wheel/*.whl | grep 'ssm_metarl/py\.typed'
 
 test-nightly: test demo ## The demo at its full length too
 
