@@ -23,7 +23,7 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.inner_loop import TaskLoss
 from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
-from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
@@ -35,8 +35,6 @@ from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Params, Rollout
-
-NUM_REPLAY_SEQUENCES = 64
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ class MetaTrainer:
         replay: Replay | None = None
         if config.adaptation_mode == "hybrid" and len(self.buffer) > 0:
             rng = seeding.generator(config.seed, "train-replay", self.epoch)
-            replayed = self.buffer.sample(NUM_REPLAY_SEQUENCES, rng)
+            replayed = self.buffer.sample(HybridAdaptationConfig.num_replay_sequences, rng)
             replay = weigh_replay(self.policy, support, replayed, config.experience_weight)
         return task_loss(
             self.policy,
