@@ -39,6 +39,10 @@ class Discrete:
             return (2.0 * action - 1.0)[..., None]
         return torch.nn.functional.one_hot(action, self.n) - 1.0 / self.n
 
+    def mirror_code(self, code: Tensor) -> Tensor:
+        """The code of action n - 1 - a from that of action a."""
+        return -code if self.n == 2 else code.flip(-1)
+
     def draw_noise(self, noise: TaskNoise, num_steps: int, num_envs: int) -> Tensor:
         """Uniform numbers, shape (num_steps, K, num_envs, 1)."""
         return noise.uniform(num_steps, num_envs, 1)
@@ -71,6 +75,10 @@ class Continuous:
         """Actions scaled to [-1, 1], shape (..., dim)."""
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         return (action - middle) / half
+
+    def mirror_code(self, code: Tensor) -> Tensor:
+        """The code of the opposite action."""
+        return -code
 
     def draw_noise(self, noise: TaskNoise, num_steps: int, num_envs: int) -> Tensor:
         """Standard normal numbers, shape (num_steps, K, num_envs, dim)."""

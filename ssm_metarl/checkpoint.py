@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ssm_metarl.config import PolicyConfig
+from ssm_metarl.config import Calibration, PolicyConfig, rebuild
 from ssm_metarl.core.policy import Policy, as_policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
@@ -50,6 +50,8 @@ class Checkpoint:
     """Epochs and environment steps."""
     card: dict[str, Any] = field(default_factory=dict)
     """Figures recorded with the model: the command that made it, its verification."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """Fields of `Calibration`; empty where none was made."""
     versions: dict[str, str] = field(default_factory=dict)
     """Versions that wrote it."""
 
@@ -69,6 +71,8 @@ class Checkpoint:
         if unknown := sorted(set(received) - set(expected)):
             raise ValueError(f"policy: expected tensors {sorted(expected)}, received {unknown} too")
         policy.load_state_dict(received)
+        if self.calibration:
+            policy.calibration = rebuild(Calibration, self.calibration, "calibration")
         return policy
 
     def experience(self) -> ExperienceBuffer | None:

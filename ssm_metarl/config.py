@@ -61,6 +61,9 @@ class PolicyConfig:
     """Size of the output (state_space only): action logits, then predicted effects."""
     obs_scale: tuple[float, ...]
     """Fixed factor for each observation dimension; its length is the observation's."""
+    obs_limit: tuple[float, ...] = ()
+    """Observations are clipped to this either side of zero, in their own units; empty: they are
+    not."""
     num_actions: int | None = None
     """Number of discrete actions; None for a continuous action space."""
     action_dim: int = 0
@@ -70,7 +73,9 @@ class PolicyConfig:
     action_high: float = 1.0
     """Upper bound of a continuous action."""
     predicted_dims: tuple[int, ...] = ()
-    """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
+    """Observation dimensions whose change is predicted; empty for all (state_space: for none)."""
+    mirror: bool = False
+    """Act on a mirrored history with the mirrored action, exactly (see `TaskFamily.mirror`)."""
 
     def __post_init__(self) -> None:
         require(self.core in ("diagonal", "state_space"), "core",
@@ -80,6 +85,8 @@ class PolicyConfig:
         size = len(self.obs_scale)
         require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip
+        require(len(self.obs_limit) in (0, size) and all(v > 0 for v in self.obs_limit),
+                "obs_limit", f"none, or {size} numbers above 0", self.obs_limit)  # fmt: skip
         require(all(0 <= d < size for d in self.predicted_dims), "predicted_dims",
                 f"observation dimensions from 0 to {size - 1}", self.predicted_dims)  # fmt: skip
         if self.num_actions is None:
@@ -87,6 +94,8 @@ class PolicyConfig:
                     "at least 1 where num_actions is None", self.action_dim)  # fmt: skip
             require(self.action_low < self.action_high, "action_high",
                     f"more than action_low = {self.action_low}", self.action_high)  # fmt: skip
+            require(not self.mirror or self.action_low == -self.action_high, "action_low",
+                    f"{-self.action_high} where mirror is set", self.action_low)  # fmt: skip
         else:
             require(self.num_actions >= 1, "num_actions", "None or at least 1", self.num_actions)
 
@@ -94,6 +103,38 @@ class PolicyConfig:
     def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
         """Rebuild from JSON, whose lists become tuples again."""
         return rebuild(cls, values, "policy config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What adapting may do, and how far a plant may drift: set on meta-training tasks."""
+
+    objective: Objective
+    """The inner objective that the limits belong to."""
+    max_loss: tuple[float, ...]
+    """A step is kept only where the inner loss on this task's data is at most this after it: a
+    limit for each length of data in `support_steps`."""
+    support_steps: tuple[int, ...] = (1,)
+    """Lengths of data, ascending; the longest that a task's data reach is the one that counts."""
+    max_kl: float
+    """And where KL(adapted || meta), in nats a step of the data, is at most this."""
+    max_prediction_error: float | None = None
+    """Largest prediction error of an unchanged plant, `window` steps; None without prediction."""
+    window: int = 20
+    """Transitions that a look at the plant takes."""
+    target_spread: tuple[float, ...] | None = None
+    """Scale of the prediction targets in the data that a policy was adapted to; None before."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_kl", "max_prediction_error"):
+            value = getattr(self, name)
+            require(value is None or not math.isnan(value), name, "a number", value)
+        lengths = self.support_steps
+        require(len(lengths) > 0 and list(lengths) == sorted(set(lengths)), "support_steps",
+                "ascending lengths", lengths)  # fmt: skip
+        require(len(self.max_loss) == len(lengths) and not any(map(math.isnan, self.max_loss)),
+                "max_loss", f"{len(lengths)} numbers, one a length", self.max_loss)  # fmt: skip
+        require(self.window >= 1, "window", "at least 1", self.window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +147,8 @@ class StandardAdaptationConfig:
     """Gradient steps, all on the same support data."""
     objective: Objective = "prediction"
     """What the inner gradient descends: prediction needs no reward."""
+    rollback: bool = True
+    """Undo a step that the safeguard finds harmful, and end there; False keeps every step."""
     gamma: float = 0.99
     """Discount factor (policy_gradient only)."""
     gae_lambda: float = 0.98
@@ -169,18 +212,20 @@ class MetaTrainingConfig:
     """Longest query episode, in steps; cut episodes are bootstrapped."""
     full_horizon_every: int = 4
     """Every so many epochs the episodes run to the family's own limit; 0 for never."""
-    push_probability: float = 0.03
+    push_probability: float = 0.01
     """Share of query steps after which a random push changes the velocities (training only)."""
+    spread_starts: float = 0.5
+    """Share of query episodes that start far from the family's initial states (training only)."""
 
     objective: Objective = "prediction"
     """What the inner step descends: prediction needs no reward."""
     support_policy: SupportPolicy = "random"
     """Who collects the support data: uniform actions, or the unadapted policy, sampled."""
-    min_support_steps: int = 10
+    min_support_steps: int = 5
     """Shortest support data, in environment steps."""
     max_support_steps: int = 40
     """Longest support data; each epoch draws a length between the two."""
-    adaptation_steps: int = 1
+    adaptation_steps: int = 3
     """Most inner steps; each epoch draws a number from 1 to this."""
     adaptation_mode: AdaptationMode = "standard"
     """standard: this task's data; hybrid: also replayed experience of other tasks."""
@@ -210,7 +255,13 @@ class MetaTrainingConfig:
     max_grad_norm: float = 1.0
     """The meta-gradient's norm is clipped to this."""
 
+    calibration_tasks: int = 1200
+    """Training tasks on which ssm-metarl train sets the limits of adaptation at the end; 0 for no
+    limits. Their episodes are not counted as the training's."""
+
     def __post_init__(self) -> None:
+        require(self.calibration_tasks == 0 or self.calibration_tasks >= 180, "calibration_tasks",
+                "0 or at least 180 (fewer prove nothing)", self.calibration_tasks)  # fmt: skip
         at_least_one = (
             "state_dim", "num_layers", "tasks_per_epoch", "episodes_per_task", "horizon",
             "min_support_steps", "adaptation_steps", "update_epochs", "buffer_size",
@@ -220,7 +271,7 @@ class MetaTrainingConfig:
         for name in ("num_epochs", "max_env_steps", "hidden_dim"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "None or at least 1", value)
-        for name in ("gamma", "gae_lambda", "push_probability"):
+        for name in ("gamma", "gae_lambda", "push_probability", "spread_starts"):
             require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
         for name in ("inner_lr", "outer_lr", "clip_coef", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
@@ -329,6 +380,10 @@ class EvaluationConfig:
     """Gradient steps, all on the same support data."""
     adapt_lr: float | None = None
     """Plain gradient descent with this rate; None uses the model's learned step sizes."""
+    rollback: bool = True
+    """Undo a step that the safeguard finds harmful, and end there; False keeps every step."""
+    shuffle_actions: bool = False
+    """Spoil the support data: each task's actions in another order, as in a broken log."""
     episodes_per_task: int = 4
     """Greedy full-length episodes a task."""
     experience_weight: float | None = None

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ssm_metarl.config import (
+    Calibration,
     EvaluationConfig,
     HybridAdaptationConfig,
     MetaTrainingConfig,
@@ -22,9 +23,11 @@ from ssm_metarl.config import (
 
 NAN = float("nan")
 POLICY = {"obs_scale": (1.0, 2.0), "num_actions": 2}
-REQUIRED: dict[type, dict[str, Any]] = {PolicyConfig: POLICY}
+LIMITS = {"objective": "prediction", "max_loss": (1.0,), "max_kl": 1.0}
+REQUIRED: dict[type, dict[str, Any]] = {PolicyConfig: POLICY, Calibration: LIMITS}
 ALL = (
     PolicyConfig,
+    Calibration,
     StandardAdaptationConfig,
     HybridAdaptationConfig,
     MetaTrainingConfig,
@@ -45,8 +48,16 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "num_layers": COUNT,
         "output_dim": COUNT,
         "obs_scale": ((), (1.0, NAN), (float("inf"),)),
+        "obs_limit": ((1.0,), (1.0, 0.0), (1.0, NAN)),
         "num_actions": COUNT,
         "predicted_dims": ((2,), (0, -1)),
+    },
+    Calibration: {
+        "max_loss": ((), (1.0, 2.0), (NAN,)),
+        "support_steps": ((), (5, 5), (9, 5)),
+        "max_kl": (NAN,),
+        "max_prediction_error": (NAN,),
+        "window": COUNT,
     },
     StandardAdaptationConfig: {
         "adapt_lr": RATE,
@@ -73,11 +84,13 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "horizon": COUNT,
         "full_horizon_every": (-1,),
         "push_probability": SHARE,
+        "spread_starts": SHARE,
         "objective": CHOICE,
         "support_policy": CHOICE,
         "min_support_steps": COUNT,
-        "max_support_steps": (9,),
+        "max_support_steps": (4,),
         "adaptation_steps": COUNT,
+        "calibration_tasks": (-1, 1, 179),
         "adaptation_mode": CHOICE,
         "experience_weight": RATE,
         "buffer_size": COUNT,
@@ -119,11 +132,13 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
     },
 }
 FREE = {  # any value of the type will do, or another field's check covers it
-    PolicyConfig: {"action_dim", "action_low", "action_high"},
-    HybridAdaptationConfig: {"num_adapt_steps", "objective", "gae_lambda", "seed"},
+    PolicyConfig: {"action_dim", "action_low", "action_high", "mirror"},
+    Calibration: {"objective", "target_spread"},
+    StandardAdaptationConfig: {"rollback"},
+    HybridAdaptationConfig: {"num_adapt_steps", "objective", "gae_lambda", "rollback", "seed"},
     MetaTrainingConfig: {"family", "seed", "first_order"},
     SingleTaskConfig: {"env_name", "seed"},
-    EvaluationConfig: {"family", "seed"},
+    EvaluationConfig: {"family", "seed", "rollback", "shuffle_actions"},
 }
 
 

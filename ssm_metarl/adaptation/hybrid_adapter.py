@@ -50,7 +50,7 @@ class HybridAdapter:
         """
         policy = single_task(policy, current_data)
         task_params, reports = self.adapt_tasks(policy, current_data, experience_buffer)
-        return AdaptedPolicy(policy, task_params, reports[0])
+        return AdaptedPolicy(policy, task_params, reports[0], current_data)
 
     def adapt_tasks(
         self,

@@ -26,6 +26,10 @@ from ssm_metarl.types import Params
 TaskLoss = Callable[[Params], Tensor]
 """Parameters with a leading K axis -> the loss of each task, shape (K,)."""
 
+Accept = Callable[[Params], Tensor]
+"""Parameters after a step (K, ...) -> whether each task keeps it, shape (K,), bool. A task that was
+refused once is refused for good."""
+
 MIN_RMS = 1e-8  # a task without any gradient stays where it is
 
 
@@ -89,6 +93,7 @@ def adapt_params(
     num_tasks: int,
     num_steps: int,
     second_order: bool = False,
+    accept: Accept | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Adapt shared parameters to K tasks with ``num_steps`` gradient steps on the same data.
 
@@ -100,9 +105,12 @@ def adapt_params(
         num_steps: Gradient steps.
         second_order: Differentiate through the gradients. Without it the result still depends
             on ``params`` and ``step_size``, with the gradients held constant (first-order MAML).
+        accept: Asked after each step; a task whose step is refused stays as it was before it,
+            and takes no more. None keeps every step.
 
     Returns:
-        Task parameters, shape (K, ...) each, and the loss before each step, (num_steps, K).
+        Task parameters, shape (K, ...) each, and the loss before each step that any task took,
+        (num_steps, K).
     """
     largest_rms: Tensor | float = MIN_RMS
     history = []
@@ -113,7 +121,7 @@ def adapt_params(
             for name, p in expand_to_tasks(params, num_tasks).items()
         }
         for _ in range(num_steps):
-            task_params, losses, largest_rms = inner_step(
+            stepped, losses, largest_rms = inner_step(
                 task_params,
                 loss,
                 step_size,
@@ -121,5 +129,14 @@ def adapt_params(
                 create_graph=second_order,
             )
             history.append(losses)
+            if accept is not None:
+                kept = accept(stepped)
+                if not kept.any():
+                    break
+                stepped = {
+                    n: torch.where(kept.view(-1, *(1,) * (p.dim() - 1)), p, task_params[n])
+                    for n, p in stepped.items()
+                }
+            task_params = stepped
     empty = torch.zeros(0, num_tasks)
     return dict(task_params), torch.stack(history) if history else empty

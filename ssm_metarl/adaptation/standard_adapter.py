@@ -37,7 +37,7 @@ class StandardAdapter:
         """
         policy = single_task(policy, current_data)
         task_params, reports = self.adapt_tasks(policy, current_data)
-        return AdaptedPolicy(policy, task_params, reports[0])
+        return AdaptedPolicy(policy, task_params, reports[0], current_data)
 
     def adapt_tasks(
         self, policy: Policy | StateSpaceModel, current_data: Rollout

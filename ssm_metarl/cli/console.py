@@ -111,6 +111,31 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         console.print(f"{name}: {s['mean']:+.1f} (95 % interval {interval(s['ci95'], '+')})")
 
 
+def print_safety(safety: Mapping[str, Any]) -> None:
+    """What the safeguard and the change detector did, on stdout."""
+    console = Console(highlight=False)
+    for row in safety["more_steps"]:
+        free = row["without_rollback"]
+        console.print(
+            f"{row['num_adapt_steps']} step(s): mean {row['mean']:.1f}, worst tenth "
+            f"{row['worst10']:.1f}; kept {row['steps_kept']:.1f}, rolled back on "
+            f"{row['rolled_back']:.1%} of tasks; without rollback {free['mean']:.1f}, "
+            f"{free['worst10']:.1f}"
+        )
+    lied = safety["shuffled_actions"]
+    console.print(
+        f"return falls after a kept step: {safety['falls_after_a_kept_step']:.1%} of tasks\n"
+        f"shuffled actions: rolled back on {lied['rolled_back']:.1%} of tasks, harmless on "
+        f"{lied['harmless']:.1%}"
+    )
+    if detector := safety.get("change_detector"):
+        found = detector.get("flips_found")
+        console.print(
+            f"change detector: false alarms {detector['false_alarms']:.1%}"
+            + ("" if found is None else f", flipped actuators found {found:.1%}")
+        )
+
+
 def _table(arms: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("arm", "IQM", "95 % interval", "mean", "worst tenth", "env steps"):

@@ -11,7 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_metarl.cli.console import SPLIT_TITLES, Reporter, note, print_evaluation, print_json
+from ssm_metarl.cli.console import (
+    SPLIT_TITLES,
+    Reporter,
+    note,
+    print_evaluation,
+    print_json,
+    print_safety,
+)
 from ssm_metarl.cli.flags import ModelArgument, command_line, part_of
 from ssm_metarl.cli.outputs import make_folder
 from ssm_metarl.config import EvaluationConfig
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 class Evaluate(EvaluationConfig, ModelArgument):
     """Evaluate a model on held-out tasks, every arm on the same tasks and episodes."""
 
+    safety: bool = False
+    """Also measure what the safeguard and the change detector do: 17 more arms to run."""
     report: Path | None = None
     """Also write a report (page, pictures, animation) on both splits to this folder."""
     json: bool = False
@@ -37,12 +46,18 @@ class Evaluate(EvaluationConfig, ModelArgument):
         opened = open_model(self.model, self.family)
         if self.report is not None:  # an hour of evaluation should not end in a typing mistake
             prepare_report(self.report)
+        if self.safety:
+            self._check_adaptable(opened)
         with Reporter("evaluating") as reporter:
             result = opened.evaluate(config, reporter)
+        if self.safety:
+            result["safety"] = measured_safety(opened, config)
         if self.json:
             print_json(result)
         else:
             print_evaluation(result)
+            if self.safety:
+                print_safety(result["safety"])
         if self.report is not None:
             other = replace(config, split="ood" if config.split == "id" else "id")
             with Reporter("evaluating the other split") as reporter:
@@ -56,6 +71,16 @@ class Evaluate(EvaluationConfig, ModelArgument):
             note(f"report: {page}")
         return 0
 
+    def _check_adaptable(self, opened: OpenedModel) -> None:
+        from ssm_metarl.evaluation.episodes import can_adapt
+
+        objective = self.objective or opened.trained.objective
+        if not can_adapt(opened.policy, objective):
+            raise ValueError(
+                f"safety: expected a model that can adapt by {objective}, received one without "
+                f"the outputs that it needs"
+            )
+
     def _write_report(
         self, opened: OpenedModel, out: Path, results: Mapping[str, Mapping[str, Any]]
     ) -> Path:
@@ -68,6 +93,16 @@ class Evaluate(EvaluationConfig, ModelArgument):
             training_log=training_log(self.model),
             **film(opened, part_of(self, EvaluationConfig)),
             command=command_line("evaluate", self),
+        )
+
+
+def measured_safety(opened: OpenedModel, config: EvaluationConfig) -> dict[str, Any]:
+    """What the safeguard and the change detector do, measured with progress."""
+    from ssm_metarl.evaluation.safety import measure_safety
+
+    with Reporter("measuring safety") as reporter:
+        return measure_safety(
+            opened.policy, opened.family, config, opened.trained, on_step=reporter.update
         )
 
 
@@ -117,5 +152,6 @@ def film(opened: OpenedModel, config: EvaluationConfig) -> dict[str, Any]:
         seed=config.seed,
         num_adapt_steps=config.num_adapt_steps,
         adapt_lr=config.adapt_lr,
+        rollback=config.rollback,
     )
     return {"before": before, "after": after, "flipped_task": task}

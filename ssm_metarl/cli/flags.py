@@ -53,6 +53,10 @@ def command_line(command: str, settings: DataclassInstance) -> str:
     """
     words = [PROGRAM, *command.split()]
     for name, value in changed(settings).items():
-        if name != "json":
-            words += [flag(name)] if value is True else [flag(name), str(value)]
+        if name == "json":
+            continue
+        if isinstance(value, bool):  # a switch, whose flag says what its default is not
+            words.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            words += [flag(name), str(value)]
     return shlex.join(words)

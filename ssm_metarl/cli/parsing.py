@@ -121,7 +121,9 @@ def _read(kind: type[Any], name: str, arguments: list[str]) -> Command:
 
 def _complaint(kind: type[Any], name: str, arguments: list[str]) -> str:
     """What is wrong with the arguments, in one line."""
-    known = {flag(field.name) for field in fields(kind)} | {"--help", *ALIASES.get(kind, ())}
+    known = {  # a switch that is on by default has the flag that turns it off
+        flag(f"no_{field.name}" if field.default is True else field.name) for field in fields(kind)
+    } | {"--help", *ALIASES.get(kind, ())}
     for argument in arguments:
         given = flag(argument.partition("=")[0].removeprefix("--"))
         if argument.startswith("--") and given not in known:

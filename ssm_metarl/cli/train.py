@@ -127,6 +127,7 @@ class Train(MetaTrainingConfig):
     def _finish(self, run: TrainingRun, memory_before: int) -> None:
         """Evaluate the last checkpoint, record its verification, say what came of it."""
         from ssm_metarl.cli.opened_model import open_model
+        from ssm_metarl.evaluation.calibration import calibrate
         from ssm_metarl.evaluation.episodes import MetaTrained
         from ssm_metarl.evaluation.meta_evaluator import verify
 
@@ -136,6 +137,16 @@ class Train(MetaTrainingConfig):
         if self.resume is not None and (self.num_epochs, self.max_env_steps) != (None, None):
             # The learning rate decays towards the limit, so no one command does the same.
             command += "  # its limits were changed on resuming"
+        num_tasks = trainer.config.calibration_tasks
+        if num_tasks > 0:
+            note(f"setting the limits of adaptation on {num_tasks:,} meta-training tasks")
+            trainer.policy.calibration = calibrate(
+                trainer.policy,
+                trainer.family,
+                trained,
+                seed=trainer.config.seed,
+                num_tasks=num_tasks,
+            )
         card = {
             "command": command,
             "verification": verify(trainer.policy, trainer.family, trained),

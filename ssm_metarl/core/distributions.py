@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +29,12 @@ class ActionDistribution(Protocol):
 
     def entropy(self) -> Tensor:
         """Entropy in nats."""
+
+    def kl(self, reference: Self) -> Tensor:
+        """KL(self || reference) in nats."""
+
+    def mirror_mean(self) -> Self:
+        """The mean of (K, T, N, ...) and its mirror image, mirrored back, from (K, T, 2 N, ...)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,16 @@ class Categorical:
         log_p = self.logits.log_softmax(-1)
         return -(log_p.exp() * log_p).sum(-1)
 
+    def kl(self, reference: Categorical) -> Tensor:
+        """Shape (...)."""
+        log_p, log_q = self.logits.log_softmax(-1), reference.logits.log_softmax(-1)
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    def mirror_mean(self) -> Categorical:
+        """Action a in the mirror is n - 1 - a."""
+        here, image = self.logits.chunk(2, dim=2)
+        return Categorical((here + image.flip(-1)) / 2)
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -79,3 +95,14 @@ class Gaussian:
     def entropy(self) -> Tensor:
         """Summed over action dimensions, shape (...)."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def kl(self, reference: Gaussian) -> Tensor:
+        """Summed over action dimensions, shape (...)."""
+        distance = (self.mean - reference.mean) * (-reference.log_std).exp()
+        ratio = self.log_std - reference.log_std  # of the standard deviations, logarithm
+        return (0.5 * (distance.square() + (2 * ratio).exp() - 1) - ratio).sum(-1)
+
+    def mirror_mean(self) -> Gaussian:
+        """An action in the mirror is its opposite."""
+        (mean, image), (log_std, _) = self.mean.chunk(2, dim=2), self.log_std.chunk(2, dim=2)
+        return Gaussian((mean - image) / 2, log_std)  # the spread does not depend on the history

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
-from ssm_metarl.config import PolicyConfig
+from ssm_metarl.config import Calibration, PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
 from ssm_metarl.core.ssm import StateSpaceModel
@@ -44,19 +44,21 @@ class PolicyOutput:
     value: Tensor | None
     """Predicted return-to-go, shape (T, K, N), where the heads have one."""
     output: Tensor
-    """The sequence model's output, shape (T, K, N, D); `Policy.predict` reads it."""
+    """The sequence model's output, shape (T, K, N, D), or (T, K, N, 2 D) where the policy also sees
+    the mirrored history; `Policy.predict` reads it."""
 
 
 class LinearHeads(nn.Module):
     """Heads that are linear in the sequence model's output."""
 
-    def __init__(self, feature_dim: int, action_space: ActionSpace, obs_dim: int) -> None:
+    def __init__(
+        self, feature_dim: int, action_space: ActionSpace, predicted_dims: tuple[int, ...]
+    ) -> None:
         super().__init__()
-        self.action_space = action_space
-        self.predicted_dims = tuple(range(obs_dim))
+        self.action_space, self.predicted_dims = action_space, predicted_dims
         self.action = nn.Linear(feature_dim, action_space.logits_dim)
         self.value = nn.Linear(feature_dim, 1)
-        self.prediction = nn.Linear(feature_dim, obs_dim * (1 + action_space.code_dim))
+        self.prediction = nn.Linear(feature_dim, len(predicted_dims) * (1 + action_space.code_dim))
         if isinstance(action_space, Continuous):
             self.log_std = nn.Parameter(torch.full((action_space.dim,), -0.5))
         with torch.no_grad():  # start near the uniform policy and at value zero
@@ -74,7 +76,7 @@ class LinearHeads(nn.Module):
         return Gaussian(action, log_std), value[..., 0]
 
     def predict(self, params: Params, output: Tensor, code: Tensor) -> Tensor:
-        """Predicted change (K, ..., O) from output (K, ..., D) and action code (K, ..., C)."""
+        """Predicted change (K, ..., len(predicted_dims)) from output and code (K, ..., C)."""
         out = task_linear(
             output, params["heads.prediction.weight"], params["heads.prediction.bias"]
         )
@@ -117,14 +119,21 @@ class Policy(nn.Module):
     """A sequence model with heads, and a learned step size for each parameter.
 
     Args:
-        core: The sequence model; its input is the observation times ``obs_scale``.
+        core: The sequence model; its input is the clipped observation times ``obs_scale``.
         heads: What reads the output.
         obs_scale: Fixed factor for each observation dimension.
+        obs_limit: Bound of each observation dimension, either side of zero; empty for none. A
+            plant out of the training range moves faster than any that the model has seen, and its
+            weights say nothing about such inputs.
+        mirror: Average each output with that of the mirrored history, mirrored back: van der Pol
+            et al. 2020 (arXiv 2006.16908), for the group of one reflection. A policy that is not
+            symmetric leans to one side, and a plant with a weak actuator falls that way.
         inner_lr: Initial step size of every parameter.
         config: The architecture as data, where the policy is to be saved.
     """
 
     obs_scale: Tensor
+    obs_limit: Tensor
 
     def __init__(
         self,
@@ -132,6 +141,8 @@ class Policy(nn.Module):
         heads: LinearHeads | SliceHeads,
         *,
         obs_scale: tuple[float, ...],
+        obs_limit: tuple[float, ...] = (),
+        mirror: bool = False,
         inner_lr: float,
         config: PolicyConfig | None = None,
     ) -> None:
@@ -144,7 +155,12 @@ class Policy(nn.Module):
                 f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
             )
         self.core, self.heads, self.config = core, heads, config
+        self.mirror = mirror
+        self.calibration: Calibration | None = None
+        """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
+        limits = obs_limit or (torch.inf,) * len(obs_scale)
+        self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
         num_params = sum(p.numel() for p in self.parameters())
         self.step_size = nn.Parameter(torch.full((num_params,), float(inner_lr)))
 
@@ -173,8 +189,9 @@ class Policy(nn.Module):
         return self.step_size.numel()
 
     def init_hidden(self, num_tasks: int, num_envs: int) -> Tensor:
-        """The state before the first step: zeros, shape (K, N, P)."""
-        return self.step_size.new_zeros(num_tasks, num_envs, self.core.hidden_size)
+        """The state before the first step: zeros, shape (K, N, P), or (K, N, 2 P) if mirrored."""
+        size = self.core.hidden_size * (2 if self.mirror else 1)
+        return self.step_size.new_zeros(num_tasks, num_envs, size)
 
     def unroll(
         self, params: Params, obs: Tensor, hidden: Tensor, reset: Tensor
@@ -184,12 +201,21 @@ class Policy(nn.Module):
         Args:
             params: From `meta_params`, shared or with a leading K axis.
             obs: Shape (T, K, N, O).
-            hidden: State before the first step, shape (K, N, P).
+            hidden: State before the first step, as `init_hidden` gives it.
             reset: True where an episode starts, shape (T, K, N).
         """
         core = {n[5:]: p for n, p in params.items() if n.startswith("core.")}
-        output, hidden = self.core.unroll(core, obs * self.obs_scale, hidden, reset)
+        x = obs.clamp(-self.obs_limit, self.obs_limit) * self.obs_scale
+        if self.mirror:  # the history and its mirror image, as twice the environments
+            x, reset = torch.cat([x, -x], dim=2), torch.cat([reset, reset], dim=2)
+            hidden = torch.cat(hidden.chunk(2, dim=-1), dim=1)
+        output, hidden = self.core.unroll(core, x, hidden, reset)
         distribution, value = self.heads.read(params, output.transpose(0, 1))
+        if self.mirror:
+            output = torch.cat(output.chunk(2, dim=2), dim=-1)
+            hidden = torch.cat(hidden.chunk(2, dim=1), dim=-1)
+            distribution = distribution.mirror_mean()
+            value = None if value is None else torch.stack(value.chunk(2, dim=2)).mean(0)
         if isinstance(distribution, Categorical):
             distribution = Categorical(distribution.logits.transpose(0, 1))
         elif isinstance(distribution, Gaussian):
@@ -204,15 +230,18 @@ class Policy(nn.Module):
 
         Args:
             params: As given to `unroll`.
-            output: `PolicyOutput.output`, shape (T, K, N, D).
+            output: `PolicyOutput.output`.
             action: The actions taken, shape (T, K, N) or (T, K, N, A).
 
         Returns:
             Shape (T, K, N, len(predicted_dims)), in units of the targets' spread.
         """
-        code = self.action_space.code(action).to(output.dtype)
-        out = self.heads.predict(params, output.transpose(0, 1), code.transpose(0, 1))
-        return out.transpose(0, 1)
+        code = self.action_space.code(action).to(output.dtype).transpose(0, 1)
+        if not self.mirror:
+            return self.heads.predict(params, output.transpose(0, 1), code).transpose(0, 1)
+        here, image = output.transpose(0, 1).chunk(2, dim=-1)
+        mirrored = self.heads.predict(params, image, self.action_space.mirror_code(code))
+        return (self.heads.predict(params, here, code) - mirrored).transpose(0, 1) / 2
 
     def actor(
         self,
@@ -268,19 +297,33 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeding.generator(seed, "initial-weights").integers(2**63)))
         if config.core == "state_space":
-            core: SequenceModel = StateSpaceModel(
+            nonlinear = StateSpaceModel(
                 state_dim=config.state_dim,
                 input_dim=obs_dim,
                 output_dim=config.output_dim,
                 hidden_dim=config.hidden_dim,
             )
+            if config.obs_limit:  # start as sensitive to an angle as to a position
+                with torch.no_grad():
+                    for layer in (nonlinear.input_projection, nonlinear.feedthrough):
+                        layer.weight.div_(torch.tensor(config.obs_limit))
+            core: SequenceModel = nonlinear
             heads: LinearHeads | SliceHeads = SliceHeads(
                 config.output_dim, action_space, config.predicted_dims
             )
         else:
             core = DiagonalSSM(obs_dim, config.hidden_dim, config.state_dim, config.num_layers)
-            heads = LinearHeads(config.hidden_dim, action_space, obs_dim)
-        return Policy(core, heads, obs_scale=config.obs_scale, inner_lr=inner_lr, config=config)
+            predicted_dims = config.predicted_dims or tuple(range(obs_dim))
+            heads = LinearHeads(config.hidden_dim, action_space, predicted_dims)
+        return Policy(
+            core,
+            heads,
+            obs_scale=config.obs_scale,
+            obs_limit=config.obs_limit,
+            mirror=config.mirror,
+            inner_lr=inner_lr,
+            config=config,
+        )
 
 
 def as_policy(model: Policy | StateSpaceModel) -> Policy:

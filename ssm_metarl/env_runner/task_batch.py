@@ -32,6 +32,8 @@ class TaskBatch:
         max_episode_steps: Time limit; None for the family's own.
         push_probability: Share of steps after which a random push changes the velocities
             (used in meta-training only, for robustness).
+        spread_starts: Share of episodes that start up to ``dynamics.start_spread`` away from an
+            initial state (likewise).
         dtype: Floating-point type of the physics.
         device: Where the tensors live.
     """
@@ -45,6 +47,7 @@ class TaskBatch:
         purpose: str,
         max_episode_steps: int | None = None,
         push_probability: float = 0.0,
+        spread_starts: float = 0.0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -64,10 +67,14 @@ class TaskBatch:
         }
         self._push_probability = push_probability
         self._push_scale = torch.tensor(self.dynamics.push_scale, dtype=dtype, device=device)
+        self._spread_starts = spread_starts
+        self._start_spread = torch.tensor(self.dynamics.start_spread, dtype=dtype, device=device)
         self._reset_noise = TaskNoise(seed, f"{purpose}-reset", tasks.indices)
         self._push_noise = TaskNoise(seed, f"{purpose}-push", tasks.indices)
+        self._start_noise = TaskNoise(seed, f"{purpose}-start", tasks.indices)
         self._reset_block: list[Tensor] = []
         self._push_block: list[Tensor] = []
+        self._start_block: list[Tensor] = []
         shape = (self.num_tasks, num_envs)
         self._state = torch.zeros(*shape, len(self.dynamics.push_scale), dtype=dtype, device=device)
         self._ended = torch.ones(shape, dtype=torch.bool, device=device)
@@ -83,9 +90,10 @@ class TaskBatch:
             mask = torch.ones_like(self._ended)
         # Drawn whether or not it is used: which numbers a reset meets depends on the time step
         # and the task alone.
-        uniform = self._next(self._reset_block, self._reset_noise)
+        fresh = self.dynamics.initial_state(self._next(self._reset_block, self._reset_noise))
+        if self._spread_starts > 0:
+            fresh = self._spread(fresh)
         if mask.any():
-            fresh = self.dynamics.initial_state(uniform)
             self._state = torch.where(mask[..., None], fresh, self._state)
             self._ended = self._ended & ~mask
             self._step_count = torch.where(mask, 0, self._step_count)
@@ -111,6 +119,11 @@ class TaskBatch:
         truncated = (self._step_count >= self.max_episode_steps) & running & ~terminated
         self._ended = self._ended | terminated | truncated
         return EnvStep(self.dynamics.observe(self._state), reward * running, terminated, truncated)
+
+    def _spread(self, state: Tensor) -> Tensor:
+        uniform = self._next(self._start_block, self._start_noise, extra=1)
+        offset = (2 * uniform[..., 1:] - 1) * self._start_spread
+        return torch.where(uniform[..., :1] < self._spread_starts, state + offset, state)
 
     def _pushed(self, state: Tensor, terminated: Tensor) -> Tensor:
         uniform = self._next(self._push_block, self._push_noise, extra=1)

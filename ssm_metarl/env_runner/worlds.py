@@ -23,6 +23,7 @@ def make_worlds(
     purpose: str,
     max_episode_steps: int | None = None,
     push_probability: float = 0.0,
+    spread_starts: float = 0.0,
     device: torch.device | str = "cpu",
 ) -> Worlds:
     """K tasks x N environments that step together.
@@ -35,11 +36,12 @@ def make_worlds(
         max_episode_steps: Time limit; None for the family's own.
         push_probability: Share of steps after which a random push changes the velocities
             (batched physics only).
+        spread_starts: Share of episodes that start away from the initial states (likewise).
         device: Where the tensors live.
 
     Raises:
-        ValueError: A push probability for Gymnasium environments, whose state is out of reach;
-            a time limit below 1.
+        ValueError: Pushes or spread starts for Gymnasium environments, whose state is out of
+            reach; a time limit below 1.
     """
     if max_episode_steps is not None and max_episode_steps < 1:
         raise ValueError(f"max_episode_steps: expected at least 1, received {max_episode_steps}")
@@ -51,13 +53,15 @@ def make_worlds(
             purpose=purpose,
             max_episode_steps=max_episode_steps,
             push_probability=push_probability,
+            spread_starts=spread_starts,
             device=device,
         )
-    if push_probability != 0:
-        raise ValueError(
-            f"push_probability: expected 0 for {tasks.family.name!r}, which steps Gymnasium "
-            f"environments, received {push_probability:g}"
-        )
+    for name, value in (("push_probability", push_probability), ("spread_starts", spread_starts)):
+        if value != 0:
+            raise ValueError(
+                f"{name}: expected 0 for {tasks.family.name!r}, which steps Gymnasium "
+                f"environments, received {value:g}"
+            )
     # Imported here: a family with batched physics never pays for importing Gymnasium.
     from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds
 

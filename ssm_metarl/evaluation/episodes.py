@@ -9,11 +9,13 @@ task k's own stream, so two arms differ in how they act and in nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
+from ssm_metarl import seeding
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import (
     EvaluationConfig,
@@ -28,7 +30,7 @@ from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CartPoleDynamics
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
-from ssm_metarl.types import Actor, Rollout
+from ssm_metarl.types import Actor, Params, Rollout
 
 PURPOSE = "evaluation"
 
@@ -55,6 +57,7 @@ class MetaTrained:
         objective: Objective | None = None,
         num_adapt_steps: int = 1,
         adapt_lr: float | None = None,
+        rollback: bool = True,
     ) -> StandardAdaptationConfig:
         """The inner step as it was meta-trained, but for what is given."""
         return StandardAdaptationConfig(
@@ -63,6 +66,7 @@ class MetaTrained:
             adapt_lr=adapt_lr,
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
+            rollback=rollback,
         )
 
     def hybrid(
@@ -113,6 +117,20 @@ def collect_support(
     return collect_rollout(worlds, actor, num_steps, autoreset=True)
 
 
+def shuffle_actions(rollout: Rollout, *, seed: int) -> Rollout:
+    """Support data that lie: each task's actions in another order, everything else as it was.
+
+    Args:
+        rollout: One environment a task, every step taken, (T, K, 1).
+        seed: Names the orders.
+    """
+    action = rollout.action.clone()
+    for k in range(rollout.num_tasks):
+        rng = seeding.generator(seed, f"{PURPOSE}-shuffle", k)
+        action[:, k] = action[torch.from_numpy(rng.permutation(rollout.num_steps)), k]
+    return replace(rollout, action=action)
+
+
 def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
     """Returns of an actor's full-length episodes, shape (K, episodes_per_task)."""
     worlds = make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
@@ -137,8 +155,11 @@ def flip_trajectories(
     seed: int,
     num_adapt_steps: int = 1,
     adapt_lr: float | None = None,
+    rollback: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    """One episode before and one after adapting to the default plant with its actuator flipped.
+    """One episode before and one after adapting to the default plant, its actuator the wrong way.
+
+    An unadapted policy may play one direction of the actuator well; the other one is shown.
 
     Returns:
         The states that the steps led to before and after, each (T, 4), and the task's parameters.
@@ -151,13 +172,21 @@ def flip_trajectories(
             f"flip: expected a family with CartPole's state and a parameter 'sign', "
             f"received {family.name!r}"
         )
-    tasks = family.task({"sign": -1.0})
-    support = collect_support(policy, tasks, support_steps, trained.support_policy, seed=seed)
-    config = trained.adaptation(num_adapt_steps=num_adapt_steps, adapt_lr=adapt_lr)
-    adapted, _ = StandardAdapter(config).adapt_tasks(policy, support)
-    episodes = []
-    for params in (policy.meta_params(), adapted):
+
+    def states(params: Params, tasks: Tasks) -> np.ndarray:
         worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-flip")
         rollout = collect_rollout(worlds, policy.actor(params, 1, 1), worlds.max_episode_steps)
-        episodes.append(rollout.next_obs[rollout.mask].numpy())
-    return episodes[0], episodes[1], tasks.as_dicts()[0]
+        result: np.ndarray = rollout.next_obs[rollout.mask].numpy()
+        return result
+
+    directions = (family.task({"sign": sign}) for sign in (-1.0, 1.0))
+    before, tasks = min(
+        ((states(policy.meta_params(), tasks), tasks) for tasks in directions),
+        key=lambda pair: len(pair[0]),
+    )
+    support = collect_support(policy, tasks, support_steps, trained.support_policy, seed=seed)
+    config = trained.adaptation(
+        num_adapt_steps=num_adapt_steps, adapt_lr=adapt_lr, rollback=rollback
+    )
+    adapted, _ = StandardAdapter(config).adapt_tasks(policy, support)
+    return before, states(adapted, tasks), tasks.as_dicts()[0]

@@ -41,11 +41,12 @@ from ssm_metarl.evaluation.episodes import (
     check_family,
     collect_support,
     run_arm,
+    shuffle_actions,
     uniform_actor,
 )
 from ssm_metarl.evaluation.statistics import paired_interval, summarize, worst_tenth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 from ssm_metarl.version import __version__
 
@@ -71,6 +72,8 @@ DEFINITIONS = {
     "standard": "gradient steps on the support data",
     "hybrid": "gradient steps on the support data and replayed experience",
     "random": "uniform actions",
+    "steps_kept": "gradient steps kept, mean over tasks; num_steps were asked for",
+    "rolled_back": "share of tasks on which a gradient step was undone",
     "lqr": "linear-quadratic regulator, told the task's parameters",
     "sign_probe": "one fixed robust controller; the actuator's sign read off the support data",
 }
@@ -114,10 +117,13 @@ def evaluate(
         objective=config.objective,
         num_adapt_steps=config.num_adapt_steps,
         adapt_lr=config.adapt_lr,
+        rollback=config.rollback,
     )
     hybrid = trained.hybrid(standard, experience_weight=config.experience_weight, seed=config.seed)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
+    if config.shuffle_actions:
+        support = shuffle_actions(support, seed=config.seed)
     adapted = _adapted_params(policy, support, standard, hybrid, buffer)
     reports: dict[str, list[AdaptationReport]] = {}
     returns: dict[str, np.ndarray] = {}
@@ -142,6 +148,8 @@ def evaluate(
         "adaptation": {
             arm: {
                 "num_steps": config.num_adapt_steps,
+                "steps_kept": float(np.mean([r.num_steps for r in arm_reports])),
+                "rolled_back": float(np.mean([r.rolled_back is not None for r in arm_reports])),
                 "loss_before": _mean_or_none([r.loss_before for r in arm_reports]),
                 "loss_after": _mean_or_none([r.loss_after for r in arm_reports]),
             }
@@ -153,6 +161,8 @@ def evaluate(
         "objective": standard.objective,
         "num_adapt_steps": config.num_adapt_steps,
         "adapt_lr": config.adapt_lr,
+        "rollback": config.rollback,
+        "shuffle_actions": config.shuffle_actions,
         "episodes_per_task": config.episodes_per_task,
         "definitions": DEFINITIONS,
     }
@@ -236,22 +246,28 @@ def _by_sign(tasks: Tasks, returns: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def learning_curve_point(
     policy: Policy, family: TaskFamily, training: MetaTrainingConfig, *, num_tasks: int = 40
 ) -> dict[str, float]:
-    """Adapted and frozen return on a few held-out ID tasks, one episode each: a look on the way.
+    """Return on a few held-out tasks, one episode each: a look on the way.
 
     Returns:
-        ``adapted_mean``, ``adapted_iqm``, ``frozen_mean`` and ``frozen_iqm``.
+        ``adapted_mean``, ``adapted_iqm``, ``frozen_mean`` and ``frozen_iqm`` on ID tasks,
+        ``ood_adapted_mean`` and ``ood_adapted_iqm``.
     """
     config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=1, seed=1)
     trained = MetaTrained.from_training(asdict(training))
-    tasks = family.sample("id", num_tasks, seed=config.seed)
-    support = collect_support(
-        policy, tasks, config.support_steps, trained.support_policy, seed=config.seed
-    )
-    adapted, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
     point = {}
-    for name, params in (("adapted", adapted), ("frozen", policy.meta_params())):
-        scores = summarize(run_arm(tasks, policy.actor(params, num_tasks, 1), config))
-        point[f"{name}_mean"], point[f"{name}_iqm"] = scores["mean"], scores["iqm"]
+    splits: tuple[tuple[Split, str], ...] = (("id", ""), ("ood", "ood_"))
+    for split, prefix in splits:
+        tasks = family.sample(split, num_tasks, seed=config.seed)
+        support = collect_support(
+            policy, tasks, config.support_steps, trained.support_policy, seed=config.seed
+        )
+        adapted, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
+        arms: dict[str, Params] = {f"{prefix}adapted": adapted}
+        if split == "id":
+            arms["frozen"] = policy.meta_params()
+        for name, params in arms.items():
+            scores = summarize(run_arm(tasks, policy.actor(params, num_tasks, 1), config))
+            point[f"{name}_mean"], point[f"{name}_iqm"] = scores["mean"], scores["iqm"]
     return point
 
 

@@ -132,8 +132,8 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
 
     Args:
         log: JSON lines with ``env_steps`` and ``average_return``, and on some of them
-            ``eval_adapted_mean`` and ``eval_frozen_mean`` (drawn as lines) and
-            ``eval_adapted_iqm`` and ``eval_frozen_iqm`` (dotted).
+            ``eval_adapted_mean``, ``eval_ood_adapted_mean`` and ``eval_frozen_mean`` (drawn as
+            lines) and ``eval_adapted_iqm`` and ``eval_frozen_iqm`` (dotted).
         path: PNG file to write.
         ceiling: The highest possible return, drawn as a line; None for none.
 
@@ -152,6 +152,7 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
     curves = (
         ("average_return", None, training, MUTED),
         ("eval_frozen_mean", "eval_frozen_iqm", "before adapting", VERMILION),
+        ("eval_ood_adapted_mean", "eval_ood_adapted_iqm", "after, out of range", SKY),
         ("eval_adapted_mean", "eval_adapted_iqm", "after adapting", BLUE),
     )
     for mean, middle, label, color in curves:

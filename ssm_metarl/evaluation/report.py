@@ -181,7 +181,7 @@ def _film(out: Path, before: States, after: States, task: Mapping[str, float]) -
         after,
         out / "before_after.gif",
         length=float(task["length"]),
-        title="Actuator flipped" if flipped else "Changed plant",
+        title="Which way does it push?",
         flipped=flipped,
     )
     return path, (

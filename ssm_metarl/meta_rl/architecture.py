@@ -16,12 +16,11 @@ from ssm_metarl.tasks.task_family import TaskFamily
 def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFamily) -> PolicyConfig:
     """The policy's architecture for a family.
 
-    A `StateSpaceModel` sees raw observations, so that its ``.pth`` stands on its own, and has as
-    many outputs as the action logits and the family's predicted effects need.
+    A `StateSpaceModel` sees observations in their own units, as the documents say, and has as many
+    outputs as the action logits and the family's predicted effects need.
     """
     obs_dim, space = observation_and_action(family)
     nonlinear = config.core == "state_space"
-    scale = (1.0,) * obs_dim if nonlinear or family.obs_scale is None else family.obs_scale
     effects = space.code_dim * len(family.effect_dims)
     actions: dict[str, Any] = (
         {"num_actions": space.n}
@@ -34,7 +33,9 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         hidden_dim=config.width,
         num_layers=config.num_layers,
         output_dim=space.logits_dim + effects,
-        obs_scale=scale,
+        obs_scale=(1.0,) * obs_dim if nonlinear or not family.obs_scale else family.obs_scale,
+        obs_limit=tuple(1 / scale for scale in family.obs_scale or ()),
         predicted_dims=family.effect_dims if nonlinear else (),
+        mirror=family.mirror,
         **actions,
     )

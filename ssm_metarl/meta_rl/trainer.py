@@ -189,6 +189,7 @@ class MetaTrainer:
             max_episode_steps=None if full else config.horizon,
             # a Gymnasium environment's state is out of reach
             push_probability=config.push_probability if self.family.dynamics else 0.0,
+            spread_starts=config.spread_starts if self.family.dynamics else 0.0,
         )
         horizon = worlds.max_episode_steps
         noise = TaskNoise(config.seed, "train-query-action", tasks.indices)

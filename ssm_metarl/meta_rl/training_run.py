@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
-from ssm_metarl.config import MetaTrainingConfig, rebuild
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
@@ -104,6 +104,12 @@ class TrainingRun:
         if num_epochs is not None or max_env_steps is not None:
             config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
         trainer = MetaTrainer(config)
+        built, saved = trainer.policy.config, PolicyConfig.from_dict(checkpoint.policy_config)
+        if built != saved:
+            raise ValueError(
+                f"{out}: expected a training of this version's policies, {built}, received one of "
+                f"{saved}; it can be evaluated, not continued"
+            )
         trainer.restore(checkpoint.tensors, checkpoint.counters)
         log = out / LOG_NAME
         if log.exists():
@@ -155,6 +161,7 @@ class TrainingRun:
     def save(self, card: dict[str, Any] | None = None) -> None:
         """Write the checkpoint."""
         trainer = self.trainer
+        calibration = trainer.policy.calibration
         save_checkpoint(
             self.out / FILE_NAME,
             Checkpoint(
@@ -163,6 +170,7 @@ class TrainingRun:
                 training=asdict(trainer.config),
                 counters=trainer.counters(),
                 card=card or {},
+                calibration={} if calibration is None else asdict(calibration),
             ),
         )
 

@@ -35,6 +35,7 @@ class CartPoleDynamics:
     num_actions = 2
     max_episode_steps = 500
     push_scale: Sequence[float] = (0.0, 0.5, 0.0, 0.5)
+    start_spread: Sequence[float] = (1.5, 1.0, 0.15, 1.0)
 
     def initial_state(self, uniform: Tensor) -> Tensor:
         """Every component uniform in [-0.05, 0.05), as in Gymnasium; shape (..., 4)."""
@@ -81,7 +82,9 @@ CARTPOLE = TaskFamily(
     gymnasium_id="CartPole-v1",
     dynamics=CartPoleDynamics(),
     obs_scale=(0.4, 0.5, 5.0, 0.5),
+    obs_names=("x", "x_dot", "theta", "theta_dot"),
     effect_dims=(1, 3),
+    mirror=True,
     parameters=(
         TaskParameter(
             name="force",

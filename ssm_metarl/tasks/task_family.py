@@ -134,6 +134,8 @@ class Dynamics(Protocol):
     max_episode_steps: int
     push_scale: Sequence[float]
     """Standard deviation of a random push on each state dimension (0: never pushed)."""
+    start_spread: Sequence[float]
+    """How far from an initial state a training episode may start, on each state dimension."""
 
     def initial_state(self, uniform: Tensor) -> Tensor:
         """States (..., S) from uniform numbers (..., S) in [0, 1)."""
@@ -157,10 +159,16 @@ class TaskFamily:
     """Batched physics; None where Gymnasium environments do the stepping."""
     gymnasium_id: str | None = None
     obs_scale: tuple[float, ...] | None = None
-    """Factors that bring observations near one; None for 1."""
+    """Factors that bring a task's observations into [-1, 1]: what a model sees is clipped there.
+    None where that is not known: for 1, and no clipping."""
+    obs_names: tuple[str, ...] = ()
+    """What the observations are called in a plant's log; empty for obs_0, obs_1, ..."""
     effect_dims: tuple[int, ...] = ()
     """Observation dimensions that an action changes at once: what a `StateSpaceModel`, which has
     no room for more, predicts (cartpole: the two velocities)."""
+    mirror: bool = False
+    """Whether negating all observations and mirroring all actions (n - 1 - a, or -a) turns each
+    history of a task into one that is as likely in the same task."""
 
     @classmethod
     def from_gymnasium(

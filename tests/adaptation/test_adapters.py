@@ -25,6 +25,8 @@ from ssm_metarl.types import Rollout
 
 MakeSupport = Callable[..., Rollout]
 OBJECTIVES: tuple[Objective, ...] = ("prediction", "policy_gradient")
+UNGUARDED: dict[str, object] = {"rollback": False}
+"""Untrained policies' steps are not good for much: what they do is looked at, harmful or not."""
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
 
 
@@ -38,6 +40,7 @@ class Arm:
     def adapt(
         self, policy: Policy | StateSpaceModel, data: Rollout, **settings: object
     ) -> AdaptedPolicy:
+        settings = UNGUARDED | settings
         if self.kind == "standard":
             return StandardAdapter(StandardAdaptationConfig(**settings)).adapt(policy, data)  # type: ignore[arg-type]
         hybrid = HybridAdapter(HybridAdaptationConfig(**settings))  # type: ignore[arg-type]
@@ -46,6 +49,7 @@ class Arm:
     def adapt_tasks(
         self, policy: Policy | StateSpaceModel, data: Rollout, **settings: object
     ) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
+        settings = UNGUARDED | settings
         if self.kind == "standard":
             return StandardAdapter(StandardAdaptationConfig(**settings)).adapt_tasks(policy, data)  # type: ignore[arg-type]
         hybrid = HybridAdapter(HybridAdaptationConfig(**settings))  # type: ignore[arg-type]
@@ -328,6 +332,7 @@ class TestHybrid:
     def adapt(
         self, policy: Policy, support: Rollout, buffer: ExperienceBuffer, **settings: object
     ) -> AdaptedPolicy:
+        settings = UNGUARDED | settings
         config = HybridAdaptationConfig(num_adapt_steps=2, **settings)  # type: ignore[arg-type]
         return HybridAdapter(config).adapt(policy, support, buffer)
 
@@ -342,7 +347,7 @@ class TestHybrid:
         why: str,
     ) -> None:
         support = make_support(1)
-        config = StandardAdaptationConfig(num_adapt_steps=2, objective=objective)
+        config = StandardAdaptationConfig(num_adapt_steps=2, objective=objective, rollback=False)
         standard = StandardAdapter(config).adapt(policy, support)
         if why == "no weight":
             hybrid = self.adapt(policy, support, buffer, objective=objective, experience_weight=0)

@@ -14,7 +14,10 @@ import pytest
 
 from ssm_metarl.cli import main
 
-BUDGET = ("--num_epochs", "4", "--tasks_per_epoch", "4", "--horizon", "40", "--update_epochs", "2")
+BUDGET = (
+    "--num_epochs", "4", "--tasks_per_epoch", "4", "--horizon", "40", "--update_epochs", "2",
+    "--calibration_tasks", "180",
+)  # fmt: skip
 """A training of seconds."""
 
 

@@ -22,7 +22,10 @@ from ssm_metarl.meta_rl.training_run import LOG_NAME
 from .conftest import BUDGET, Cli, Trained
 
 Start = Callable[..., subprocess.Popen[str]]
-TINY = ("--tasks_per_epoch", 2, "--horizon", 20, "--full_horizon_every", 0, "--update_epochs", 1)
+TINY = (
+    "--tasks_per_epoch", 2, "--horizon", 20, "--full_horizon_every", 0, "--update_epochs", 1,
+    "--calibration_tasks", 0,
+)  # fmt: skip
 ENDLESS = ("--update_epochs", 1_000_000, "--max_env_steps", 1_000_000)
 """An epoch that does not end within a test."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from ssm_metarl.action_space import Continuous, Discrete
+from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.distributions import Categorical, Gaussian
-from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads
+from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.seeding import TaskNoise
 
@@ -22,24 +25,28 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make_policy(kind: str) -> Policy:
+    kind, _, mirror = kind.partition("-")
+    options: dict[str, Any] = {"obs_scale": SCALE, "mirror": bool(mirror), "inner_lr": 0.1}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         heads: LinearHeads | SliceHeads
         if kind == "slice":
             heads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
-            policy = Policy(StateSpaceModel(8, OBS, 4, 16), heads, obs_scale=SCALE, inner_lr=0.1)
+            policy = Policy(StateSpaceModel(8, OBS, 4, 16), heads, **options)
         else:
             space = {"discrete": Discrete(3), "continuous": Continuous(2, -2.0, 2.0)}[kind]
-            heads = LinearHeads(6, space, OBS)
+            heads = LinearHeads(6, space, tuple(range(OBS)))
             core = DiagonalSSM(OBS, model_dim=6, state_dim=5, num_layers=2)
-            policy = Policy(core, heads, obs_scale=SCALE, inner_lr=0.1)
+            policy = Policy(core, heads, **options)
         with torch.no_grad():  # away from the uniform start, so that a mix-up would show
             for name, p in policy.meta_params().items():
                 p += 0.3 * draw(*p.shape, seed=len(name))
         return policy
 
 
-every_policy = pytest.mark.parametrize("kind", ["slice", "discrete", "continuous"])
+KINDS = ("slice", "discrete", "continuous")
+MIRRORED = tuple(f"{kind}-mirror" for kind in KINDS)
+every_policy = pytest.mark.parametrize("kind", [*KINDS, *MIRRORED])
 
 
 def per_task(policy: Policy) -> dict[str, Tensor]:
@@ -59,6 +66,14 @@ class TestCategorical:
         torch.testing.assert_close(distribution.log_prob(action), oracle.log_prob(action))
         torch.testing.assert_close(distribution.entropy(), oracle.entropy())
         assert torch.equal(distribution.mode(), oracle.mode)
+
+    def test_kl_against_torch(self) -> None:
+        one, other = Categorical(2 * draw(5, 3, 4)), Categorical(draw(5, 3, 4, seed=1))
+        oracle = torch.distributions.kl_divergence(
+            torch.distributions.Categorical(logits=one.logits),
+            torch.distributions.Categorical(logits=other.logits),
+        )
+        torch.testing.assert_close(one.kl(other), oracle)
 
     def test_evenly_spread_noise_gives_every_action_its_share(self) -> None:
         probs = torch.tensor([0.1, 0.0, 0.65, 0.25])
@@ -87,6 +102,15 @@ class TestGaussian:
         torch.testing.assert_close(distribution.log_prob(action), oracle.log_prob(action))
         torch.testing.assert_close(distribution.entropy(), oracle.entropy())
         assert torch.equal(distribution.mode(), oracle.mode)
+
+    def test_kl_against_torch(self) -> None:
+        one, other = (
+            Gaussian(draw(5, 2, seed=seed), 0.5 * draw(5, 2, seed=seed + 1)) for seed in (0, 2)
+        )
+        oracle = torch.distributions.kl_divergence(
+            *(torch.distributions.Normal(g.mean, g.log_std.exp()) for g in (one, other))
+        )
+        torch.testing.assert_close(one.kl(other), oracle.sum(-1))
 
     def test_standard_normal_noise_gives_its_mean_and_spread(self) -> None:
         grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
@@ -157,6 +181,45 @@ def test_per_task_parameters_equal_each_task_alone(kind: str) -> None:
             torch.testing.assert_close(alone.value, out.value[:, slot])
 
 
+@pytest.mark.parametrize("kind", MIRRORED)
+def test_a_mirrored_history_is_met_with_mirrored_actions_and_predictions(kind: str) -> None:
+    policy = make_policy(kind)
+    params, obs = per_task(policy), draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    reset = torch.rand(STEPS, TASKS, ENVS, generator=torch.Generator().manual_seed(4)) < 0.3
+    noise = policy.action_space.draw_noise(TaskNoise(1, "x", range(TASKS)), STEPS, ENVS)
+    hidden = policy.init_hidden(TASKS, ENVS)
+    out, _ = policy.unroll(params, obs, hidden, reset)
+    image, _ = policy.unroll(params, -obs, hidden, reset)
+    action = out.distribution.sample(noise)
+    mirrored = -action if kind.startswith("continuous") else policy.action_space.n - 1 - action  # type: ignore[union-attr]
+    torch.testing.assert_close(
+        image.distribution.log_prob(mirrored), out.distribution.log_prob(action)
+    )
+    torch.testing.assert_close(
+        policy.predict(params, image.output, mirrored), -policy.predict(params, out.output, action)
+    )
+    if out.value is not None:
+        torch.testing.assert_close(image.value, out.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mirroring_is_a_mean_over_the_history_and_its_image(kind: str) -> None:
+    plain, policy = make_policy(kind), make_policy(f"{kind}-mirror")
+    params, obs = plain.meta_params(), draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
+    here, image = (
+        plain.unroll(params, sign * obs, plain.init_hidden(TASKS, ENVS), reset)[0]
+        for sign in (1, -1)
+    )
+    out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+    if isinstance(out.distribution, Categorical):
+        expected = (here.distribution.logits + image.distribution.logits.flip(-1)) / 2  # type: ignore[union-attr]
+        torch.testing.assert_close(out.distribution.logits, expected)
+    else:
+        expected = (here.distribution.mean - image.distribution.mean) / 2  # type: ignore[union-attr]
+        torch.testing.assert_close(out.distribution.mean, expected)  # type: ignore[union-attr]
+
+
 def test_slice_heads_read_logits_and_signed_effects() -> None:
     policy = make_policy("slice")
     obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
@@ -183,6 +246,23 @@ def test_the_core_sees_scaled_observations() -> None:
     assert isinstance(core, StateSpaceModel)
     expected, _ = core(obs[:, 0] * torch.tensor(SCALE), core.init_hidden(ENVS))
     torch.testing.assert_close(out.output[:, 0], expected)
+
+
+def test_observations_are_clipped_in_their_own_units() -> None:
+    limits = (1.0, 0.5, 2.0, 1.0)
+    core, heads = StateSpaceModel(), SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
+    clipped, free = (
+        Policy(core, heads, obs_scale=SCALE, obs_limit=limit, inner_lr=0.1)
+        for limit in (limits, ())
+    )
+    obs = 3 * draw(STEPS, 1, ENVS, OBS, seed=3)
+    inside = torch.stack([o.clamp(-v, v) for o, v in zip(obs.unbind(-1), limits, strict=True)], -1)
+    assert not torch.equal(obs, inside)
+    reset = torch.zeros(STEPS, 1, ENVS, dtype=torch.bool)
+    params, hidden = free.meta_params(), free.init_hidden(1, ENVS)
+    expected, _ = free.unroll(params, inside, hidden, reset)
+    out, _ = clipped.unroll(params, obs, hidden, reset)
+    torch.testing.assert_close(out.output, expected.output)
 
 
 def test_linear_prediction_is_linear_in_the_actions_code() -> None:
@@ -217,3 +297,22 @@ def test_what_does_not_fit_is_refused() -> None:
     heads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
     with pytest.raises(ValueError, match="obs_scale: expected 4 factors, received 3"):
         Policy(StateSpaceModel(), heads, obs_scale=(1.0,) * 3, inner_lr=0.1)
+
+
+def test_a_nonlinear_model_starts_as_sensitive_to_each_observation() -> None:
+    """Raw observations of different sizes: the first weights stand in for a scale."""
+    limits = (2.5, 2.0, 0.2, 2.0)
+    settings: dict[str, Any] = {
+        "core": "state_space",
+        "obs_scale": (1.0,) * 4,
+        "num_actions": 2,
+        "predicted_dims": (1, 3),
+    }
+    scaled, plain = (
+        build_policy(PolicyConfig(**settings, obs_limit=limit), seed=0, inner_lr=0.1)
+        for limit in (limits, ())
+    )
+    for name, value in plain.meta_params().items():
+        sees_inputs = name in ("core.input_projection.weight", "core.feedthrough.weight")
+        expected = value / torch.tensor(limits) if sees_inputs else value
+        torch.testing.assert_close(scaled.meta_params()[name], expected)

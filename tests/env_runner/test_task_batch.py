@@ -38,6 +38,33 @@ def test_pushes_come_as_often_as_asked():
     assert pushed.float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
+def starts(spread_starts, num_envs=2000):
+    batch = TaskBatch(
+        CARTPOLE.task(), num_envs, seed=0, purpose="test", spread_starts=spread_starts
+    )
+    return batch, batch.reset()[0]
+
+
+def test_spread_starts_are_as_many_and_as_far_as_asked():
+    _, near = starts(0.0)
+    _, far = starts(1.0)
+    limit = torch.tensor(CartPoleDynamics.start_spread)
+    offset = (far - near) / limit
+    assert (offset.abs() <= 1 + 1e-5).all() and (offset != 0).all()
+    torch.testing.assert_close(offset.std(dim=0), torch.full((4,), 3**-0.5), rtol=0.05, atol=0)
+    _, mixed = starts(0.3)
+    moved = (mixed != near).any(-1)
+    assert moved.float().mean().item() == pytest.approx(0.3, abs=0.04)
+    assert torch.equal(mixed[moved], far[moved])
+
+
+def test_only_the_environments_that_are_reset_start_anew():
+    batch, first = starts(1.0, num_envs=4)
+    again = batch.reset(torch.tensor([[True, False, True, False]]))[0]
+    assert torch.equal(again[[1, 3]], first[[1, 3]])
+    assert (again[[0, 2]] != first[[0, 2]]).all()
+
+
 def test_a_pushed_step_that_ends_the_episode_keeps_its_final_state():
     tasks = CARTPOLE.task({"force": 100})
     pushed = TaskBatch(tasks, 50, seed=0, purpose="test", push_probability=1.0)

@@ -188,6 +188,8 @@ def test_pushes_need_batched_physics():
     message = r"push_probability: expected 0 for 'CartPole-v1'.* received 0.03"
     with pytest.raises(ValueError, match=message):
         worlds_of(FAMILIES["GymnasiumWorlds"], push_probability=0.03)
+    with pytest.raises(ValueError, match=r"spread_starts: expected 0 .* received 0.5"):
+        worlds_of(FAMILIES["GymnasiumWorlds"], spread_starts=0.5)
 
 
 def test_a_time_limit_is_at_least_one_step(family):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 from ssm_metarl.types import Rollout
 
-SMALL = {"num_tasks": 5, "episodes_per_task": 2, "support_steps": 12}
+SMALL = {"num_tasks": 5, "episodes_per_task": 2, "support_steps": 12, "rollback": False}
 
 
 def config(**settings: Any) -> EvaluationConfig:
@@ -43,7 +44,7 @@ def policy() -> Policy:
     small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
     policy = build_policy(architecture(small, CARTPOLE), seed=3, inner_lr=1.0)
     with torch.no_grad():
-        policy.heads.action.weight.mul_(100)
+        policy.heads.action.weight.mul_(1000)
     return policy
 
 
@@ -306,24 +307,35 @@ def test_verify_runs_a_model_that_cannot_adapt_as_it_is() -> None:
 def test_a_point_of_the_learning_curve_is_a_small_evaluation(policy: Policy) -> None:
     point = learning_curve_point(policy, CARTPOLE, MetaTrainingConfig(), num_tasks=6)
     settings = EvaluationConfig(num_tasks=6, episodes_per_task=1, seed=1)
-    arms = evaluate(policy, CARTPOLE, settings, model="m")["arms"]
+    arms, ood_arms = (
+        evaluate(policy, CARTPOLE, replace(settings, split=split), model="m")["arms"]
+        for split in ("id", "ood")
+    )
     assert point == {
         "adapted_mean": arms["standard"]["mean"],
         "adapted_iqm": arms["standard"]["iqm"],
         "frozen_mean": arms["frozen"]["mean"],
         "frozen_iqm": arms["frozen"]["iqm"],
+        "ood_adapted_mean": ood_arms["standard"]["mean"],
+        "ood_adapted_iqm": ood_arms["standard"]["iqm"],
     }
 
 
 def test_the_flipped_plant_is_the_same_world_before_and_after(policy: Policy) -> None:
-    kwargs: dict[str, Any] = {"support_steps": 20, "trained": MetaTrained(), "seed": 0}
+    kwargs: dict[str, Any] = {"support_steps": 20, "trained": MetaTrained(), "seed": 1}
+    kwargs["rollback"] = False
     before, after, task = flip_trajectories(policy, CARTPOLE, **kwargs)
-    assert task == {**CARTPOLE.default_task, "sign": -1.0}
+    lengths = {}
+    for sign in (-1.0, 1.0):  # of the two directions, the one that the policy is worse at
+        worlds = make_worlds(CARTPOLE.task({"sign": sign}), 1, seed=1, purpose="evaluation-flip")
+        actor = policy.actor(policy.meta_params(), 1, 1)
+        lengths[sign] = int(collect_rollout(worlds, actor, 500).mask.sum())
+    assert task == {**CARTPOLE.default_task, "sign": min(lengths, key=lengths.__getitem__)}
     unchanged = flip_trajectories(policy, CARTPOLE, num_adapt_steps=0, **kwargs)
     np.testing.assert_array_equal(unchanged[0], unchanged[1])
     np.testing.assert_array_equal(unchanged[0], before)
     assert before.shape[1] == 4 and not np.array_equal(before, after)
-    worlds = make_worlds(CARTPOLE.task({"sign": -1.0}), 1, seed=0, purpose="evaluation-flip")
+    worlds = make_worlds(CARTPOLE.task(), 1, seed=1, purpose="evaluation-flip")
     start = worlds.reset()[0, 0].numpy()
     assert before[0, 0] == pytest.approx(start[0] + 0.02 * start[1])  # the state after one step
 

@@ -194,7 +194,8 @@ class TestData:
         self, tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         watch = Watch(monkeypatch)
-        _, metrics = run(tiny(min_support_steps=6, max_support_steps=6, full_horizon_every=0))
+        fixed = {"min_support_steps": 6, "max_support_steps": 6, "adaptation_steps": 1}
+        _, metrics = run(tiny(**fixed, full_horizon_every=0))
         assert {(m.support_steps, m.inner_steps, m.horizon) for m in metrics} == {(6, 1, 8)}
         assert [r.num_envs for r in watch.rollouts] == [1, 2] * 6
 
@@ -232,9 +233,9 @@ class TestData:
         self, tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         watch = Watch(monkeypatch)
-        trainer = MetaTrainer(tiny(inner_lr=0.3))
+        trainer = MetaTrainer(tiny(inner_lr=0.3, adaptation_steps=1))
         policy = trainer.policy
-        config = StandardAdaptationConfig(gamma=trainer.config.gamma)
+        config = StandardAdaptationConfig(gamma=trainer.config.gamma, rollback=False)
         before = {n: v.clone() for n, v in policy.state_dict().items()}
         trainer.run_epoch()
         policy.load_state_dict(before)
@@ -249,8 +250,9 @@ class TestData:
         self, tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         watch = Watch(monkeypatch)
-        run(tiny(num_epochs=2, push_probability=0.2))
+        run(tiny(num_epochs=2, push_probability=0.2, spread_starts=0.7))
         assert [o.get("push_probability", 0) for o in watch.options] == [0, 0.2] * 2
+        assert [o.get("spread_starts", 0) for o in watch.options] == [0, 0.7] * 2
 
     def test_training_tasks_are_new_in_every_epoch_and_never_test_tasks(
         self, tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch

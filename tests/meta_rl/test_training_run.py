@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,12 @@ class TestResume:
         save_checkpoint(tmp_path / FILE_NAME, other)
         with pytest.raises(ValueError, match=r"training: expected fields .* received \['momentum"):
             TrainingRun.resume(tmp_path)
+        # an older version's policy, of the same tensors, which today's settings would change
+        older = {k: v for k, v in whole.policy_config.items() if k not in ("mirror", "obs_limit")}
+        save_checkpoint(tmp_path / FILE_NAME, replace(whole, policy_config=older))
+        with pytest.raises(ValueError, match=r"expected a training of this version.*received"):
+            TrainingRun.resume(tmp_path)
+        assert load_checkpoint(tmp_path).policy_config == older
 
 
 class TestStart:

@@ -94,3 +94,18 @@ def test_initial_states_are_gymnasiums():
     torch.testing.assert_close(
         DYNAMICS.initial_state(uniform), torch.tensor([-0.05, 0.0, 0.025, 0.05])
     )
+
+
+def test_the_mirror_that_the_family_declares():
+    """Negated states and the other action lead to negated states, and end as they do."""
+    assert CARTPOLE.mirror
+    states, actions = random_states(500, seed=2)
+    task = parameters(500, force=3.0, length=0.8, mass=0.7, gravity=15.0, sign=-1.0)
+    ahead, reward, terminated = DYNAMICS.step(states, actions, task)
+    mirrored, same_reward, same_end = DYNAMICS.step(-states, 1 - actions, task)
+    torch.testing.assert_close(mirrored, -ahead)
+    assert torch.equal(same_reward, reward) and torch.equal(same_end, terminated)
+    uniform = torch.rand(100, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        DYNAMICS.initial_state(1 - uniform), -DYNAMICS.initial_state(uniform)
+    )

@@ -1,0 +1,113 @@
+"""Has the plant changed? A look at the latest transitions says whether to adapt (again).
+
+Place in the flow: stage 4, beside the adapters. A running controller asks it now and then:
+
+    score, verdict = needs_adaptation(policy, transitions)
+
+The score is the policy's prediction error on the last ``window`` transitions, over the largest that
+an unchanged plant gives in 99 of 100 such windows (the model's `Calibration`). Above 1 the plant is
+not the one that the policy is adapted to. A meta-trained policy that has not adapted yet predicts
+badly everywhere: its verdict is True.
+
+The trap: errors count in units of the targets' spread in the data that the policy was *adapted
+to*, which an `AdaptedPolicy` carries with it. The window's own spread would not do: a pole at rest
+moves ten times less than one that random actions throw about.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.adaptation.inner_objective import check_support
+from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.objectives.prediction import prediction_loss
+from ssm_metarl.types import Params, Rollout
+
+
+class ChangeReport(NamedTuple):
+    """What the latest transitions say."""
+
+    score: float
+    """Prediction error over its limit: above 1, the plant has changed."""
+    verdict: bool
+    """Whether to adapt."""
+
+
+def needs_adaptation(policy: Policy | StateSpaceModel, transitions: Rollout) -> ChangeReport:
+    """Whether a plant is still the one that a policy is adapted to.
+
+    Args:
+        policy: An adapted policy, or a meta-trained one that has not adapted yet.
+        transitions: Steps of one plant, (T, 1, 1), under any controller; the last ``window``
+            count (20 by default, see `Calibration`).
+
+    Raises:
+        ValueError: The policy has no calibration, or there are fewer transitions.
+    """
+    policy = as_policy(policy)
+    calibration = policy.calibration
+    if calibration is None or calibration.max_prediction_error is None:
+        raise ValueError(
+            "policy: expected one with a calibration of its prediction error, as `ssm-metarl "
+            "train` leaves it, received one without"
+        )
+    if transitions.num_tasks != 1 or transitions.num_envs != 1:
+        raise ValueError(
+            f"transitions: expected those of one plant, shape (T, 1, 1), received "
+            f"{tuple(transitions.mask.shape)}"
+        )
+    check_support(policy, transitions, "prediction")
+    spread = calibration.target_spread
+    error = window_error(
+        policy,
+        policy.meta_params(),
+        transitions,
+        window=calibration.window,
+        spread=None if spread is None else policy.obs_scale.new_tensor([spread]),
+    )
+    limit = calibration.max_prediction_error
+    score = float(error[0]) / limit if limit > 0 else math.inf
+    return ChangeReport(score, not score <= 1)  # NaN, from a broken policy, is a reason to adapt
+
+
+@torch.no_grad()
+def window_error(
+    policy: Policy, params: Params, rollout: Rollout, *, window: int, spread: Tensor | None
+) -> Tensor:
+    """Prediction error of the last ``window`` steps that each task took in one environment.
+
+    The hidden state starts at zero with the window: what came before may be another plant.
+
+    Args:
+        policy: Gives the prediction.
+        params: Shared or per-task parameters.
+        rollout: Shape (T, K, 1).
+        window: Steps that count.
+        spread: Scale of the targets, (K, D); None takes the window's own.
+
+    Returns:
+        Shape (K,).
+
+    Raises:
+        ValueError: A task took fewer steps.
+    """
+    taken = rollout.mask[:, :, 0]
+    if int(taken.sum(dim=0).min()) < window:
+        raise ValueError(
+            f"transitions: expected at least {window}, received {int(taken.sum(dim=0).min())}"
+        )
+    # Taken steps sort behind the others and keep their order: the last rows are the window.
+    order = torch.argsort(taken.to(torch.int8), dim=0, stable=True)[-window:]  # (window, K)
+    last = rollout.map(
+        lambda x: torch.gather(
+            x[:, :, 0],
+            0,
+            order.view(*order.shape, *(1,) * (x.dim() - 3)).expand(*order.shape, *x.shape[3:]),
+        )[:, :, None]
+    )
+    return prediction_loss(policy, params, last, spread=spread)

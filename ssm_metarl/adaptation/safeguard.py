@@ -1,0 +1,118 @@
+"""The rule that adaptation does not hurt: which gradient steps a task keeps.
+
+Place in the flow: stage 4, asked by `inner_loop.adapt_params` after each step of an adapter.
+Meta-training does not ask: it must feel the steps that go wrong.
+
+A step is undone, and the task takes no more, unless
+
+    1. the inner loss on this task's own data is finite and has fallen, and
+    2. it is at most ``max_loss`` for data of this length: data that the adapted model cannot
+       explain (a broken log, a plant unlike any in training) are no reason to move, and
+    3. KL(adapted || meta) on these data is at most ``max_kl``: a bound on the whole change.
+
+The limits in 2 and 3 are a model's `Calibration`, set on meta-training tasks so that the return
+falls after a kept (standard) step on at most 5 % of them (`evaluation.calibration`). Without one,
+or with a step size (``adapt_lr``) or objective that it was not made for, rule 1 alone decides.
+Adaptation may thus end where it began; the report says so, and why.
+
+The trap: a falling loss by itself is no evidence. On shuffled actions the first step always lowers
+it, and turns a third of CartPole's tasks for the worse.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.adaptation.inner_loop import TaskLoss
+from ssm_metarl.config import Calibration
+from ssm_metarl.core.distributions import ActionDistribution
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.types import Params, Rollout
+
+KEPT, LOSS_ROSE, LOSS_HIGH, MOVED_FAR = range(4)
+REASONS = {
+    LOSS_ROSE: "the inner loss did not fall",
+    LOSS_HIGH: "the adapted model does not explain the data",
+    MOVED_FAR: "the policy changed more than in any meta-training task",
+}
+"""Why a step was undone, by the code in `Safeguard.verdict`."""
+
+
+class Safeguard:
+    """One adaptation's judge, for K tasks at once.
+
+    Args:
+        policy: Before adapting: what the change is measured against.
+        loss: The tasks' inner losses on their own data, without replay.
+        current: Those data, (T, K, N).
+        calibration: The limits; None leaves only the rule that the loss must fall.
+        rollback: False keeps every step, and only watches.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        loss: TaskLoss,
+        current: Rollout,
+        calibration: Calibration | None,
+        *,
+        rollback: bool = True,
+    ) -> None:
+        self._policy, self._loss, self._current = policy, loss, current.cleaned()
+        self._calibration, self._rollback = calibration, rollback
+        self._reference = self._distribution(policy.meta_params())
+        if calibration is not None:
+            lengths = torch.tensor(calibration.support_steps)
+            reached = torch.searchsorted(lengths, current.steps_taken(), right=True) - 1
+            # data shorter than any that limits were set for have the shortest's
+            self._max_loss = torch.tensor(calibration.max_loss)[reached.clamp(min=0)]  # (K,)
+        self.loss = self._losses(policy.meta_params())
+        """Inner loss by now, shape (K,)."""
+        self.kl = torch.zeros_like(self.loss)
+        """KL(adapted || unadapted) by now, in nats a step, shape (K,)."""
+        self.steps_kept = torch.zeros(current.num_tasks, dtype=torch.int64)
+        self.verdict = torch.full((current.num_tasks,), KEPT)
+        """Why the last step was undone, a key of `REASONS`, or `KEPT`; shape (K,)."""
+
+    @torch.no_grad()
+    def accept(self, candidate: Params) -> Tensor:
+        """Judge one more step of every task that has not been refused yet.
+
+        Args:
+            candidate: The parameters after it, shape (K, ...) each.
+
+        Returns:
+            Whether each task keeps it, shape (K,), bool.
+        """
+        loss, kl = self._losses(candidate), self._kl(candidate)
+        verdict = torch.where(loss < self.loss, KEPT, LOSS_ROSE)  # NaN is not less
+        if self._calibration is not None:
+            fits = loss <= self._max_loss
+            near = kl <= self._calibration.max_kl
+            verdict = torch.where((verdict == KEPT) & ~fits, LOSS_HIGH, verdict)
+            verdict = torch.where((verdict == KEPT) & ~near, MOVED_FAR, verdict)
+        if self._rollback:
+            self.verdict = torch.where(self.verdict == KEPT, verdict, self.verdict)
+        kept = self.verdict == KEPT
+        self.loss = torch.where(kept, loss, self.loss)
+        self.kl = torch.where(kept, kl, self.kl)
+        self.steps_kept = self.steps_kept + kept
+        return kept
+
+    def _losses(self, params: Params) -> Tensor:
+        with torch.no_grad():
+            return self._loss(params).expand(self._current.num_tasks)
+
+    def _kl(self, params: Params) -> Tensor:
+        """KL(adapted || meta), mean over the data's steps, shape (K,)."""
+        taken = self._current.mask
+        kl = self._distribution(params).kl(self._reference)
+        return torch.where(taken, kl, 0.0).sum(dim=(0, 2)) / taken.sum(dim=(0, 2))
+
+    def _distribution(self, params: Params) -> ActionDistribution:
+        current = self._current
+        hidden = self._policy.init_hidden(current.num_tasks, current.num_envs)
+        with torch.no_grad():
+            out, _ = self._policy.unroll(params, current.obs, hidden, current.reset)
+        return out.distribution

@@ -1,0 +1,164 @@
+"""Does adapting ever hurt? The safeguard and the change detector, measured on held-out tasks.
+
+Place in the flow: stage 7, beside `meta_evaluator`; ``ssm-metarl evaluate --safety`` prints it.
+Limits come from the model's `Calibration` and are only obeyed here, never set.
+
+- More steps: the return after 1, 2, 3, 5 and 10 gradient steps, with rollback and without.
+- Falls: on how many tasks the return falls from one kept step to the next, by any amount. The first
+  step counts against the unadapted policy.
+- Shuffled actions: support data that lie. An adaptation is harmless if it was undone, or if the
+  return stays within `MARGIN` of the unadapted policy's.
+- Change detection: the verdict on windows of the adapted policy's own episodes, on the same plant
+  (an alarm is false) and on one whose actuator has been flipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ssm_metarl.adaptation.adapter import AdaptationReport
+from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.config import EvaluationConfig
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.evaluation.calibration import own_window_errors
+from ssm_metarl.evaluation.episodes import (
+    MetaTrained,
+    collect_support,
+    run_arm,
+    shuffle_actions,
+)
+from ssm_metarl.evaluation.statistics import worst_tenth
+from ssm_metarl.objectives.prediction import target_spread
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.types import Params, Rollout
+
+SHOWN_STEPS = (1, 2, 3, 5, 10)
+MARGIN = 2.0
+"""Points of return that an adaptation to lying data may cost and still count as harmless."""
+
+DEFINITIONS = {
+    "num_adapt_steps": "gradient steps asked for",
+    "steps_kept": "gradient steps kept, mean over tasks",
+    "rolled_back": "share of tasks on which a step was undone",
+    "falls_after_a_kept_step": "share of tasks whose return falls, by any amount, from one kept "
+    "step to the next, over ten steps",
+    "harmless": f"share of tasks that were rolled back to the unadapted policy, or whose return "
+    f"is at most {MARGIN:g} below its (where that is worth nothing, nothing can be lost)",
+    "false_alarms": "share of unchanged plants that the change detector calls changed",
+    "flips_found": "share of plants with a flipped actuator that it calls changed",
+}
+
+
+def measure_safety(
+    policy: Policy,
+    family: TaskFamily,
+    config: EvaluationConfig,
+    trained: MetaTrained,
+    *,
+    on_step: Callable[[float, str], None] | None = None,
+) -> dict[str, Any]:
+    """Measure what the safeguard and the change detector do on held-out tasks.
+
+    Args:
+        policy: Under evaluation; stays untouched.
+        family: Whose held-out tasks are drawn.
+        config: Split, tasks, seed, support data and rate; its ``num_adapt_steps``, ``rollback``
+            and ``shuffle_actions`` do not matter here.
+        trained: How the model was meta-trained.
+        on_step: Called with the share done and what comes next.
+
+    Returns:
+        A JSON-ready object: ``more_steps``, ``falls_after_a_kept_step``, ``shuffled_actions``,
+        ``change_detector`` (absent without a calibration) and ``definitions``.
+    """
+    tell = on_step or (lambda share, what: None)
+    tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
+    support = collect_support(
+        policy,
+        tasks,
+        config.support_steps,
+        config.support_policy or trained.support_policy,
+        seed=config.seed,
+    )
+
+    def adapt(data: Rollout, steps: int, rollback: bool) -> tuple[Params, list[AdaptationReport]]:
+        settings = trained.adaptation(
+            objective=config.objective,
+            num_adapt_steps=steps,
+            adapt_lr=config.adapt_lr,
+            rollback=rollback,
+        )
+        return StandardAdapter(settings).adapt_tasks(policy, data)
+
+    def scores(params: Params) -> np.ndarray:
+        actor = policy.actor(params, len(tasks), config.episodes_per_task)
+        result: np.ndarray = run_arm(tasks, actor, config).mean(axis=1)
+        return result
+
+    tell(0.0, "unadapted")
+    frozen = before = scores(policy.meta_params())
+    fell = np.zeros(len(tasks), dtype=bool)
+    kept_before = np.zeros(len(tasks), dtype=int)
+    rows = []
+    most = SHOWN_STEPS[-1]
+    for steps in range(1, most + 1):
+        tell(steps / (most + 4), f"{steps} step(s)")
+        params, reports = adapt(support, steps, rollback=True)
+        if steps == 1:
+            adapted = params
+        after = scores(params)
+        kept = np.array([report.num_steps for report in reports])
+        fell |= (after < before) & (kept > kept_before)
+        before, kept_before = after, kept
+        if steps in SHOWN_STEPS:
+            free = scores(adapt(support, steps, rollback=False)[0])
+            rows.append(
+                {
+                    "num_adapt_steps": steps,
+                    "mean": float(after.mean()),
+                    "worst10": worst_tenth(after),
+                    "steps_kept": float(kept.mean()),
+                    "rolled_back": float(np.mean(kept < steps)),
+                    "without_rollback": {"mean": float(free.mean()), "worst10": worst_tenth(free)},
+                }
+            )
+    tell((most + 1) / (most + 4), "shuffled actions")
+    params, reports = adapt(shuffle_actions(support, seed=config.seed), 1, rollback=True)
+    undone = np.array([report.num_steps == 0 for report in reports])
+    lied_to = scores(params)
+    result = {
+        "more_steps": rows,
+        "falls_after_a_kept_step": float(fell.mean()),
+        "shuffled_actions": {
+            "rolled_back": float(undone.mean()),
+            "harmless": float(np.mean(undone | (lied_to >= frozen - MARGIN))),
+        },
+        "definitions": DEFINITIONS,
+    }
+    tell((most + 2) / (most + 4), "change detector")
+    detector = _change_detector(policy, adapted, support, tasks, config)
+    return result | ({"change_detector": detector} if detector else {})
+
+
+def _change_detector(
+    policy: Policy, params: Params, support: Rollout, tasks: Tasks, config: EvaluationConfig
+) -> dict[str, float]:
+    """Alarms of the change detector on the plants adapted to, and on the same ones flipped."""
+    limits = policy.calibration
+    if limits is None or limits.max_prediction_error is None:
+        return {}
+    plants = {"false_alarms": tasks}
+    if "sign" in tasks.values:
+        flipped = {**tasks.values, "sign": -tasks.values["sign"]}
+        plants["flips_found"] = Tasks(tasks.family, flipped, tasks.indices)
+    spread = target_spread(policy, support)
+    shares = {}
+    for name, plant in plants.items():
+        errors = own_window_errors(
+            policy, params, spread, plant, window=limits.window, seed=config.seed
+        )
+        shares[name] = float(np.mean(~(errors <= limits.max_prediction_error)))
+    return shares
