@@ -7,10 +7,10 @@ The folders are the data flow:
     3  core/         state space models, and the policy that reads actions from them
        objectives/   prediction and policy gradient, as pure functions
        experience/   replay of whole sequences
-    4  adaptation/   the inner step; standard and hybrid adapters
+    4  adaptation/   the inner step; standard and hybrid adapters; when to undo, when to adapt again
     5  meta_rl/      MAML's outer step and the training loops
     6  checkpoint    saving and loading
-    7  evaluation/   held-out tasks, baselines, statistics, reports
+    7  evaluation/   held-out tasks, baselines, statistics, limits of adaptation, reports
     8  cli/          the command line
 
 `types` has the glossary of shapes. Names below load on first use, so the import is cheap.
@@ -39,9 +39,12 @@ _PUBLIC = {
     "TaskBatch": "env_runner.task_batch",
     "TaskFamily": "tasks.task_family",
     "Uniform": "tasks.task_family",
+    "calibrate": "evaluation.calibration",
     "collect_rollout": "env_runner.rollout",
     "evaluate": "evaluation.meta_evaluator",
     "load_pretrained": "checkpoint",
+    "needs_adaptation": "adaptation.change_detector",
+    "read_plant_log": "experience.plant_log",
 }
 
 __all__ = ["__version__", *_PUBLIC]

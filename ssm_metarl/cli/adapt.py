@@ -1,17 +1,19 @@
-"""``ssm-metarl adapt``: adapt a model to one named task, and save the adapted policy.
+"""``ssm-metarl adapt``: adapt a model to a named task or a plant's log, and save the policy.
 
-Place in the flow: a command; the work is `adaptation.standard_adapter` and `hybrid_adapter`.
+Place in the flow: a command; the work is `adaptation.standard_adapter` and `hybrid_adapter`, and
+`experience.plant_log` where a plant's own log is given.
 """
 
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import print_json
-from ssm_metarl.cli.flags import ModelArgument, command_line
+from ssm_metarl.cli.flags import ModelArgument, changed, command_line, flag
 from ssm_metarl.config import (
     AdaptationMode,
     EvaluationConfig,
@@ -27,13 +29,24 @@ if TYPE_CHECKING:
     from ssm_metarl.tasks.task_family import Tasks
     from ssm_metarl.types import Rollout
 
+SIMULATED = ("task", "support_steps", "support_policy", "episodes")
+"""Flags that say nothing about a plant's own log."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adapt(ModelArgument):
-    """Adapt a model to one task, such as --task '{"force": 7, "sign": -1}', and save it."""
+    """Adapt a model to one task, such as --task '{"force": 7, "sign": -1}', and save it.
+
+    With --data it adapts to the plant that wrote a CSV file, without an environment. A row is one
+    moment, columns in any order: the observations (cartpole: x, x_dot, theta, theta_dot in m, m/s,
+    rad, rad/s; elsewhere obs_0, obs_1, ...), the action then taken (0 or 1), and, if you like,
+    reward and episode (another value starts an episode). An episode's last row has no action.
+    """
 
     task: str = "{}"
     """The task's parameters as JSON; what is missing keeps its default."""
+    data: Path | None = None
+    """CSV file of the plant to adapt to, instead of a task."""
     out: Path | None = None
     """File for the adapted policy; None for adapted.safetensors. Never overwritten."""
     family: str | None = None
@@ -50,6 +63,8 @@ class Adapt(ModelArgument):
     """Gradient steps, all on the same support data."""
     adapt_lr: float | None = None
     """Plain gradient descent with this rate; None uses the model's learned step sizes."""
+    rollback: bool = True
+    """Undo a step that the safeguard finds harmful, and end there; False keeps every step."""
     episodes: int = 4
     """Greedy episodes before and after, to show the difference."""
     seed: int = 0
@@ -60,52 +75,80 @@ class Adapt(ModelArgument):
     def __post_init__(self) -> None:
         for name in ("support_steps", "episodes"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        if self.data is not None:
+            ignored = [flag(name) for name in changed(self) if name in SIMULATED]
+            require(not ignored, "data", "no flags of a simulated task beside it",
+                    ", ".join(ignored))  # fmt: skip
 
     def run(self) -> int:
-        """Collect support data, adapt, save, run episodes before and after."""
+        """Take or collect support data, adapt, save, show the difference."""
         from ssm_metarl.cli.opened_model import open_model
         from ssm_metarl.cli.outputs import new_file
-        from ssm_metarl.evaluation.episodes import collect_support
 
         parameters = parse_task(self.task)
         opened = open_model(self.model, self.family)
-        tasks = opened.family.task(parameters)
         out = self.out or Path("adapted.safetensors")
         if out.suffix == ".pth":
             raise ValueError(f"out: expected a .safetensors file, received {out}")
+        tasks = None if self.data is not None else opened.family.task(parameters)
+        support = self._support(opened, tasks)
         new_file(out)
-        support = collect_support(
-            opened.policy,
-            tasks,
-            self.support_steps,
-            self.support_policy or opened.trained.support_policy,
-            seed=self.seed,
-        )
         adapted = self._adapt(opened, support)
-        settings = EvaluationConfig(episodes_per_task=self.episodes, seed=self.seed)
-        before, after = (episode_returns(p, tasks, settings) for p in (opened.policy, adapted))
-        result = {
-            "model": self.model,
-            "family": opened.family.name,
-            "task": tasks.as_dicts()[0],
-            "mode": self.mode,
-            "before": before,
-            "after": after,
-            "report": asdict(adapted.report),
-            "out": str(out),
-        }
-        self._save(out, opened, adapted, tasks)
+        report = adapted.report
+        result: dict[str, Any] = {"model": self.model, "family": opened.family.name}
+        if tasks is None:
+            target = result["data"] = str(self.data)
+        else:
+            settings = EvaluationConfig(episodes_per_task=self.episodes, seed=self.seed)
+            result["task"], target = tasks.as_dicts()[0], describe(tasks)
+            result["before"], result["after"] = (
+                episode_returns(p, tasks, settings) for p in (opened.policy, adapted)
+            )
+        result |= {"mode": self.mode, "report": asdict(report), "out": str(out)}
+        self._save(out, opened, adapted, result.get("task", {"data": target}))
         if self.json:
             print_json(result)
-        else:
-            report = adapted.report
-            print(
-                f"adapted {self.model} to {describe(tasks)} in {report.num_steps} step(s) from "
-                f"{report.env_steps} environment steps: inner loss {report.loss_before:.3f} -> "
-                f"{report.loss_after:.3f}"
-            )
-            print(f"return before {mean(before):.1f}, after {mean(after):.1f}; saved: {out}")
+            return 0
+        print(
+            f"adapted {self.model} to {target} in {report.num_steps} step(s) from "
+            f"{report.env_steps} environment steps: inner loss {report.loss_before:.3f} -> "
+            f"{report.loss_after:.3f}"
+        )
+        if report.rolled_back is not None:
+            what = "the first" if report.num_steps == 0 else "a further"
+            print(f"{what} step was undone: {report.rolled_back}")
+        if tasks is not None:
+            before, after = mean(result["before"]), mean(result["after"])
+            print(f"return before {before:.1f}, after {after:.1f}")
+        print(f"saved: {out}")
         return 0
+
+    def _support(self, opened: OpenedModel, tasks: Tasks | None) -> Rollout:
+        """The plant's log, or data collected in the task."""
+        from ssm_metarl.evaluation.episodes import collect_support
+        from ssm_metarl.experience.plant_log import read_plant_log
+
+        policy, trained = opened.policy, opened.trained
+        if tasks is None:
+            assert self.data is not None
+            if (self.objective or trained.objective) != "prediction":
+                raise ValueError(
+                    "objective: expected 'prediction' for a plant's log, which does not tell how "
+                    "likely its actions were, received 'policy_gradient'"
+                )
+            return read_plant_log(
+                self.data,
+                obs_dim=policy.obs_dim,
+                action_space=policy.action_space,
+                obs_names=opened.family.obs_names,
+            )
+        return collect_support(
+            policy,
+            tasks,
+            self.support_steps,
+            self.support_policy or trained.support_policy,
+            seed=self.seed,
+        )
 
     def _adapt(self, opened: OpenedModel, support: Rollout) -> AdaptedPolicy:
         import torch
@@ -114,7 +157,10 @@ class Adapt(ModelArgument):
         from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 
         config = opened.trained.adaptation(
-            objective=self.objective, num_adapt_steps=self.num_adapt_steps, adapt_lr=self.adapt_lr
+            objective=self.objective,
+            num_adapt_steps=self.num_adapt_steps,
+            adapt_lr=self.adapt_lr,
+            rollback=self.rollback,
         )
         if self.mode == "standard":
             adapted = StandardAdapter(config).adapt(opened.policy, support)
@@ -125,25 +171,34 @@ class Adapt(ModelArgument):
         else:
             hybrid = opened.trained.hybrid(config, seed=self.seed)
             adapted = HybridAdapter(hybrid).adapt(opened.policy, support, opened.buffer)
-        # The loss counts as well: steps that are too long overflow it before the weights.
+        # Without rollback. The loss counts as well: long steps overflow it before the weights.
         finite = all(bool(torch.isfinite(v).all()) for v in adapted.state_dict().values())
-        if not finite or not torch.isfinite(torch.tensor(adapted.report.loss_after)):
+        told = torch.tensor([adapted.report.loss_after, adapted.report.kl])
+        if not finite or not torch.isfinite(told).all():
             raise ValueError(
                 f"adapt_lr: expected a rate with which {self.num_adapt_steps} step(s) stay finite, "
                 f"received {self.adapt_lr}; nothing was saved"
             )
         return adapted
 
-    def _save(self, out: Path, opened: OpenedModel, adapted: Policy, tasks: Tasks) -> None:
+    def _save(
+        self, out: Path, opened: OpenedModel, adapted: AdaptedPolicy, adapted_to: Mapping[str, Any]
+    ) -> None:
         from ssm_metarl.checkpoint import Checkpoint, save_checkpoint
 
+        calibration = {} if adapted.calibration is None else asdict(adapted.calibration)
         save_checkpoint(
             out,
             Checkpoint(
                 policy_config=opened.checkpoint.policy_config,
                 tensors={f"policy.{n}": v for n, v in adapted.state_dict().items()},
                 training=opened.checkpoint.training,
-                card={"command": command_line("adapt", self), "adapted_to": tasks.as_dicts()[0]},
+                card={
+                    "command": command_line("adapt", self),
+                    "adapted_to": adapted_to,
+                    "report": asdict(adapted.report),
+                },
+                calibration=calibration,
             ),
         )
 

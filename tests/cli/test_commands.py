@@ -101,8 +101,8 @@ def test_the_film_is_adapted_with_the_evaluations_settings(
     cli: Cli, model: Path, tmp_path: Path
 ) -> None:
     for name, steps in (("a", 0), ("b", 1)):
-        settings = ("--num_adapt_steps", steps, "--adapt_lr", 1, "--objective", "policy_gradient")
-        flags = ("--num_tasks", 1, *settings, "--report", name)
+        settings = ("--num_adapt_steps", steps, "--adapt_lr", 30, "--objective", "policy_gradient")
+        flags = ("--num_tasks", 1, *settings, "--no_rollback", "--seed", 2, "--report", name)
         assert cli("evaluate", "--model", model, *flags).code == 0
     caption = (tmp_path / "a" / "report.md").read_text().split("the episode lasts ")[1]
     before, after = caption.split(" steps, after adapting ")
@@ -113,6 +113,7 @@ def test_the_film_is_adapted_with_the_evaluations_settings(
 
 def test_adapt_saves_a_policy_that_does_what_it_says(cli: Cli, model: Path) -> None:
     flags = ("--task", TASK, "--out", "flipped.safetensors", "--episodes", 3, "--json")
+    flags += ("--no_rollback",)  # a model of seconds learns no step worth keeping
     result = cli("adapt", "--model", model, *flags).json
     assert result["task"]["force"] == 7 and result["task"]["sign"] == -1
     assert result["task"]["gravity"] == 9.8  # not named: the default
@@ -136,9 +137,35 @@ def test_adapt_in_words(cli: Cli, model: Path, tmp_path: Path) -> None:
     assert ".safetensors file" in cli("adapt", "--model", model, "--out", "a.pth").refusal()
 
 
+def test_a_step_that_was_undone_is_said(cli: Cli, model: Path) -> None:
+    outcome = cli("adapt", "--model", model, "--task", TASK, "--adapt_lr", "1e30")
+    assert "in 0 step(s) from 20 environment steps" in outcome.out
+    assert "the first step was undone: the inner loss did not fall" in outcome.out
+    before, after = outcome.out.split("return before ")[1].split("\n")[0].split(", after ")
+    assert before == after
+
+
+def test_evaluate_measures_safety(cli: Cli, model: Path) -> None:
+    safety = evaluate(cli, model, "--safety")["safety"]
+    assert [row["num_adapt_steps"] for row in safety["more_steps"]] == [1, 2, 3, 5, 10]
+    assert 0 <= safety["shuffled_actions"]["harmless"] <= 1
+    assert set(safety["change_detector"]) == {"false_alarms", "flips_found"}
+    printed = cli("evaluate", "--model", model, "--num_tasks", 4, "--safety").out
+    assert "10 step(s): mean" in printed and "change detector: false alarms" in printed
+
+
+def test_evaluate_on_shuffled_actions_and_without_rollback(cli: Cli, model: Path) -> None:
+    honest = evaluate(cli, model, "--no_rollback")
+    lied = evaluate(cli, model, "--no_rollback", "--shuffle_actions")
+    assert (honest["rollback"], lied["shuffle_actions"]) == (False, True)
+    assert honest["adaptation"] != lied["adaptation"]
+    assert honest["arms"]["frozen"] == lied["arms"]["frozen"]
+    assert honest["adaptation"]["standard"]["rolled_back"] == 0
+
+
 def test_adapt_leaves_the_model_alone(cli: Cli, model: Path) -> None:
     before = (model / FILE_NAME).read_bytes()
-    assert cli("adapt", "--model", model, "--task", TASK).code == 0
+    assert cli("adapt", "--model", model, "--task", TASK, "--no_rollback").code == 0
     assert (model / FILE_NAME).read_bytes() == before
     weights, adapted = (
         load_pretrained(path).state_dict() for path in (model, "adapted.safetensors")
