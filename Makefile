@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo figures check test test-nightly fix clean
+.PHONY: help venv demo figures models long-training check test test-nightly fix clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -13,19 +13,34 @@ venv: .venv/.installed-dev ## Make .venv with all that development needs
 demo: .venv/.installed-report ## Meta-train, adapt, evaluate, write a report (runs/demo)
 	rm -rf runs/demo
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --out runs/demo
-	.venv/bin/ssm-metarl adapt --model runs/demo --task '{"force": 7, "sign": -1}' --out runs/demo/flipped.safetensors
+	.venv/bin/ssm-metarl adapt --model runs/demo --task '{"force": 7, "sign": 1}' --out runs/demo/weak.safetensors
 	.venv/bin/ssm-metarl evaluate --model runs/demo --num_tasks 200 --seed 10000 --report runs/demo/report
 
-SEEDS = 0 1 2
+SEEDS = 0 1 2 3 4 5 6 7 8 9
 
-figures: demo ## Train on three seeds, and put all figures into the README
+figures: demo ## Train on ten seeds (20 minutes), and put all figures into the README
 	for seed in $(SEEDS); do \
 		rm -rf runs/seed-$$seed; \
 		.venv/bin/ssm-metarl train --family cartpole --seed $$seed --out runs/seed-$$seed || exit; \
-		.venv/bin/ssm-metarl evaluate --model runs/seed-$$seed --num_tasks 200 --seed 10000 \
-			--json > runs/seed-$$seed/evaluation.json || exit; \
+		for split in id ood; do \
+			.venv/bin/ssm-metarl evaluate --model runs/seed-$$seed --num_tasks 200 --seed 10000 \
+				--split $$split --json > runs/seed-$$seed/$$split.json || exit; \
+		done \
 	done
 	.venv/bin/python docs/update_readme.py $(SEEDS)
+
+models: .venv/.installed-report ## Train, evaluate and ship the two models with their cards (40 minutes)
+	rm -rf runs/cartpole runs/cartpole_hybrid_real_model
+	.venv/bin/ssm-metarl train --family cartpole --seed 0 --tasks_per_epoch 32 \
+		--max_env_steps 2900000 --out runs/cartpole
+	.venv/bin/ssm-metarl train --family cartpole --seed 0 --core state_space \
+		--adaptation_mode hybrid --out runs/cartpole_hybrid_real_model
+	.venv/bin/python docs/ship_models.py cartpole cartpole_hybrid_real_model
+
+long-training: .venv/.installed-report ## Train five times as long, and draw the curve (20 minutes)
+	rm -rf runs/long
+	.venv/bin/ssm-metarl train --family cartpole --seed 0 --max_env_steps 7250000 --out runs/long
+	.venv/bin/python docs/draw_long_training.py
 
 check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/ruff format --check .

@@ -1,8 +1,8 @@
 """Put the figures of finished runs into the README: `make figures` calls it.
 
-Reads runs/demo/report (written by `make demo`) and runs/seed-N/evaluation.json for the training
-seeds given as arguments, copies pictures and results into docs/, and rewrites the README between
-its marks.
+Reads runs/demo/report (written by `make demo`) and runs/seed-N/id.json and ood.json for the
+training seeds given as arguments, copies pictures and results into docs/, and rewrites the README
+between its marks.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 from ssm_metarl.evaluation.report import results_table
 
@@ -33,38 +34,46 @@ def main() -> None:
     seeds = [seed_row(ROOT / f"runs/seed-{seed}") for seed in sys.argv[1:]]
     (ROOT / "docs/results/seeds.json").write_text(json.dumps(seeds, indent=1) + "\n")
     readme = ROOT / "README.md"
-    text = replace(readme.read_text(), "results: make demo", "end of results", "\n\n".join(tables))
-    readme.write_text(replace(text, "seeds", "end of seeds", seeds_table(seeds)))
+    text = replace_between(readme.read_text(), "results: make demo", "\n\n".join(tables))
+    readme.write_text(replace_between(text, "seeds", seeds_table(seeds)))
 
 
 def seed_row(run: Path) -> dict:
-    """One training's evaluation, with its seed and its environment steps."""
-    evaluation = json.loads((run / "evaluation.json").read_text())
+    """One training's evaluations on both splits, with its seed and its environment steps."""
     last = json.loads((run / "training_log.jsonl").read_text().splitlines()[-1])
-    return {"training_seed": int(run.name.split("-")[1]), "env_steps": last["env_steps"]} | {
-        key: evaluation[key] for key in ("split", "num_tasks", "seed", "support_steps", "arms")
-    }
+    row = {"training_seed": int(run.name.split("-")[1]), "env_steps": last["env_steps"]}
+    for split in ("id", "ood"):
+        evaluation = json.loads((run / f"{split}.json").read_text())
+        keys = ("num_tasks", "seed", "support_steps", "arms", "by_sign")
+        row[split] = {key: evaluation[key] for key in keys}
+    return row
 
 
 def seeds_table(rows: list[dict]) -> str:
-    """The `standard` arm of every training seed, as Markdown."""
+    """The `standard` arm of every training seed, as Markdown; last, over the seeds."""
     lines = [
-        "| seed | environment steps | IQM | mean | worst tenth |",
-        "|---:|---:|---:|---:|---:|",
+        "| seed | env steps | mean | worst tenth, sign +1 | sign -1 | OOD mean | worst tenth |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        arm = row["arms"]["standard"]
+        arm, ood = row["id"]["arms"]["standard"], row["ood"]["arms"]["standard"]
+        signs = [row["id"]["by_sign"][sign]["standard"]["worst10"] for sign in ("+1", "-1")]
         lines.append(
-            f"| {row['training_seed']} | {row['env_steps']:,} | {arm['iqm']:.1f} | "
-            f"{arm['mean']:.1f} | {arm['worst10']:.1f} |"
+            f"| {row['training_seed']} | {row['env_steps']:,} | {arm['mean']:.1f} | "
+            f"{signs[0]:.1f} | {signs[1]:.1f} | {ood['mean']:.1f} | {ood['worst10']:.1f} |"
         )
+    means = [row["ood"]["arms"]["standard"]["mean"] for row in rows]
+    lines.append(
+        f"| all | | | | | {fmean(means):.1f} ± {stdev(means):.1f} "
+        f"({min(means):.1f} to {max(means):.1f}) | |"
+    )
     return "\n".join(lines)
 
 
-def replace(text: str, start: str, end: str, content: str) -> str:
-    """The text with other content between two marks."""
-    pattern = rf"<!-- {start} -->.*?<!-- {end} -->"
-    new = f"<!-- {start} -->\n{content}\n<!-- {end} -->"
+def replace_between(text: str, name: str, content: str) -> str:
+    """The text with other content between the marks of ``name``."""
+    pattern = rf"<!-- {name} -->.*?<!-- end of {name} -->"
+    new = f"<!-- {name} -->\n{content}\n<!-- end of {name} -->"
     return re.sub(pattern, lambda _: new, text, flags=re.DOTALL)
 
 

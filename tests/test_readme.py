@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ssm_metarl import Environment
 from ssm_metarl.cli import main
 from ssm_metarl.evaluation.report import results_table
 
@@ -16,7 +17,16 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 # The same commands, with budgets that a test can afford.
 SMALL = {
-    "train": ["--max_env_steps", "2000", "--tasks_per_epoch", "4", "--horizon", "50"],
+    "train": [
+        "--max_env_steps",
+        "2000",
+        "--tasks_per_epoch",
+        "4",
+        "--horizon",
+        "50",
+        "--calibration_tasks",
+        "180",
+    ],
     "adapt": ["--episodes", "1"],
     "evaluate": ["--num_tasks", "5"],
 }
@@ -63,6 +73,21 @@ def test_the_commands_run_after_the_demo(folder: Path, monkeypatch: pytest.Monke
         assert main(small(command)) == 0, command
 
 
+def test_the_commands_with_a_shipped_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    plant = Environment("cartpole", task={"sign": -1})
+    obs, _ = plant.reset(seed=0)
+    rows = ["x,x_dot,theta,theta_dot,action"]
+    for action in (0, 1, 1, 0, 1, 0, 0, 1):
+        rows.append(",".join(map(str, [*obs.tolist(), action])))
+        obs, *_ = plant.step(action)
+    (folder / "episode.csv").write_text("\n".join(rows))
+    shown = commands(blocks("")[2])
+    assert [command[0] for command in shown] == ["adapt", "evaluate"]
+    assert main(shown[0]) == 0  # as it stands: no simulated episodes to shorten
+    assert main(small(shown[1])) == 0
+
+
 def test_the_demo_writes_its_report(folder: Path) -> None:
     shown = re.search(r"`ssm-metarl (evaluate [^`]*)`", README)[1]
     assert shown in MAKEFILE, "the figures' command is the demo's"
@@ -93,24 +118,27 @@ def test_every_make_target_exists() -> None:
 
 def test_the_numbers_are_those_of_the_committed_results() -> None:
     results = json.loads((ROOT / "docs/results/demo.json").read_text())
-    text = between("results: make demo", "end of results")
+    text = between("results: make demo")
     for title, evaluation in results["evaluations"].items():
         assert evaluation["seed"] >= 10_000, "final figures come from seeds from 10,000 on"
         assert f"**{title.capitalize()}**" in text
         assert results_table(evaluation) in text
     seeds = json.loads((ROOT / "docs/results/seeds.json").read_text())
-    table = between("seeds", "end of seeds")
+    table = between("seeds")
     for row in seeds:
-        arm = row["arms"]["standard"]
-        cells = [row["training_seed"], f"{row['env_steps']:,}", f"{arm['iqm']:.1f}"]
-        cells += [f"{arm['mean']:.1f}", f"{arm['worst10']:.1f}"]
+        arm, ood = (row[split]["arms"]["standard"] for split in ("id", "ood"))
+        signs = [row["id"]["by_sign"][sign]["standard"]["worst10"] for sign in ("+1", "-1")]
+        numbers = [arm["mean"], *signs, ood["mean"], ood["worst10"]]
+        cells = [row["training_seed"], f"{row['env_steps']:,}", *(f"{x:.1f}" for x in numbers)]
         assert "| " + " | ".join(map(str, cells)) + " |" in table
         assert row["env_steps"] <= 1_500_000, "what the README promises"
+        assert row["id"]["seed"] >= 10_000 and row["ood"]["seed"] >= 10_000
+    assert len(seeds) == 10
 
 
-def between(start: str, end: str) -> str:
+def between(name: str) -> str:
     """The README's text between two marks."""
-    return README.split(f"<!-- {start} -->")[1].split(f"<!-- {end} -->")[0]
+    return README.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
 
 
 @pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]))
