@@ -73,7 +73,7 @@ class PolicyConfig:
     action_high: float = 1.0
     """Upper bound of a continuous action."""
     predicted_dims: tuple[int, ...] = ()
-    """Observation dimensions whose change is predicted; empty for all (state_space: for none)."""
+    """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
     mirror: bool = False
     """Act on a mirrored history with the mirrored action, exactly (see `TaskFamily.mirror`)."""
 

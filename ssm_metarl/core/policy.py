@@ -51,14 +51,12 @@ class PolicyOutput:
 class LinearHeads(nn.Module):
     """Heads that are linear in the sequence model's output."""
 
-    def __init__(
-        self, feature_dim: int, action_space: ActionSpace, predicted_dims: tuple[int, ...]
-    ) -> None:
+    def __init__(self, feature_dim: int, action_space: ActionSpace, obs_dim: int) -> None:
         super().__init__()
-        self.action_space, self.predicted_dims = action_space, predicted_dims
+        self.action_space, self.predicted_dims = action_space, tuple(range(obs_dim))
         self.action = nn.Linear(feature_dim, action_space.logits_dim)
         self.value = nn.Linear(feature_dim, 1)
-        self.prediction = nn.Linear(feature_dim, len(predicted_dims) * (1 + action_space.code_dim))
+        self.prediction = nn.Linear(feature_dim, obs_dim * (1 + action_space.code_dim))
         if isinstance(action_space, Continuous):
             self.log_std = nn.Parameter(torch.full((action_space.dim,), -0.5))
         with torch.no_grad():  # start near the uniform policy and at value zero
@@ -76,7 +74,7 @@ class LinearHeads(nn.Module):
         return Gaussian(action, log_std), value[..., 0]
 
     def predict(self, params: Params, output: Tensor, code: Tensor) -> Tensor:
-        """Predicted change (K, ..., len(predicted_dims)) from output and code (K, ..., C)."""
+        """Predicted change (K, ..., O) from output (K, ..., D) and action code (K, ..., C)."""
         out = task_linear(
             output, params["heads.prediction.weight"], params["heads.prediction.bias"]
         )
@@ -313,8 +311,7 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             )
         else:
             core = DiagonalSSM(obs_dim, config.hidden_dim, config.state_dim, config.num_layers)
-            predicted_dims = config.predicted_dims or tuple(range(obs_dim))
-            heads = LinearHeads(config.hidden_dim, action_space, predicted_dims)
+            heads = LinearHeads(config.hidden_dim, action_space, obs_dim)
         return Policy(
             core,
             heads,

@@ -35,7 +35,7 @@ def make_policy(kind: str) -> Policy:
             policy = Policy(StateSpaceModel(8, OBS, 4, 16), heads, **options)
         else:
             space = {"discrete": Discrete(3), "continuous": Continuous(2, -2.0, 2.0)}[kind]
-            heads = LinearHeads(6, space, tuple(range(OBS)))
+            heads = LinearHeads(6, space, OBS)
             core = DiagonalSSM(OBS, model_dim=6, state_dim=5, num_layers=2)
             policy = Policy(core, heads, **options)
         with torch.no_grad():  # away from the uniform start, so that a mix-up would show

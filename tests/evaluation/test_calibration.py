@@ -11,25 +11,22 @@ import pytest
 import scipy.stats
 import torch
 
-from ssm_metarl.config import Calibration, MetaTrainingConfig
-from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.config import Calibration
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation import calibration as module
 from ssm_metarl.evaluation.calibration import calibrate, harm_limit, most_falls
 from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, shuffle_actions
-from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE
+
+from .conftest import untrained_policy
 
 SMALL: dict[str, Any] = {"num_tasks": 12, "support_steps": (5, 12)}
 
 
 @pytest.fixture
 def policy() -> Policy:
-    small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    policy = build_policy(architecture(small, CARTPOLE), seed=3, inner_lr=0.3)
-    with torch.no_grad():
-        policy.heads.action.weight.mul_(100)
-    return policy
+    return untrained_policy(inner_lr=0.3, action_scale=100)
 
 
 @pytest.mark.parametrize("num_tasks", [1, 58, 59, 200, 400, 1000])

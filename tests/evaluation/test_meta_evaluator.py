@@ -31,6 +31,8 @@ from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 from ssm_metarl.types import Rollout
 
+from .conftest import untrained_policy
+
 SMALL = {"num_tasks": 5, "episodes_per_task": 2, "support_steps": 12, "rollback": False}
 
 
@@ -41,11 +43,7 @@ def config(**settings: Any) -> EvaluationConfig:
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     """Untrained, with step sizes and an action head large enough for adapting to change it."""
-    small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    policy = build_policy(architecture(small, CARTPOLE), seed=3, inner_lr=1.0)
-    with torch.no_grad():
-        policy.heads.action.weight.mul_(1000)
-    return policy
+    return untrained_policy(inner_lr=1.0, action_scale=1000)
 
 
 @pytest.fixture(scope="module")

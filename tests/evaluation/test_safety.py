@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-from ssm_metarl.config import Calibration, EvaluationConfig, MetaTrainingConfig
-from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.config import Calibration, EvaluationConfig
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, run_arm, shuffle_actions
 from ssm_metarl.evaluation.safety import MARGIN, SHOWN_STEPS, measure_safety
-from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE
+
+from .conftest import untrained_policy
 
 CONFIG = EvaluationConfig(num_tasks=8, episodes_per_task=1, support_steps=15)
 LIMITS = Calibration(objective="prediction", max_loss=(1.1,), max_kl=9.0, max_prediction_error=1.2)
@@ -24,10 +24,7 @@ LIMITS = Calibration(objective="prediction", max_loss=(1.1,), max_kl=9.0, max_pr
 @pytest.fixture(scope="module")
 def policy() -> Policy:
     """Untrained, with steps that lower the loss on some tasks and not on others."""
-    small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    policy = build_policy(architecture(small, CARTPOLE), seed=3, inner_lr=0.1)
-    with torch.no_grad():
-        policy.heads.action.weight.mul_(100)
+    policy = untrained_policy(inner_lr=0.1, action_scale=100)
     policy.calibration = LIMITS
     return policy
 

@@ -94,7 +94,7 @@ def policy(request: pytest.FixtureRequest) -> Policy:
             heads: SliceHeads | LinearHeads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
             result = Policy(StateSpaceModel(4, 4, 4, 8), heads, obs_scale=(1.0,) * 4, inner_lr=0.1)
         else:
-            heads = LinearHeads(6, Discrete(2), tuple(range(4)))
+            heads = LinearHeads(6, Discrete(2), 4)
             result = Policy(DiagonalSSM(4, 6, 5, 2), heads, obs_scale=(1.0,) * 4, inner_lr=0.1)
         with torch.no_grad():
             for p in result.meta_params().values():
