@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo figures models long-training check test test-nightly fix clean
+.PHONY: help venv demo figures models long-training bench check test test-nightly fix clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -12,7 +12,7 @@ venv: .venv/.installed-dev ## Make .venv with all that development needs
 
 demo: .venv/.installed-report ## Meta-train, adapt, evaluate, write a report (runs/demo)
 	rm -rf runs/demo
-	.venv/bin/ssm-metarl train --family cartpole --seed 0 --out runs/demo
+	.venv/bin/ssm-metarl train --family cartpole --core state_space --seed 0 --out runs/demo
 	.venv/bin/ssm-metarl adapt --model runs/demo --task '{"force": 7, "sign": 1}' --out runs/demo/weak.safetensors
 	.venv/bin/ssm-metarl evaluate --model runs/demo --num_tasks 200 --seed 10000 --report runs/demo/report
 
@@ -41,6 +41,9 @@ long-training: .venv/.installed-report ## Train five times as long, and draw the
 	rm -rf runs/long
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --max_env_steps 7250000 --out runs/long
 	.venv/bin/python docs/draw_long_training.py
+
+bench: .venv/.installed-bench ## Measure speed and memory against other libraries (20 minutes)
+	.venv/bin/python -m ssm_metarl.benchmarks.performance
 
 check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/ruff format --check .

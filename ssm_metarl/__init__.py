@@ -11,6 +11,7 @@ The folders are the data flow:
     5  meta_rl/      MAML's outer step and the training loops
     6  checkpoint    saving and loading
     7  evaluation/   held-out tasks, baselines, statistics, limits of adaptation, reports
+       benchmarks/   how fast all that is, against other libraries and against the machine
     8  cli/          the command line
 
 `types` has the glossary of shapes. Names below load on first use, so the import is cheap.

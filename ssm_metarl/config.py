@@ -199,6 +199,8 @@ class MetaTrainingConfig:
     """Number of layers (diagonal only)."""
     seed: int = 0
     """Names every random number of the training."""
+    device: str = "cpu"
+    """Where it computes: cpu, whose kernels are compiled, or cuda, by PyTorch's own operations."""
 
     num_epochs: int | None = None
     """Stop after this many epochs (meta-batches); None for no limit."""
@@ -238,9 +240,9 @@ class MetaTrainingConfig:
     first_order: bool = False
     """Hold inner gradients constant in the outer step (first-order MAML)."""
 
-    outer_lr: float = 2e-3
+    outer_lr: float = 4e-3
     """Adam's learning rate at the start; it decays linearly to 5 % of it."""
-    update_epochs: int = 6
+    update_epochs: int = 2
     """Outer steps on each meta-batch."""
     clip_coef: float = 0.2
     """Clipping range of the outer objective's likelihood ratio."""

@@ -15,8 +15,10 @@ with a leading K axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -28,6 +30,57 @@ from ssm_metarl.action_space import ActionSpace
 
 Params = Mapping[str, Tensor]
 """Named parameters: shared by all tasks, shape (...), or one set per task, shape (K, ...)."""
+
+
+class FlatParams(Mapping[str, Tensor]):
+    """Parameters that lie one after another in one tensor, so that one operation changes all.
+
+    Args:
+        flat: Shared (P,) or per task (K, P).
+        shapes: Shape of each parameter without its task axis, in order.
+    """
+
+    def __init__(self, flat: Tensor, shapes: Mapping[str, torch.Size]) -> None:
+        self.flat, self.shapes = flat, shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        start, stop = self.spans[name]
+        shape = self.shapes[name]
+        return self.flat[..., start:stop].view(*self.flat.shape[:-1], *shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def at(self, flat: Tensor) -> FlatParams:
+        """Other values under the same names."""
+        return FlatParams(flat, self.shapes)
+
+    def under(self, prefix: str) -> FlatParams:
+        """The parameters whose names start with ``prefix``, which must stand together."""
+        names = [name for name in self.shapes if name.startswith(prefix)]
+        start, stop = self.spans[names[0]][0], self.spans[names[-1]][1]
+        shapes = {name.removeprefix(prefix): self.shapes[name] for name in names}
+        return FlatParams(self.flat[..., start:stop], shapes)
+
+    @cached_property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Where each parameter lies: its first number, and the one after its last."""
+        ends = list(accumulate((shape.numel() for shape in self.shapes.values()), initial=0))
+        return dict(zip(self.shapes, pairwise(ends), strict=True))
+
+
+def flatten(params: Params, shapes: Mapping[str, torch.Size]) -> Tensor:
+    """The named parameters one after another: shared (P,), or (K, P) if any of them is per task."""
+    if isinstance(params, FlatParams):
+        return params.flat
+    per_task = [len(params[n]) for n, shape in shapes.items() if params[n].dim() > len(shape)]
+    lead = per_task[:1]
+    return torch.cat(
+        [params[n].expand(*lead, *s).flatten(len(lead)) for n, s in shapes.items()], -1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +198,10 @@ class Rollout:
         """The rollout of one task, still with its axis (K = 1)."""
         return self.map(lambda x: x[:, index : index + 1])
 
+    def to(self, device: torch.device) -> Rollout:
+        """The same rollout on a device."""
+        return self.map(lambda x: x.to(device))
+
     def cleaned(self) -> Rollout:
         """The same rollout with zeros wherever no step was taken, whatever stood there.
 
@@ -184,6 +241,7 @@ class Worlds(Protocol):
     obs_dim: int
     action_space: ActionSpace
     max_episode_steps: int
+    device: torch.device
 
     def reset(self, mask: Tensor | None = None) -> Tensor:
         """Start an episode where ``mask`` (K, N) is True, or everywhere; observations (K, N, O)."""
@@ -196,12 +254,40 @@ Actor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(obs (K, N, O), reset (K, N)) -> (action (K, N[, A]), log_prob (K, N))``; may hold a state."""
 
 
+class Kernel(Protocol):
+    """A core's compiled form, three functions that `core.fused` runs.
+
+    The last two arguments of each are the first task and the one after the last.
+    """
+
+    output_dim: int
+    hidden_size: int
+
+    def prepare(self, flat: np.ndarray, input_dim: int) -> tuple[np.ndarray, ...]:
+        """First arguments of each function, from parameters (K, P) or, if shared, (1, P)."""
+
+    def activations(self, num_tasks: int, rows: int) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what `forward` keeps for the others."""
+
+    forward: Callable[..., None]
+    gradient: Callable[..., None]
+    tangent: Callable[..., None]
+
+
 class SequenceModel(Protocol):
     """A recurrent core as a pure function of its parameters."""
 
     input_dim: int
     output_dim: int
     hidden_size: int
+
+    def kernel(self, readouts: Sequence[tuple[int, int]]) -> Kernel:
+        """The compiled form of the model and of linear readouts of its output.
+
+        Args:
+            readouts: Of each, where its weight starts among all parameters laid out one after
+                another, the model's first (its bias follows), and its number of outputs.
+        """
 
     def unroll(
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor

@@ -136,7 +136,7 @@ FREE = {  # any value of the type will do, or another field's check covers it
     Calibration: {"objective", "target_spread"},
     StandardAdaptationConfig: {"rollback"},
     HybridAdaptationConfig: {"num_adapt_steps", "objective", "gae_lambda", "rollback", "seed"},
-    MetaTrainingConfig: {"family", "seed", "first_order"},
+    MetaTrainingConfig: {"family", "seed", "device", "first_order"},
     SingleTaskConfig: {"env_name", "seed"},
     EvaluationConfig: {"family", "seed", "rollback", "shuffle_actions"},
 }

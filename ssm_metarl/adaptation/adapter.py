@@ -8,21 +8,22 @@ is returned.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from ssm_metarl.adaptation.inner_loop import adapt_params
-from ssm_metarl.adaptation.inner_objective import Replay, check_support, task_loss
+from ssm_metarl.adaptation.inner_objective import HybridLoss, Replay, check_support, task_loss
 from ssm_metarl.adaptation.safeguard import REASONS, Safeguard
+from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.objectives.prediction import target_spread
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import FlatParams, Params, Rollout
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ class AdaptedPolicy(Policy):
     def __init__(
         self,
         policy: Policy,
-        task_params: Mapping[str, Tensor],
+        task_params: Params,
         report: AdaptationReport,
         current: Rollout,
     ) -> None:
+        values = {name: p[0].detach() for name, p in task_params.items()}
         super().__init__(
-            copy.deepcopy(policy.core),
-            copy.deepcopy(policy.heads),
+            _with_values(policy.core, values, "core."),  # type: ignore[type-var]
+            _with_values(policy.heads, values, "heads."),
             obs_scale=tuple(policy.obs_scale.tolist()),
             obs_limit=tuple(policy.obs_limit.tolist()),
             mirror=policy.mirror,
@@ -77,13 +79,24 @@ class AdaptedPolicy(Policy):
             self.calibration = replace(policy.calibration, target_spread=spread)
         else:
             self.calibration = policy.calibration
-        self.to(policy.step_size.dtype)
-        with torch.no_grad():
-            self.obs_scale.copy_(policy.obs_scale)
-            self.obs_limit.copy_(policy.obs_limit)
-            self.step_size.copy_(policy.step_size)
-            for name, value in self.meta_params().items():
-                value.copy_(task_params[name][0])
+        self.step_size = nn.Parameter(policy.step_size.detach().clone())
+        self.obs_scale, self.obs_limit = policy.obs_scale.clone(), policy.obs_limit.clone()
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _with_values(module: M, values: Params, prefix: str) -> M:
+    """A copy of a module with its own copy of other parameters (not of its own, overwritten)."""
+    copied = copy.copy(module)
+    copied._parameters = {
+        name: nn.Parameter(values[f"{prefix}{name}"].clone()) for name in module._parameters
+    }
+    copied._modules = {
+        name: None if child is None else _with_values(child, values, f"{prefix}{name}.")
+        for name, child in module._modules.items()
+    }
+    return copied
 
 
 def adapt_to_tasks(
@@ -92,7 +105,7 @@ def adapt_to_tasks(
     config: StandardAdaptationConfig,
     *,
     replay: Replay | None = None,
-) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
+) -> tuple[FlatParams, list[AdaptationReport]]:
     """Adapt to K tasks at once.
 
     Args:
@@ -105,23 +118,22 @@ def adapt_to_tasks(
         Task parameters, shape (K, ...) each, and a report for each task.
     """
     check_support(policy, current, config.objective)
-    make_loss = partial(
-        task_loss,
+    loss = task_loss(
         policy,
         config.objective,
         current,
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
+        replay=replay,
     )
-    own_loss = make_loss()
-    loss = own_loss if replay is None else make_loss(replay=replay)
+    own_loss = loss.own if isinstance(loss, HybridLoss) else loss
     # The limits were set for the learned steps on one objective: of others they know nothing.
     calibration = policy.calibration if config.adapt_lr is None else None
     if calibration is not None and calibration.objective != config.objective:
         calibration = None
     guard = Safeguard(policy, own_loss, current, calibration, rollback=config.rollback)
     loss_before = guard.loss
-    step_size: Mapping[str, Tensor] | float = (
+    step_size: Params | float = (
         policy.step_sizes() if config.adapt_lr is None else float(config.adapt_lr)
     )
     task_params, _ = adapt_params(
@@ -132,21 +144,47 @@ def adapt_to_tasks(
         num_steps=config.num_adapt_steps,
         accept=guard.accept,
     )
-    task_params = {name: p.detach() for name, p in task_params.items()}
-    env_steps = current.steps_taken()
+    task_params = task_params.at(task_params.flat.detach())
+    columns = zip(
+        guard.steps_kept.tolist(), current.steps_taken().tolist(), loss_before.tolist(),
+        guard.loss.tolist(), guard.verdict.tolist(), guard.kl.tolist(),
+        [None] * current.num_tasks if replay is None else replay.trust.tolist(), strict=True,
+    )  # fmt: skip
     reports = [
         AdaptationReport(
-            num_steps=int(guard.steps_kept[k]),
-            env_steps=int(env_steps[k]),
-            loss_before=float(loss_before[k]),
-            loss_after=float(guard.loss[k]),
-            rolled_back=REASONS.get(int(guard.verdict[k])),
-            kl=float(guard.kl[k]),
-            replay_trust=None if replay is None else float(replay.trust[k]),
+            num_steps=kept,
+            env_steps=env_steps,
+            loss_before=before,
+            loss_after=after,
+            rolled_back=REASONS.get(verdict),
+            kl=kl,
+            replay_trust=trust,
         )
-        for k in range(current.num_tasks)
+        for kept, env_steps, before, after, verdict, kl, trust in columns
     ]
     return task_params, reports
+
+
+@threads_for_kernels()
+def in_parts(
+    adapt: Callable[[Rollout], tuple[FlatParams, list[AdaptationReport]]],
+    current: Rollout,
+    tasks_at_once: int,
+) -> tuple[FlatParams, list[AdaptationReport]]:
+    """Adapt to some tasks at a time, so that their activations stay in cache.
+
+    Args:
+        adapt: Adapts to all tasks that it is given.
+        current: Support data of any number of tasks, (T, K, N).
+        tasks_at_once: Tasks of a part.
+    """
+    params, reports = [], []
+    for start in range(0, current.num_tasks, tasks_at_once):
+        tasks = slice(start, start + tasks_at_once)
+        part, its_reports = adapt(current.map(lambda x, tasks=tasks: x[:, tasks]))  # type: ignore[misc]
+        params.append(part)
+        reports += its_reports
+    return params[0].at(torch.cat([part.flat for part in params])), reports
 
 
 def single_task(policy: Policy | StateSpaceModel, current: Rollout) -> Policy:

@@ -6,14 +6,12 @@ Its sibling is `standard_adapter`, which it equals where the buffer is empty.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.adapter import (
     AdaptationReport,
     AdaptedPolicy,
     adapt_to_tasks,
+    in_parts,
     single_task,
 )
 from ssm_metarl.adaptation.inner_objective import check_support, weigh_replay
@@ -21,7 +19,7 @@ from ssm_metarl.config import HybridAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import FlatParams, Rollout
 
 TASKS_AT_ONCE = 16
 
@@ -57,26 +55,22 @@ class HybridAdapter:
         policy: Policy | StateSpaceModel,
         current_data: Rollout,
         experience_buffer: ExperienceBuffer,
-    ) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
+    ) -> tuple[FlatParams, list[AdaptationReport]]:
         """Adapt to K tasks; parameters with a leading K axis, and K reports.
 
-        All tasks replay the same sequences, so memory grows with K times the replayed steps:
-        `TASKS_AT_ONCE` tasks are adapted at a time.
+        All tasks replay the same sequences, so memory grows with K times the replayed steps.
         """
         policy = as_policy(policy)
         check_support(policy, current_data, self.config.objective)
         replayed = self._draw(policy, experience_buffer)
-        parts, reports = [], []
-        for start in range(0, current_data.num_tasks, TASKS_AT_ONCE):
-            tasks = slice(start, start + TASKS_AT_ONCE)
-            current = current_data.map(lambda x, tasks=tasks: x[:, tasks])  # type: ignore[misc]
+
+        def adapt(current: Rollout) -> tuple[FlatParams, list[AdaptationReport]]:
             replay = None
             if replayed is not None:
                 replay = weigh_replay(policy, current, replayed, self.config.experience_weight)
-            task_params, part = adapt_to_tasks(policy, current, self.config, replay=replay)
-            parts.append(task_params)
-            reports += part
-        return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}, reports
+            return adapt_to_tasks(policy, current, self.config, replay=replay)
+
+        return in_parts(adapt, current_data, TASKS_AT_ONCE)
 
     def _draw(self, policy: Policy, experience_buffer: ExperienceBuffer) -> Rollout | None:
         """The sequences to replay, (T, 1, M); None where there are none, or they weigh nothing."""

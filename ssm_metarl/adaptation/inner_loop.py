@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ssm_metarl.types import Params
+from ssm_metarl.types import FlatParams, Params, flatten
 
 TaskLoss = Callable[[Params], Tensor]
 """Parameters with a leading K axis -> the loss of each task, shape (K,)."""
@@ -33,19 +33,20 @@ refused once is refused for good."""
 MIN_RMS = 1e-8  # a task without any gradient stays where it is
 
 
-def expand_to_tasks(params: Params, num_tasks: int) -> dict[str, Tensor]:
+def expand_to_tasks(params: Params, num_tasks: int) -> FlatParams:
     """Shared parameters as K equal ones, (...) -> (K, ...), without copying."""
-    return {name: p.expand(num_tasks, *p.shape) for name, p in params.items()}
+    shapes = {name: p.shape for name, p in params.items()}
+    return FlatParams(flatten(params, shapes).expand(num_tasks, -1), shapes)
 
 
 def inner_step(
-    task_params: Params,
+    task_params: FlatParams,
     loss: TaskLoss,
-    step_size: Mapping[str, Tensor] | float,
+    step_size: Params | float,
     *,
     largest_rms: Tensor | float = MIN_RMS,
     create_graph: bool = False,
-) -> tuple[dict[str, Tensor], Tensor, Tensor | float]:
+) -> tuple[FlatParams, Tensor, Tensor | float]:
     """One gradient step for K tasks at once.
 
     Args:
@@ -60,41 +61,27 @@ def inner_step(
         The adapted parameters, the losses before the step (K,), and the largest RMS by now.
     """
     losses = loss(task_params)
-    names = list(task_params)
     # Task k's loss depends on its own slice only, so the sum's gradient is each task's own.
-    # A head that the loss does not use (the value) has no gradient: it stays.
-    grads = torch.autograd.grad(
-        losses.sum(),
-        [task_params[name] for name in names],
-        create_graph=create_graph,
-        allow_unused=True,
-    )
-    used = {name: g for name, g in zip(names, grads, strict=True) if g is not None}
-    if not isinstance(step_size, Mapping):
-        update = {name: step_size * g for name, g in used.items()}
-    else:
-        count = sum(p[0].numel() for p in task_params.values())
-        squares = torch.stack([g.flatten(1).square().sum(1) for g in used.values()]).sum(0)
-        rms = torch.sqrt(squares / count + MIN_RMS**2)  # (K,)
+    (grad,) = torch.autograd.grad(losses.sum(), [task_params.flat], create_graph=create_graph)
+    if isinstance(step_size, Mapping):
+        rms = torch.sqrt(grad.square().mean(1) + MIN_RMS**2)  # (K,)
         largest_rms = torch.clamp(rms, min=largest_rms)
-        update = {
-            name: step_size[name] * g / largest_rms.view(-1, *(1,) * (g.dim() - 1))
-            for name, g in used.items()
-        }
-    adapted = {n: p - update[n] if n in update else p for n, p in task_params.items()}
-    return adapted, losses.detach(), largest_rms
+        update = flatten(step_size, task_params.shapes) * grad / largest_rms[:, None]
+    else:
+        update = step_size * grad
+    return task_params.at(task_params.flat - update), losses.detach(), largest_rms
 
 
 def adapt_params(
     params: Params,
     loss: TaskLoss,
-    step_size: Mapping[str, Tensor] | float,
+    step_size: Params | float,
     *,
     num_tasks: int,
     num_steps: int,
     second_order: bool = False,
     accept: Accept | None = None,
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[FlatParams, Tensor]:
     """Adapt shared parameters to K tasks with ``num_steps`` gradient steps on the same data.
 
     Args:
@@ -115,11 +102,10 @@ def adapt_params(
     largest_rms: Tensor | float = MIN_RMS
     history = []
     with torch.enable_grad():
-        # A frozen parameter adapts like the others: only training leaves it as it is.
-        task_params: Params = {
-            name: p if p.requires_grad else p.detach().requires_grad_()
-            for name, p in expand_to_tasks(params, num_tasks).items()
-        }
+        task_params = expand_to_tasks(params, num_tasks)
+        if not task_params.flat.requires_grad:
+            # A frozen parameter adapts like the others: only training leaves it as it is.
+            task_params = task_params.at(task_params.flat.detach().requires_grad_())
         for _ in range(num_steps):
             stepped, losses, largest_rms = inner_step(
                 task_params,
@@ -133,10 +119,8 @@ def adapt_params(
                 kept = accept(stepped)
                 if not kept.any():
                     break
-                stepped = {
-                    n: torch.where(kept.view(-1, *(1,) * (p.dim() - 1)), p, task_params[n])
-                    for n, p in stepped.items()
-                }
+                flat = torch.where(kept[:, None], stepped.flat, task_params.flat)
+                stepped = task_params.at(flat)
             task_params = stepped
     empty = torch.zeros(0, num_tasks)
-    return dict(task_params), torch.stack(history) if history else empty
+    return task_params, torch.stack(history) if history else empty

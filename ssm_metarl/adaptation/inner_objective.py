@@ -9,16 +9,17 @@ meta-training, adapters and evaluator all build it here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ssm_metarl.adaptation.inner_loop import TaskLoss
 from ssm_metarl.adaptation.propensity import propensity_weights
 from ssm_metarl.config import Objective
+from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.objectives.policy_gradient import policy_gradient_loss
-from ssm_metarl.objectives.prediction import prediction_loss, target_spread
+from ssm_metarl.objectives.policy_gradient import PolicyGradientLoss
+from ssm_metarl.objectives.prediction import PredictionLoss, target_spread
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.types import Params, Rollout
 
@@ -35,6 +36,16 @@ class Replay:
     """How far each task trusts them, in (0, 1], shape (K,)."""
     experience_weight: float
     """Weight of the whole term."""
+
+
+class WatchedLoss(Protocol):
+    """A `TaskLoss` on this task's data that also tells what the policy would do there."""
+
+    def __call__(self, params: Params) -> Tensor:
+        """The loss of each task, shape (K,)."""
+
+    def look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
+        """The losses (K,), and the distribution of actions in each step, (T, K, N)."""
 
 
 def weigh_replay(
@@ -55,7 +66,7 @@ def task_loss(
     gamma: float,
     gae_lambda: float,
     replay: Replay | None = None,
-) -> TaskLoss:
+) -> WatchedLoss | HybridLoss:
     """The loss of each task as a function of its parameters.
 
     Args:
@@ -74,32 +85,35 @@ def task_loss(
             )
         spread = target_spread(policy, current)
 
-        def loss(params: Params, rollout: Rollout, weight: Tensor | None) -> Tensor:
-            return prediction_loss(policy, params, rollout, spread=spread, weight=weight)
+        def make(rollout: Rollout, weight: Tensor | None) -> WatchedLoss:
+            return PredictionLoss(policy, rollout, spread=spread, weight=weight)
 
     elif objective == "policy_gradient":
-        rollouts = [current] if replay is None else [current, replay.rollout]
-        known = {id(r): advantages(r, gamma=gamma, gae_lambda=gae_lambda) for r in rollouts}
 
-        def loss(params: Params, rollout: Rollout, weight: Tensor | None) -> Tensor:
-            advantage = known[id(rollout)]
+        def make(rollout: Rollout, weight: Tensor | None) -> WatchedLoss:
+            advantage = advantages(rollout, gamma=gamma, gae_lambda=gae_lambda)
             # the ratio inside is the (clipped) importance weight of the replayed behaviour
             weighted = advantage if weight is None else advantage * weight
-            return policy_gradient_loss(policy, params, rollout, weighted)
+            return PolicyGradientLoss(policy, rollout, weighted)
 
     else:
         raise ValueError(
             f"objective: expected 'prediction' or 'policy_gradient', received {objective!r}"
         )
+    own = make(current, None)
+    return own if replay is None else HybridLoss(own, replay, make(replay.rollout, replay.weights))
 
-    def total(params: Params) -> Tensor:
-        losses = loss(params, current, None)
-        if replay is not None:
-            share = replay.experience_weight * replay.trust
-            losses = losses + share * loss(params, replay.rollout, replay.weights)
-        return losses
 
-    return total
+class HybridLoss:
+    """The loss on this task's data plus the weighed loss on replayed data."""
+
+    def __init__(self, own: WatchedLoss, replay: Replay, replayed: WatchedLoss) -> None:
+        self.own, self._replayed = own, replayed
+        self._share = replay.experience_weight * replay.trust
+
+    def __call__(self, params: Params) -> Tensor:
+        """The loss of each task, shape (K,)."""
+        return self.own(params) + self._share * self._replayed(params)
 
 
 def check_support(policy: Policy, rollout: Rollout, objective: Objective) -> None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssm_metarl.adaptation.inner_loop import TaskLoss
+from ssm_metarl.adaptation.inner_objective import WatchedLoss
 from ssm_metarl.config import Calibration
 from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
@@ -53,26 +53,27 @@ class Safeguard:
     def __init__(
         self,
         policy: Policy,
-        loss: TaskLoss,
+        loss: WatchedLoss,
         current: Rollout,
         calibration: Calibration | None,
         *,
         rollback: bool = True,
     ) -> None:
-        self._policy, self._loss, self._current = policy, loss, current.cleaned()
+        self._loss, self._taken = loss, current.mask
         self._calibration, self._rollback = calibration, rollback
-        self._reference = self._distribution(policy.meta_params())
+        self.loss, self._reference = self._look(policy.meta_params())
+        """Inner loss by now, shape (K,)."""
         if calibration is not None:
-            lengths = torch.tensor(calibration.support_steps)
+            device = current.mask.device
+            lengths = torch.tensor(calibration.support_steps, device=device)
             reached = torch.searchsorted(lengths, current.steps_taken(), right=True) - 1
             # data shorter than any that limits were set for have the shortest's
-            self._max_loss = torch.tensor(calibration.max_loss)[reached.clamp(min=0)]  # (K,)
-        self.loss = self._losses(policy.meta_params())
-        """Inner loss by now, shape (K,)."""
+            limits = torch.tensor(calibration.max_loss, device=device)
+            self._max_loss = limits[reached.clamp(min=0)]  # (K,)
         self.kl = torch.zeros_like(self.loss)
         """KL(adapted || unadapted) by now, in nats a step, shape (K,)."""
-        self.steps_kept = torch.zeros(current.num_tasks, dtype=torch.int64)
-        self.verdict = torch.full((current.num_tasks,), KEPT)
+        self.steps_kept = torch.zeros_like(self.loss, dtype=torch.int64)
+        self.verdict = torch.full_like(self.steps_kept, KEPT)
         """Why the last step was undone, a key of `REASONS`, or `KEPT`; shape (K,)."""
 
     @torch.no_grad()
@@ -85,7 +86,9 @@ class Safeguard:
         Returns:
             Whether each task keeps it, shape (K,), bool.
         """
-        loss, kl = self._losses(candidate), self._kl(candidate)
+        loss, distribution = self._look(candidate)
+        kl = torch.where(self._taken, distribution.kl(self._reference), 0.0).sum(dim=(0, 2))
+        kl = kl / self._taken.sum(dim=(0, 2))  # KL(adapted || meta), mean over the data's steps
         verdict = torch.where(loss < self.loss, KEPT, LOSS_ROSE)  # NaN is not less
         if self._calibration is not None:
             fits = loss <= self._max_loss
@@ -100,19 +103,6 @@ class Safeguard:
         self.steps_kept = self.steps_kept + kept
         return kept
 
-    def _losses(self, params: Params) -> Tensor:
+    def _look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
         with torch.no_grad():
-            return self._loss(params).expand(self._current.num_tasks)
-
-    def _kl(self, params: Params) -> Tensor:
-        """KL(adapted || meta), mean over the data's steps, shape (K,)."""
-        taken = self._current.mask
-        kl = self._distribution(params).kl(self._reference)
-        return torch.where(taken, kl, 0.0).sum(dim=(0, 2)) / taken.sum(dim=(0, 2))
-
-    def _distribution(self, params: Params) -> ActionDistribution:
-        current = self._current
-        hidden = self._policy.init_hidden(current.num_tasks, current.num_envs)
-        with torch.no_grad():
-            out, _ = self._policy.unroll(params, current.obs, hidden, current.reset)
-        return out.distribution
+            return self._loss.look(params)

@@ -5,18 +5,21 @@ Place in the flow: stage 4, a leaf of `adapter`. Its sibling is `hybrid_adapter`
 
 from __future__ import annotations
 
-from torch import Tensor
+from functools import partial
 
 from ssm_metarl.adaptation.adapter import (
     AdaptationReport,
     AdaptedPolicy,
     adapt_to_tasks,
+    in_parts,
     single_task,
 )
 from ssm_metarl.config import StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import FlatParams, Rollout
+
+TASKS_AT_ONCE = 256
 
 
 class StandardAdapter:
@@ -41,6 +44,7 @@ class StandardAdapter:
 
     def adapt_tasks(
         self, policy: Policy | StateSpaceModel, current_data: Rollout
-    ) -> tuple[dict[str, Tensor], list[AdaptationReport]]:
+    ) -> tuple[FlatParams, list[AdaptationReport]]:
         """Adapt to K tasks at once; parameters with a leading K axis, and K reports."""
-        return adapt_to_tasks(as_policy(policy), current_data, self.config)
+        adapt = partial(adapt_to_tasks, as_policy(policy), config=self.config)
+        return in_parts(adapt, current_data, TASKS_AT_ONCE)

@@ -1,4 +1,4 @@
-"""The command line: ``ssm-metarl train | adapt | evaluate | verify | models``.
+"""The command line: ``ssm-metarl train | adapt | evaluate | verify | models | bench``.
 
 Place in the flow: stage 8, on top of everything. Each command is a dataclass whose fields are
 its flags (tyro) and whose ``run`` does the work; `main` turns errors into one line.

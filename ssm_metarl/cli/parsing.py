@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import tyro
 
 from ssm_metarl.cli.adapt import Adapt
+from ssm_metarl.cli.bench import Bench
 from ssm_metarl.cli.evaluate import Evaluate
 from ssm_metarl.cli.flags import PROGRAM, flag
 from ssm_metarl.cli.models import Models
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type[Any]] = {
     "evaluate": Evaluate,
     "verify": Verify,
     "models": Models,
+    "bench": Bench,
 }
 ALIASES = {Train: ("--env-name",)}
 CONFIG = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
@@ -50,8 +52,8 @@ commands:
 {{commands}}
 
 --flag-name and --flag_name are the same. With --json, stdout is one JSON object.
-Exit codes: 0 done, 1 verify found other figures, 2 bad input, 3 training diverged,
-130 interrupted.
+Exit codes: 0 done, 1 verify found other figures or a row of bench failed, 2 bad input,
+3 training diverged, 130 interrupted.
 
 examples:
   {PROGRAM} train --max-env-steps 300000 --out runs/first

@@ -132,6 +132,7 @@ class Train(MetaTrainingConfig):
         from ssm_metarl.evaluation.meta_evaluator import verify
 
         trainer = run.trainer
+        trainer.policy = policy = trainer.policy_on_cpu()
         trained = MetaTrained.from_training(asdict(trainer.config))
         command = command_line("train", trainer.config)
         if self.resume is not None and (self.num_epochs, self.max_env_steps) != (None, None):
@@ -140,8 +141,8 @@ class Train(MetaTrainingConfig):
         num_tasks = trainer.config.calibration_tasks
         if num_tasks > 0:
             note(f"setting the limits of adaptation on {num_tasks:,} meta-training tasks")
-            trainer.policy.calibration = calibrate(
-                trainer.policy,
+            policy.calibration = calibrate(
+                policy,
                 trainer.family,
                 trained,
                 seed=trainer.config.seed,
@@ -149,7 +150,7 @@ class Train(MetaTrainingConfig):
             )
         card = {
             "command": command,
-            "verification": verify(trainer.policy, trainer.family, trained),
+            "verification": verify(policy, trainer.family, trained),
         }
         run.save(card)
         export_pth(run.out)

@@ -18,14 +18,17 @@ task-first, (K, T, N, D), so that per-task weights are one batched product.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssm_metarl.core.scan import reset_decay, scan_sequential
+from ssm_metarl.core.diagonal_tangent import DiagonalKernel
+from ssm_metarl.core.fused import can_fuse, fused_unroll
+from ssm_metarl.core.scan import reset_decay, scan
 from ssm_metarl.core.task_linear import task_linear, task_vector
-from ssm_metarl.types import Params
+from ssm_metarl.types import Params, flatten
 
 
 class DiagonalLayer(nn.Module):
@@ -68,11 +71,30 @@ class DiagonalSSM(nn.Module):
         self.layers = nn.ModuleList(
             DiagonalLayer(model_dim, state_dim, slowest) for _ in range(num_layers)
         )
+        self._shapes = {name: p.shape for name, p in self.named_parameters()}
+        self._kernel = self.kernel()
+
+    def kernel(self, readouts: Sequence[tuple[int, int]] = ()) -> DiagonalKernel:
+        """The compiled form of the model and of linear readouts of its output."""
+        model_dim, num_layers = self.output_dim, self.num_layers
+        return DiagonalKernel(model_dim, self.state_dim, num_layers, readouts)
 
     def unroll(
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run over time; shapes as in `SequenceModel.unroll`."""
+        flat = flatten(params, self._shapes)
+        if can_fuse(flat, x, hidden):
+            out, last = fused_unroll(
+                self._kernel, flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
+            )
+            return out.transpose(0, 1), last
+        return self.unroll_plainly(params, x, hidden, reset)
+
+    def unroll_plainly(
+        self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same by PyTorch's own operations, on any device and in any precision."""
         reset = reset.transpose(0, 1)  # (K, T, N)
         # An actor's single step and a rollout of single episodes reset at most at their start:
         # then the decay needs no time axis.
@@ -97,7 +119,7 @@ class DiagonalSSM(nn.Module):
             drive = task_linear(u, weights["B.weight"], weights["B.bias"])
             drive = drive * task_vector(scale, drive)  # (K, T, N, P)
             a = reset_decay(decay, reset) if resets_inside else task_vector(decay, drive)
-            states = scan_sequential(a, drive, state)
+            states = scan(a, drive, state)
             y = task_linear(states, weights["C.weight"], weights["C.bias"])
             y = F.gelu(y + u * task_vector(weights["D"], u))
             stream = stream + y * torch.sigmoid(

@@ -27,10 +27,12 @@ from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
 from ssm_metarl.config import Calibration, PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
+from ssm_metarl.core.fused import can_fuse, fused_unroll
+from ssm_metarl.core.fused_actor import FusedActor
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.task_linear import task_linear, task_vector
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.types import Actor, Params, SequenceModel
+from ssm_metarl.types import Actor, FlatParams, Params, SequenceModel, flatten
 
 CARTPOLE_VELOCITIES = (1, 3)
 
@@ -41,15 +43,13 @@ class PolicyOutput:
 
     distribution: ActionDistribution
     """Over actions, leading shape (T, K, N)."""
-    value: Tensor | None
-    """Predicted return-to-go, shape (T, K, N), where the heads have one."""
     output: Tensor
-    """The sequence model's output, shape (T, K, N, D), or (T, K, N, 2 D) where the policy also sees
-    the mirrored history; `Policy.predict` reads it."""
+    """All that the heads read, shape (T, K, N, M), or (T, K, 2 N, M) where the policy also sees the
+    mirrored histories; `Policy.predict` and `Policy.value` take it apart."""
 
 
 class LinearHeads(nn.Module):
-    """Heads that are linear in the sequence model's output."""
+    """Heads that are linear in the sequence model's output: M = action, value and prediction."""
 
     def __init__(self, feature_dim: int, action_space: ActionSpace, obs_dim: int) -> None:
         super().__init__()
@@ -64,22 +64,33 @@ class LinearHeads(nn.Module):
                 head.weight.mul_(0.01)
                 head.bias.zero_()
 
-    def read(self, params: Params, output: Tensor) -> tuple[ActionDistribution, Tensor | None]:
-        """Action distribution and value (K, ...) from task-first output (K, ..., D)."""
-        value = task_linear(output, params["heads.value.weight"], params["heads.value.bias"])
-        action = task_linear(output, params["heads.action.weight"], params["heads.action.bias"])
-        if isinstance(self.action_space, Discrete):
-            return Categorical(action), value[..., 0]
-        log_std = task_vector(params["heads.log_std"], action).expand_as(action)
-        return Gaussian(action, log_std), value[..., 0]
+    @property
+    def readouts(self) -> dict[str, nn.Linear]:
+        """The linear maps from the core's output, in the order of `readout`."""
+        return {"action": self.action, "value": self.value, "prediction": self.prediction}
 
-    def predict(self, params: Params, output: Tensor, code: Tensor) -> Tensor:
-        """Predicted change (K, ..., O) from output (K, ..., D) and action code (K, ..., C)."""
-        out = task_linear(
-            output, params["heads.prediction.weight"], params["heads.prediction.bias"]
+    def readout(self, params: Params, features: Tensor) -> Tensor:
+        """All that the heads say (K, ..., M), from the core's task-first output (K, ..., D)."""
+        return torch.cat(
+            [
+                task_linear(features, params[f"heads.{n}.weight"], params[f"heads.{n}.bias"])
+                for n in self.readouts
+            ],
+            dim=-1,
         )
-        out = out.reshape(*out.shape[:-1], len(self.predicted_dims), 1 + code.shape[-1])
-        return out[..., 0] + (out[..., 1:] * code[..., None, :]).sum(-1)
+
+    def actions(self, params: Params, output: Tensor) -> ActionDistribution:
+        """Action distribution (K, ...) from the readout (K, ..., M)."""
+        action = output[..., : self.action_space.logits_dim]
+        if isinstance(self.action_space, Discrete):
+            return Categorical(action)
+        return Gaussian(action, task_vector(params["heads.log_std"], action).expand_as(action))
+
+    def effects(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted change without an action (K, ..., O), and of its code (K, ..., O, C)."""
+        out = output[..., self.action_space.logits_dim + 1 :]
+        out = out.unflatten(-1, (len(self.predicted_dims), 1 + self.action_space.code_dim))
+        return out[..., 0], out[..., 1:]
 
 
 class SliceHeads(nn.Module):
@@ -101,16 +112,24 @@ class SliceHeads(nn.Module):
             )
         self.action_space, self.predicted_dims = action_space, predicted_dims
 
-    def read(self, params: Params, output: Tensor) -> tuple[ActionDistribution, Tensor | None]:
-        """Action distribution from task-first output (K, ..., D); there is no value."""
-        return Categorical(output[..., : self.action_space.n]), None
+    @property
+    def readouts(self) -> dict[str, nn.Linear]:
+        """None: the core's output is what they read."""
+        return {}
 
-    def predict(self, params: Params, output: Tensor, code: Tensor) -> Tensor:
-        """Predicted effect (K, ..., len(predicted_dims)) of an action of code (K, ..., C)."""
-        start, size = self.action_space.n, len(self.predicted_dims) * code.shape[-1]
-        effect = output[..., start : start + size]
-        effect = effect.reshape(*effect.shape[:-1], len(self.predicted_dims), code.shape[-1])
-        return (effect * code[..., None, :]).sum(-1)
+    def readout(self, params: Params, features: Tensor) -> Tensor:
+        """The core's output, as it is."""
+        return features
+
+    def actions(self, params: Params, output: Tensor) -> ActionDistribution:
+        """Action distribution (K, ...) from the core's output (K, ..., M)."""
+        return Categorical(output[..., : self.action_space.n])
+
+    def effects(self, output: Tensor) -> tuple[None, Tensor]:
+        """No change without an action, and that of its code (K, ..., len(predicted_dims), C)."""
+        start, code_dim = self.action_space.n, self.action_space.code_dim
+        size = len(self.predicted_dims) * code_dim
+        return None, output[..., start : start + size].unflatten(-1, (-1, code_dim))
 
 
 class Policy(nn.Module):
@@ -159,7 +178,12 @@ class Policy(nn.Module):
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
         limits = obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
-        num_params = sum(p.numel() for p in self.parameters())
+        self._shapes = {name: p.shape for name, p in self.named_parameters()}
+        spans = FlatParams(torch.empty(0), self._shapes).spans
+        self.kernel = core.kernel(
+            [(spans[f"heads.{n}.weight"][0], h.out_features) for n, h in heads.readouts.items()]
+        )
+        num_params = sum(shape.numel() for shape in self._shapes.values())
         self.step_size = nn.Parameter(torch.full((num_params,), float(inner_lr)))
 
     @property
@@ -176,11 +200,9 @@ class Policy(nn.Module):
         """The parameters that an inner step adapts, by name."""
         return {name: p for name, p in self.named_parameters() if name != "step_size"}
 
-    def step_sizes(self) -> dict[str, Tensor]:
-        """The learned step size of every meta-parameter, in its shape."""
-        params = self.meta_params()
-        chunks = self.step_size.split([p.numel() for p in params.values()])
-        return {n: c.view_as(p) for (n, p), c in zip(params.items(), chunks, strict=True)}
+    def step_sizes(self) -> FlatParams:
+        """The learned step size of every meta-parameter, by name."""
+        return FlatParams(self.step_size, self._shapes)
 
     def num_parameters(self) -> int:
         """Size of the model: parameters of core and heads, without the step sizes."""
@@ -202,44 +224,55 @@ class Policy(nn.Module):
             hidden: State before the first step, as `init_hidden` gives it.
             reset: True where an episode starts, shape (T, K, N).
         """
-        core = {n[5:]: p for n, p in params.items() if n.startswith("core.")}
         x = obs.clamp(-self.obs_limit, self.obs_limit) * self.obs_scale
         if self.mirror:  # the history and its mirror image, as twice the environments
             x, reset = torch.cat([x, -x], dim=2), torch.cat([reset, reset], dim=2)
             hidden = torch.cat(hidden.chunk(2, dim=-1), dim=1)
-        output, hidden = self.core.unroll(core, x, hidden, reset)
-        distribution, value = self.heads.read(params, output.transpose(0, 1))
+        params = FlatParams(flatten(params, self._shapes), self._shapes)
+        if can_fuse(params.flat, x, hidden):
+            output, hidden = fused_unroll(
+                self.kernel, params.flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
+            )
+        else:
+            features, hidden = self.core.unroll(params.under("core."), x, hidden, reset)
+            output = self.heads.readout(params, features.transpose(0, 1))
+        distribution = self.heads.actions(params, output)
         if self.mirror:
-            output = torch.cat(output.chunk(2, dim=2), dim=-1)
             hidden = torch.cat(hidden.chunk(2, dim=1), dim=-1)
             distribution = distribution.mirror_mean()
-            value = None if value is None else torch.stack(value.chunk(2, dim=2)).mean(0)
-        if isinstance(distribution, Categorical):
-            distribution = Categorical(distribution.logits.transpose(0, 1))
-        elif isinstance(distribution, Gaussian):
-            distribution = Gaussian(
-                distribution.mean.transpose(0, 1), distribution.log_std.transpose(0, 1)
-            )
-        value = None if value is None else value.transpose(0, 1)
-        return PolicyOutput(distribution, value, output), hidden
+        return PolicyOutput(distribution.transpose(0, 1), output.transpose(0, 1)), hidden
 
-    def predict(self, params: Params, output: Tensor, action: Tensor) -> Tensor:
+    def value(self, output: Tensor) -> Tensor:
+        """Predicted return-to-go, shape (T, K, N), from `PolicyOutput.output`.
+
+        Raises:
+            TypeError: The heads predict none (`SliceHeads`).
+        """
+        if isinstance(self.heads, SliceHeads):
+            raise TypeError("value: expected heads that predict one, received SliceHeads")
+        value = output[..., self.action_space.logits_dim]
+        return torch.stack(value.chunk(2, dim=2)).mean(0) if self.mirror else value
+
+    def predict(self, output: Tensor, code: Tensor) -> Tensor:
         """Predicted change of the observation dimensions ``heads.predicted_dims``.
 
         Args:
-            params: As given to `unroll`.
             output: `PolicyOutput.output`.
-            action: The actions taken, shape (T, K, N) or (T, K, N, A).
+            code: Of the actions taken (``action_space.code``), shape (T, K, N, C).
 
         Returns:
             Shape (T, K, N, len(predicted_dims)), in units of the targets' spread.
         """
-        code = self.action_space.code(action).to(output.dtype).transpose(0, 1)
         if not self.mirror:
-            return self.heads.predict(params, output.transpose(0, 1), code).transpose(0, 1)
-        here, image = output.transpose(0, 1).chunk(2, dim=-1)
-        mirrored = self.heads.predict(params, image, self.action_space.mirror_code(code))
-        return (self.heads.predict(params, here, code) - mirrored).transpose(0, 1) / 2
+            return self._predict(output, code)
+        here, image = output.chunk(2, dim=2)
+        mirrored = self._predict(image, self.action_space.mirror_code(code))
+        return (self._predict(here, code) - mirrored) / 2
+
+    def _predict(self, output: Tensor, code: Tensor) -> Tensor:
+        alone, of_action = self.heads.effects(output)
+        effect = (of_action * code[..., None, :]).sum(-1)
+        return effect if alone is None else alone + effect
 
     def actor(
         self,
@@ -259,11 +292,17 @@ class Policy(nn.Module):
             noise: The tasks' streams to sample actions from; None acts greedily.
             num_steps: Steps that will be asked for, where it samples.
         """
-        hidden = self.init_hidden(num_tasks, num_envs)
         samples = None
         if noise is not None:
-            samples = iter(self.action_space.draw_noise(noise, num_steps, num_envs))
-        params = {name: p.detach() for name, p in params.items()}
+            samples = iter(
+                self.action_space.draw_noise(noise, num_steps, num_envs).to(self.step_size)
+            )
+        params = FlatParams(flatten(params, self._shapes).detach(), self._shapes)
+        hidden = self.init_hidden(num_tasks, num_envs)
+        if isinstance(self.action_space, Discrete) and can_fuse(
+            params.flat, self.obs_scale, hidden
+        ):
+            return FusedActor(self, params, num_tasks, num_envs, samples)
 
         def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal hidden
@@ -271,7 +310,7 @@ class Policy(nn.Module):
             if samples is None:
                 action = out.distribution.mode()
             else:
-                action = out.distribution.sample(next(samples).to(obs)[None])
+                action = out.distribution.sample(next(samples)[None])
             return action[0], out.distribution.log_prob(action)[0]
 
         return act

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ssm_metarl.core.fused import can_fuse, fused_unroll
+from ssm_metarl.core.ssm_kernel import SSMKernel
 from ssm_metarl.core.task_linear import task_linear
-from ssm_metarl.types import Params
+from ssm_metarl.types import Params, flatten
 
 DIMENSIONS = ("state_dim", "input_dim", "output_dim", "hidden_dim")
 
@@ -57,6 +59,18 @@ class StateSpaceModel(nn.Module):
             nn.Linear(state_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, output_dim)
         )
         self.feedthrough = nn.Linear(input_dim, output_dim)
+        self._shapes = {name: p.shape for name, p in self.named_parameters()}
+        self._kernel = self.kernel()
+
+    def kernel(self, readouts: Sequence[tuple[int, int]] = ()) -> SSMKernel:
+        """The compiled form of the model, whose output nothing else reads out.
+
+        Raises:
+            ValueError: There are readouts.
+        """
+        if readouts:
+            raise ValueError(f"readouts: expected none, received {list(readouts)}")
+        return SSMKernel(self.state_dim, self.hidden_dim, self.output_dim)
 
     def init_hidden(self, batch_size: int = 1) -> Tensor:
         """The state before the first step: zeros, shape (batch_size, state_dim)."""
@@ -99,6 +113,18 @@ class StateSpaceModel(nn.Module):
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Run over time as a pure function; shapes as in `SequenceModel.unroll`."""
+        flat = flatten(params, self._shapes)
+        if can_fuse(flat, x, hidden):
+            out, last = fused_unroll(
+                self._kernel, flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
+            )
+            return out.transpose(0, 1), last
+        return self.unroll_plainly(params, x, hidden, reset)
+
+    def unroll_plainly(
+        self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same by PyTorch's own operations, on any device and in any precision."""
         x = x.transpose(0, 1)  # (K, T, N, I)
         keep = (~reset).to(x.dtype)[..., None]  # (T, K, N, 1)
 

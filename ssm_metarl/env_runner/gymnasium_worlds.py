@@ -70,7 +70,7 @@ class GymnasiumWorlds:
         self._seeds = [seeding.generator(seed, f"{purpose}-reset", i) for i in tasks.indices]
         self._obs = np.zeros((len(self._envs), self.obs_dim), dtype=np.float32)
         self._ended = np.ones(len(self._envs), dtype=bool)
-        self._device = device
+        self.device = torch.device(device)
 
     def reset(self, mask: Tensor | None = None) -> Tensor:
         """Start new episodes where ``mask`` (K, N) is True, or everywhere.
@@ -128,7 +128,7 @@ class GymnasiumWorlds:
     def _to_tensor(self, rows: np.ndarray) -> Tensor:
         """A copy of per-environment rows (K * N, ...), shape (K, N, ...)."""
         shaped = rows.reshape(self.num_tasks, self.num_envs, *rows.shape[1:])
-        return torch.from_numpy(shaped.copy()).to(self._device)
+        return torch.from_numpy(shaped.copy()).to(self.device)
 
 
 def _time_limit(env: gymnasium.Env[Any, Any]) -> int:

@@ -70,10 +70,9 @@ def random_actor(worlds: Worlds, noise: TaskNoise, num_steps: int) -> Actor:
         num_steps: Steps that will be asked for.
     """
     actions, log_probs = worlds.action_space.draw_random(noise, num_steps, worlds.num_envs)
-    steps = iter(zip(actions, log_probs, strict=True))
+    steps = iter(zip(actions.to(worlds.device), log_probs.to(worlds.device), strict=True))
 
     def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        action, log_prob = next(steps)
-        return action.to(obs.device), log_prob.to(obs)
+        return next(steps)
 
     return act

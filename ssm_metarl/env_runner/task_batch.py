@@ -10,10 +10,12 @@ whichever tasks stand beside it.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssm_metarl.action_space import ActionSpace, Discrete
+from ssm_metarl.compiled import compiled
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
@@ -60,6 +62,7 @@ class TaskBatch:
         self.num_tasks, self.num_envs = len(tasks), num_envs
         self.obs_dim = self.dynamics.obs_dim
         self.action_space: ActionSpace = Discrete(self.dynamics.num_actions)
+        self.device = torch.device(device)
         self.max_episode_steps = max_episode_steps or self.dynamics.max_episode_steps
         self._parameters = {
             name: v.to(device, dtype)[:, None].expand(-1, num_envs)
@@ -79,6 +82,7 @@ class TaskBatch:
         self._state = torch.zeros(*shape, len(self.dynamics.push_scale), dtype=dtype, device=device)
         self._ended = torch.ones(shape, dtype=torch.bool, device=device)
         self._step_count = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._no_push = np.empty((*shape, 0), self._state.cpu().numpy().dtype)
 
     def reset(self, mask: Tensor | None = None) -> Tensor:
         """Start new episodes where ``mask`` (K, N) is True, or everywhere.
@@ -109,8 +113,29 @@ class TaskBatch:
             The observation that the step led to (K, N, O) and reward, terminated and truncated
             (K, N); for an environment that had ended already: where it stands, 0, False, False.
         """
+        after = self.dynamics.step(self._state, action, self._parameters)
+        settled = self._settled if self.device.type == "cpu" else self._settled_plainly
+        return settled(*after)
+
+    def _settled(self, state: Tensor, reward: Tensor, terminated: Tensor) -> EnvStep:
+        """What follows the dynamics' step, in one compiled call."""
+        uniform, ended, step_count = self._no_push, self._ended, self._step_count
+        if self._push_probability > 0:
+            uniform = self._next(self._push_block, self._push_noise, extra=1).numpy()
+        truncated = torch.empty_like(ended)
+        self._ended, self._step_count = torch.empty_like(ended), torch.empty_like(step_count)
+        settle(
+            self._state.numpy(), ended.numpy(), step_count.numpy(),
+            uniform, self._push_probability, self._push_scale.numpy(), self.max_episode_steps,
+            state.numpy(), reward.numpy(), terminated.numpy(), truncated.numpy(),
+            self._ended.numpy(), self._step_count.numpy(),
+        )  # fmt: skip
+        self._state = state
+        return EnvStep(self.dynamics.observe(state), reward, terminated, truncated)
+
+    def _settled_plainly(self, state: Tensor, reward: Tensor, terminated: Tensor) -> EnvStep:
+        """The same by PyTorch's own operations, on any device."""
         running = ~self._ended
-        state, reward, terminated = self.dynamics.step(self._state, action, self._parameters)
         if self._push_probability > 0:
             state = self._pushed(state, terminated)
         self._state = torch.where(running[..., None], state, self._state)
@@ -137,5 +162,44 @@ class TaskBatch:
         if not block:
             size = self._state.shape[-1] + extra
             drawn = noise.uniform(NOISE_BLOCK, self.num_envs, size)
-            block.extend(reversed(drawn.to(self._state.device, self._state.dtype).unbind(0)))
+            block.extend(reversed(drawn.to(self.device, self._state.dtype).unbind(0)))
         return block.pop()
+
+
+@compiled
+def settle(  # type: ignore[no-untyped-def]
+    before, was_ended, old_count, uniform, push_probability, push_scale, max_steps,
+    state, reward, terminated, truncated, ended, step_count,
+):  # fmt: skip
+    """Push, hold what had ended where it was, count, and cut at the time limit; in place.
+
+    Args:
+        before: State before the step (K, N, S).
+        was_ended: Whether the episode had ended before it (K, N).
+        old_count: Steps taken before it (K, N).
+        uniform: Numbers for the pushes (K, N, 1 + S), or (K, N, 0) for none.
+        push_probability: Of each environment.
+        push_scale: Standard deviation of a push (S,).
+        max_steps: The time limit.
+        state: State after the dynamics' step; becomes the state.
+        reward: The dynamics'; becomes 0 where the episode had ended.
+        terminated: The dynamics'; becomes False there.
+        truncated: Filled.
+        ended: Filled.
+        step_count: Filled.
+    """
+    for k in range(state.shape[0]):
+        for n in range(state.shape[1]):
+            step_count[k, n], ended[k, n], truncated[k, n] = old_count[k, n], True, False
+            if was_ended[k, n]:
+                state[k, n], reward[k, n], terminated[k, n] = before[k, n], 0, False
+                continue
+            step_count[k, n] += 1
+            if terminated[k, n]:
+                continue
+            if uniform.shape[2] > 0 and uniform[k, n, 0] < push_probability:
+                for i in range(state.shape[2]):
+                    # A uniform number of unit variance is as good a push as a normal one.
+                    state[k, n, i] += (uniform[k, n, 1 + i] - 0.5) * 12**0.5 * push_scale[i]
+            truncated[k, n] = step_count[k, n] >= max_steps
+            ended[k, n] = truncated[k, n]

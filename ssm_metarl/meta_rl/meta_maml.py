@@ -22,7 +22,7 @@ collected by a fixed random policy, the default.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +32,10 @@ from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import FlatParams, Rollout
 
 FINAL_LR_SHARE = 0.05
+STEPS_AT_ONCE = 4096  # of query episodes: what they leave for the gradient is some megabytes
 
 
 class TrainingDiverged(RuntimeError):
@@ -51,6 +52,34 @@ class MetaUpdate:
     """Norm of the meta-gradient before clipping, at the last step."""
 
 
+@dataclass(frozen=True)
+class QueryPart:
+    """Query episodes of some tasks, without the steps that none of them took."""
+
+    tasks: Tensor
+    """Which tasks, shape (K',)."""
+    query: Rollout
+    """Shape (T', K', N)."""
+    advantage: Tensor
+    """Shape (T', K', N)."""
+
+
+def query_parts(query: Rollout, advantage: Tensor) -> list[QueryPart]:
+    """Take a meta-batch apart, longest episodes first, into parts of about `STEPS_AT_ONCE`.
+
+    What the episodes of a part leave behind for the gradient fits into cache, and a task whose
+    episodes end early does not wait for the others.
+    """
+    lengths = query.mask.sum(dim=0).amax(dim=-1)  # (K,)
+    order = torch.argsort(lengths, descending=True, stable=True)
+    parts = []
+    for tasks in order.tensor_split(-(-query.mask.numel() // STEPS_AT_ONCE)):
+        steps = int(lengths[tasks].max())
+        part = query.map(lambda x, steps=steps, tasks=tasks: x[:steps, tasks])  # type: ignore[misc]
+        parts.append(QueryPart(tasks, part.cleaned(), advantage[:steps, tasks]))
+    return parts
+
+
 class MetaMAML:
     """Meta-parameters, their optimiser, and the outer step.
 
@@ -65,7 +94,7 @@ class MetaMAML:
 
     def adapt(
         self, loss: TaskLoss, *, num_tasks: int, num_steps: int, second_order: bool = False
-    ) -> dict[str, Tensor]:
+    ) -> FlatParams:
         """Parameters adapted to K tasks, shape (K, ...) each."""
         adapted, _ = adapt_params(
             self.policy.meta_params(),
@@ -77,34 +106,41 @@ class MetaMAML:
         )
         return adapted
 
-    def meta_loss(
-        self, loss: TaskLoss, query: Rollout, advantage: Tensor, *, num_steps: int
-    ) -> Tensor:
-        """The outer loss of the present meta-parameters, a scalar with its graph.
+    def backward(self, loss: TaskLoss, parts: Sequence[QueryPart], *, num_steps: int) -> float:
+        """Add the meta-gradient to the parameters' ``grad``; returns the outer loss.
+
+        The outer loss's gradient at the adapted parameters comes first, some tasks at a time; then
+        it goes back through the inner steps, of all tasks at once.
 
         Args:
             loss: The tasks' inner losses on their support data.
-            query: Episodes that adapted parameters collected, (T, K, N).
-            advantage: Shape (T, K, N).
+            parts: Episodes that adapted parameters collected, of all tasks (`query_parts`).
             num_steps: Inner steps.
         """
+        config, num_tasks = self.config, sum(len(part.tasks) for part in parts)
         adapted = self.adapt(
-            loss,
-            num_tasks=query.num_tasks,
-            num_steps=num_steps,
-            second_order=not self.config.first_order,
+            loss, num_tasks=num_tasks, num_steps=num_steps, second_order=not config.first_order
         )
-        outer = clipped_policy_loss(
-            self.policy,
-            adapted,
-            query,
-            advantage,
-            clip_coef=self.config.clip_coef,
-            entropy_coef=self.config.entropy_coef,
-        ).mean()
-        if self.config.objective == "prediction" and self.config.inner_loss_coef > 0:
-            outer = outer + self.config.inner_loss_coef * loss(adapted).mean()
-        return outer
+        start = adapted.at(adapted.flat.detach().requires_grad_())
+        total = 0.0
+        for part in parts:
+            losses = clipped_policy_loss(
+                self.policy,
+                start.at(start.flat[part.tasks]),
+                part.query,
+                part.advantage,
+                clip_coef=config.clip_coef,
+                entropy_coef=config.entropy_coef,
+            )
+            outer = losses.sum() / num_tasks
+            outer.backward()
+            total += outer.item()
+        if config.objective == "prediction" and config.inner_loss_coef > 0:
+            left = config.inner_loss_coef * loss(start).mean()
+            left.backward()
+            total += left.item()
+        adapted.flat.backward(start.flat.grad)
+        return total
 
     def update(
         self,
@@ -118,10 +154,10 @@ class MetaMAML:
         """Take ``update_epochs`` outer steps on one meta-batch.
 
         Args:
-            loss: As in :meth:`meta_loss`.
-            query: As in :meth:`meta_loss`.
-            advantage: As in :meth:`meta_loss`.
-            num_steps: As in :meth:`meta_loss`.
+            loss: As in :meth:`backward`.
+            query: Episodes that adapted parameters collected, (T, K, N).
+            advantage: Shape (T, K, N).
+            num_steps: As in :meth:`backward`.
             progress: Share of the training that is done, in [0, 1]; sets the learning rate.
 
         Raises:
@@ -130,20 +166,20 @@ class MetaMAML:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.outer_lr * max(FINAL_LR_SHARE, 1 - progress)
+        parts = query_parts(query, advantage)
         for _ in range(self.config.update_epochs):
-            meta_loss = self.meta_loss(loss, query, advantage, num_steps=num_steps)
             self.optimizer.zero_grad(set_to_none=True)
-            meta_loss.backward()
+            meta_loss = self.backward(loss, parts, num_steps=num_steps)
             norm = torch.nn.utils.clip_grad_norm_(
                 self.policy.parameters(), self.config.max_grad_norm
             )
-            if not (math.isfinite(meta_loss.item()) and math.isfinite(norm.item())):
+            if not (math.isfinite(meta_loss) and math.isfinite(norm.item())):
                 raise TrainingDiverged(
                     f"expected a finite meta-loss and gradient, received loss "
-                    f"{meta_loss.item():g} and gradient norm {norm.item():g}"
+                    f"{meta_loss:g} and gradient norm {norm.item():g}"
                 )
             self.optimizer.step()
-        return MetaUpdate(meta_loss=meta_loss.item(), grad_norm=norm.item())
+        return MetaUpdate(meta_loss=meta_loss, grad_norm=norm.item())
 
     def state(self) -> dict[str, Tensor]:
         """The optimiser's moments as named tensors, for a checkpoint."""

@@ -14,15 +14,18 @@ evaluator; whoever wants to look on passes ``on_epoch``.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.inner_loop import TaskLoss
 from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
+from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
@@ -65,6 +68,20 @@ class EpochMetrics:
     """Wall time of the epoch."""
 
 
+def usable_device(name: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        ValueError: PyTorch knows no such device here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise ValueError(
+            f"device: expected one that PyTorch can use here, such as 'cpu', received {name!r}"
+        ) from None
+
+
 class MetaTrainer:
     """A meta-training that can be stopped after any epoch and go on from there.
 
@@ -76,9 +93,10 @@ class MetaTrainer:
     def __init__(self, config: MetaTrainingConfig, family: TaskFamily | None = None) -> None:
         self.config = config
         self.family = family or family_of_env(config.family)
+        self.device = usable_device(config.device)
         self.policy = build_policy(
             architecture(config, self.family), seed=config.seed, inner_lr=config.inner_lr
-        )
+        ).to(self.device)
         self.maml = MetaMAML(self.policy, config)
         self.buffer = ExperienceBuffer(config.buffer_size)
         self.epoch = 0
@@ -95,6 +113,10 @@ class MetaTrainer:
             shares.append(self.env_steps / self.config.env_step_limit)
         return min(1.0, max(shares))
 
+    def policy_on_cpu(self) -> Policy:
+        """The policy, or a copy where it lives elsewhere: evaluations run on the processor."""
+        return self.policy if self.device.type == "cpu" else copy.deepcopy(self.policy).cpu()
+
     def train(self, on_epoch: Callable[[EpochMetrics], None] | None = None) -> Policy:
         """Run epochs until the limit is reached; returns the policy."""
         while self.progress < 1:
@@ -103,6 +125,7 @@ class MetaTrainer:
                 on_epoch(metrics)
         return self.policy
 
+    @threads_for_kernels()
     def run_epoch(self) -> EpochMetrics:
         """One meta-batch: collect, adapt, collect again, update."""
         started = time.perf_counter()
@@ -152,7 +175,7 @@ class MetaTrainer:
 
     def _collect_support(self, tasks: Tasks, num_steps: int) -> Rollout:
         seed = self.config.seed
-        worlds = make_worlds(tasks, 1, seed=seed, purpose="train-support")
+        worlds = make_worlds(tasks, 1, seed=seed, purpose="train-support", device=self.device)
         noise = TaskNoise(seed, "train-support-action", tasks.indices)
         if self.config.support_policy == "random":
             actor = random_actor(worlds, noise, num_steps)
@@ -168,7 +191,9 @@ class MetaTrainer:
         if config.adaptation_mode == "hybrid" and len(self.buffer) > 0:
             rng = seeding.generator(config.seed, "train-replay", self.epoch)
             replayed = self.buffer.sample(HybridAdaptationConfig.num_replay_sequences, rng)
-            replay = weigh_replay(self.policy, support, replayed, config.experience_weight)
+            replay = weigh_replay(
+                self.policy, support, replayed.to(self.device), config.experience_weight
+            )
         return task_loss(
             self.policy,
             config.objective,
@@ -190,6 +215,7 @@ class MetaTrainer:
             # a Gymnasium environment's state is out of reach
             push_probability=config.push_probability if self.family.dynamics else 0.0,
             spread_starts=config.spread_starts if self.family.dynamics else 0.0,
+            device=self.device,
         )
         horizon = worlds.max_episode_steps
         noise = TaskNoise(config.seed, "train-query-action", tasks.indices)

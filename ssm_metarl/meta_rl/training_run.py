@@ -144,7 +144,9 @@ class TrainingRun:
                 line: dict[str, Any] = asdict(metrics)
                 passed = int(trainer.progress * NUM_EVALUATIONS) > due
                 if self._on_eval is not None and (passed or trainer.epoch == 1):
-                    line |= {f"eval_{k}": v for k, v in self._on_eval(trainer.policy).items()}
+                    line |= {
+                        f"eval_{k}": v for k, v in self._on_eval(trainer.policy_on_cpu()).items()
+                    }
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 if events is not None:

@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.types import Params, Rollout
 
@@ -37,10 +38,26 @@ def policy_gradient_loss(
     Returns:
         Shape (K,).
     """
-    log_ratio, _ = _score(policy, params, rollout)
-    ratio = log_ratio.clamp(max=math.log(MAX_RATIO)).exp()
-    advantage = torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
-    return -_task_mean(ratio * advantage, rollout.mask)
+    return PolicyGradientLoss(policy, rollout, advantage)(params)
+
+
+class PolicyGradientLoss:
+    """`policy_gradient_loss` as a function of the parameters."""
+
+    def __init__(self, policy: Policy, rollout: Rollout, advantage: Tensor) -> None:
+        self._policy, self._rollout = policy, rollout.cleaned()
+        self._advantage = torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
+
+    def __call__(self, params: Params) -> Tensor:
+        """The loss of each task, shape (K,)."""
+        return self.look(params)[0]
+
+    def look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
+        """The losses (K,), and what the policy would do in these steps, (T, K, N)."""
+        distribution = _distribution(self._policy, params, self._rollout)
+        log_ratio = distribution.log_prob(self._rollout.action) - self._rollout.log_prob
+        ratio = log_ratio.clamp(max=math.log(MAX_RATIO)).exp()
+        return -_task_mean(ratio * self._advantage, self._rollout.mask), distribution
 
 
 def clipped_policy_loss(
@@ -65,21 +82,23 @@ def clipped_policy_loss(
     Returns:
         Loss to minimise, shape (K,).
     """
-    log_ratio, entropy = _score(policy, params, rollout)
+    rollout = rollout.cleaned()
+    distribution = _distribution(policy, params, rollout)
+    log_ratio = distribution.log_prob(rollout.action) - rollout.log_prob
     advantage = torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    gain = torch.minimum(ratio * advantage, clipped * advantage) + entropy_coef * entropy
+    gain = torch.minimum(ratio * advantage, clipped * advantage)
+    if entropy_coef > 0:
+        gain = gain + entropy_coef * distribution.entropy()
     return -_task_mean(gain, rollout.mask)
 
 
-def _score(policy: Policy, params: Params, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Log-ratio of policy to behaviour and the policy's entropy, each (T, K, N)."""
-    rollout = rollout.cleaned()
+def _distribution(policy: Policy, params: Params, rollout: Rollout) -> ActionDistribution:
+    """What the policy would do in a (cleaned) rollout's steps, (T, K, N)."""
     hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
     out, _ = policy.unroll(params, rollout.obs, hidden, rollout.reset)
-    log_prob = out.distribution.log_prob(rollout.action)
-    return log_prob - rollout.log_prob, out.distribution.entropy()
+    return out.distribution
 
 
 def _task_mean(x: Tensor, mask: Tensor) -> Tensor:

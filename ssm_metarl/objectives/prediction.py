@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.types import Params, Rollout
 
@@ -48,15 +49,41 @@ def prediction_loss(
 
     Returns:
         Weighted mean over a task's steps, shape (K,); 0 where all weights are 0.
-    """  # fmt: skip
-    rollout = rollout.cleaned()
-    if spread is None:
-        spread = target_spread(policy, rollout)
-    hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
-    out, _ = policy.unroll(params, rollout.obs, hidden, rollout.reset)
-    predicted = policy.predict(params, out.output, rollout.action)
-    change = (rollout.next_obs - rollout.obs)[..., list(policy.heads.predicted_dims)]
-    error = (predicted - change / spread[:, None, :]).square().mean(-1)  # (T, K, N)
-    weight = torch.ones_like(error) if weight is None else weight
-    weight = torch.where(rollout.mask, weight, torch.zeros_like(weight))
-    return (error * weight).sum(dim=(0, 2)) / weight.sum(dim=(0, 2)).clamp(min=1e-8)
+    """
+    return PredictionLoss(policy, rollout, spread=spread, weight=weight)(params)
+
+
+class PredictionLoss:
+    """`prediction_loss` as a function of the parameters: what they do not change is done once."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        rollout: Rollout,
+        *,
+        spread: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> None:
+        self._policy, self._rollout = policy, rollout.cleaned()
+        if spread is None:
+            spread = target_spread(policy, rollout)
+        change = self._rollout.next_obs - self._rollout.obs
+        change = change[..., list(policy.heads.predicted_dims)]
+        self._target = change / spread[:, None, :]
+        self._code = policy.action_space.code(self._rollout.action).to(change.dtype)
+        weight = torch.ones_like(change[..., 0]) if weight is None else weight
+        weight = torch.where(rollout.mask, weight, 0.0)
+        share = weight / weight.sum(dim=(0, 2), keepdim=True).clamp(min=1e-8)
+        self._weight = (share / change.shape[-1])[..., None]  # (T, K, N, 1)
+        self._hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
+
+    def __call__(self, params: Params) -> Tensor:
+        """The loss of each task, shape (K,)."""
+        return self.look(params)[0]
+
+    def look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
+        """The losses (K,), and what the policy would do in these steps, (T, K, N)."""
+        rollout = self._rollout
+        out, _ = self._policy.unroll(params, rollout.obs, self._hidden, rollout.reset)
+        error = self._policy.predict(out.output, self._code) - self._target
+        return (error.square() * self._weight).sum(dim=(0, 2, 3)), out.distribution

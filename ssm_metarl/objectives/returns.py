@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssm_metarl.core.scan import scan
 from ssm_metarl.types import Rollout
 
 RIDGE = 1e-3
@@ -28,7 +29,7 @@ def baseline_features(obs: Tensor) -> Tensor:
     """
     obs = obs.clamp(-10, 10)
     rows, columns = torch.triu_indices(obs.shape[-1], obs.shape[-1], device=obs.device)
-    products = obs[..., rows] * obs[..., columns]
+    products = obs.index_select(-1, rows) * obs.index_select(-1, columns)
     return torch.cat([obs, products, torch.ones_like(obs[..., :1])], dim=-1)
 
 
@@ -48,22 +49,15 @@ def fit_linear_baseline(rollout: Rollout, gamma: float) -> tuple[Tensor, Tensor]
     features = baseline_features(rollout.obs)  # (T, K, N, F)
     next_features = baseline_features(rollout.next_obs)
     continues = _continues(rollout)
-    ends = ~continues & ~rollout.terminated
-    reward_to_go = torch.zeros_like(rollout.reward)
-    tail = torch.zeros_like(next_features)  # gamma^n phi(s'), 0 after a termination
-    running_reward = torch.zeros_like(rollout.reward[0])
-    running_tail = torch.zeros_like(tail[0])
-    for t in range(rollout.num_steps - 1, -1, -1):
-        on = continues[t].to(rollout.reward.dtype)
-        running_reward = rollout.reward[t] + gamma * on * running_reward
-        running_tail = gamma * (
-            on[..., None] * running_tail + ends[t][..., None] * next_features[t]
-        )
-        reward_to_go[t], tail[t] = running_reward, running_tail
+    ends = (~continues & ~rollout.terminated)[..., None]
+    # gamma^n phi(s') of where each piece ends (0 after a termination), and its discounted rewards
+    steps = torch.cat([gamma * ends * next_features, rollout.reward[..., None]], dim=-1)
+    to_go = _accumulated(steps, gamma * continues[..., None].to(steps.dtype))
+    tail, reward_to_go = to_go[..., :-1], to_go[..., -1:]
 
     taken = rollout.mask[..., None].to(features.dtype)
     x = ((features - tail) * taken).transpose(0, 1).flatten(1, 2)  # (K, T N, F)
-    y = (reward_to_go[..., None] * taken).transpose(0, 1).flatten(1, 2)
+    y = (reward_to_go * taken).transpose(0, 1).flatten(1, 2)
     count = taken.sum(dim=(0, 2)).clamp(min=1)[..., None]
     # The ridge acts on features of equal size: an angle's square is ten thousand times smaller
     # than a position's, and matters more.
@@ -73,6 +67,13 @@ def fit_linear_baseline(rollout: Rollout, gamma: float) -> tuple[Tensor, Tensor]
     weights = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)
     weights = (weights / scale.transpose(1, 2))[None]  # (1, K, F, 1)
     return (features @ weights)[..., 0], (next_features @ weights)[..., 0]
+
+
+def _accumulated(x: Tensor, discount: Tensor) -> Tensor:
+    """y_t = x_t + discount_t y_{t+1}, for x (T, K, N) or (T, K, N, F): a scan in reversed time."""
+    rows, factors = (y.flatten(1, 2) if y.dim() > 3 else y for y in (x, discount))
+    states = scan(factors.flip(0), rows.flip(0), torch.zeros_like(rows[0]))
+    return states.flip(0).view_as(x)
 
 
 def _continues(rollout: Rollout) -> Tensor:
@@ -102,11 +103,7 @@ def generalized_advantage(
     # what stands in masked-out steps, NaN perhaps, must not reach the steps before them
     delta = torch.where(rollout.mask, delta, torch.zeros_like(delta))
     continues = _continues(rollout).to(value.dtype)
-    advantage = torch.zeros_like(delta)
-    running = torch.zeros_like(delta[0])
-    for t in range(rollout.num_steps - 1, -1, -1):
-        running = delta[t] + gamma * gae_lambda * continues[t] * running
-        advantage[t] = running
+    advantage = _accumulated(delta, gamma * gae_lambda * continues)
     return torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
 
 

@@ -122,6 +122,10 @@ class TestGaussian:
         torch.testing.assert_close(action.std(0), std, rtol=1e-3, atol=0)
 
 
+def predict(policy: Policy, output: Tensor, action: Tensor) -> Tensor:
+    return policy.predict(output, policy.action_space.code(action).to(output.dtype))
+
+
 @every_policy
 def test_actor_step_by_step_equals_unroll_over_the_rollout(kind: str) -> None:
     policy = make_policy(kind)
@@ -161,7 +165,7 @@ def test_per_task_parameters_equal_each_task_alone(kind: str) -> None:
     noise = policy.action_space.draw_noise(TaskNoise(1, "x", range(TASKS)), STEPS, ENVS)
     out, last = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
     action = out.distribution.sample(noise)
-    predicted = policy.predict(params, out.output, action)
+    predicted = predict(policy, out.output, action)
     for k in range(TASKS):
         one = {name: p[k] for name, p in params.items()}
         slot = slice(k, k + 1)
@@ -173,12 +177,12 @@ def test_per_task_parameters_equal_each_task_alone(kind: str) -> None:
             out.distribution.log_prob(action)[:, slot],
         )
         torch.testing.assert_close(
-            policy.predict(one, alone.output, action[:, slot]), predicted[:, slot]
+            predict(policy, alone.output, action[:, slot]), predicted[:, slot]
         )
         torch.testing.assert_close(alone_last, last[slot])
-        if out.value is not None:
-            assert alone.value is not None
-            torch.testing.assert_close(alone.value, out.value[:, slot])
+        if isinstance(policy.heads, LinearHeads):
+            value = policy.value(out.output)
+            torch.testing.assert_close(policy.value(alone.output), value[:, slot])
 
 
 @pytest.mark.parametrize("kind", MIRRORED)
@@ -196,10 +200,10 @@ def test_a_mirrored_history_is_met_with_mirrored_actions_and_predictions(kind: s
         image.distribution.log_prob(mirrored), out.distribution.log_prob(action)
     )
     torch.testing.assert_close(
-        policy.predict(params, image.output, mirrored), -policy.predict(params, out.output, action)
+        predict(policy, image.output, mirrored), -predict(policy, out.output, action)
     )
-    if out.value is not None:
-        torch.testing.assert_close(image.value, out.value)
+    if isinstance(policy.heads, LinearHeads):
+        torch.testing.assert_close(policy.value(image.output), policy.value(out.output))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,11 +232,12 @@ def test_slice_heads_read_logits_and_signed_effects() -> None:
     out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
     assert isinstance(out.distribution, Categorical)
     assert torch.equal(out.distribution.logits, out.output[..., :2])
-    assert out.value is None
+    with pytest.raises(TypeError, match="received SliceHeads"):
+        policy.value(out.output)
     action = (draw(STEPS, TASKS, ENVS, seed=5) > 0).long()
     assert 0 < action.sum() < action.numel()
     torch.testing.assert_close(
-        policy.predict(params, out.output, action),
+        predict(policy, out.output, action),
         (2 * action - 1)[..., None] * out.output[..., 2:4],
     )
 
@@ -268,11 +273,12 @@ def test_observations_are_clipped_in_their_own_units() -> None:
 def test_linear_prediction_is_linear_in_the_actions_code() -> None:
     """P0 f + P1 (f x code): the three one-hot codes minus 1/3 sum to zero."""
     policy = make_policy("discrete")
-    params, output = policy.meta_params(), draw(STEPS, TASKS, ENVS, 6, seed=3)
-    each = [policy.predict(params, output, torch.full((STEPS, TASKS, ENVS), a)) for a in range(3)]
+    params, features = policy.meta_params(), draw(STEPS, TASKS, ENVS, 6, seed=3)
+    output = policy.heads.readout(params, features)
+    each = [predict(policy, output, torch.full((STEPS, TASKS, ENVS), a)) for a in range(3)]
     weight = params["heads.prediction.weight"].view(OBS, 4, 6)[:, 0]
     bias = params["heads.prediction.bias"].view(OBS, 4)[:, 0]
-    torch.testing.assert_close(torch.stack(each).mean(0), output @ weight.T + bias)
+    torch.testing.assert_close(torch.stack(each).mean(0), features @ weight.T + bias)
     assert not torch.allclose(each[0], each[1])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssm_metarl.core.scan import (
     reset_decay,
+    scan_compiled,
     scan_parallel,
     scan_reference,
     scan_sequential,
@@ -19,6 +20,7 @@ from ssm_metarl.core.scan import (
 
 Scan = Callable[[Tensor, Tensor, Tensor], Tensor]
 FAST: dict[str, Scan] = {
+    "compiled": scan_compiled,
     "sequential": scan_sequential,
     "parallel": scan_parallel,
     "parallel-chunk-3": lambda a, b, h: scan_parallel(a, b, h, chunk=3),

@@ -20,6 +20,7 @@ class Countdown:
     num_tasks = 1
     obs_dim = 1
     action_space = Discrete(2)
+    device = torch.device("cpu")
 
     def __init__(self, lengths, truncates=False):
         self.num_envs = len(lengths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -105,3 +106,32 @@ def test_float64_physics():
     obs = first_step(0.0, num_envs=3, dtype=torch.float64)
     assert obs.dtype == torch.float64
     torch.testing.assert_close(obs.float(), first_step(0.0, num_envs=3))
+
+
+def test_the_compiled_step_equals_plain_operations():
+    """Pushes, ends, time limits, resets, and environments that stay where they ended."""
+
+    def run(plainly):
+        tasks = CARTPOLE.sample("train", 5, seed=3)
+        batch = TaskBatch(
+            tasks, 4, seed=1, purpose="test", max_episode_steps=25, push_probability=0.2
+        )
+        if plainly:
+            batch._settled = batch._settled_plainly
+            batch.dynamics = CartPoleDynamics()
+            batch.dynamics.step = batch.dynamics.step_plainly
+        obs, steps = batch.reset(), []
+        actions = torch.from_numpy(np.random.default_rng(0).integers(2, size=(60, 5, 4)))
+        ended = torch.zeros(5, 4, dtype=torch.bool)
+        for t, action in enumerate(actions):
+            if t % 10 == 0:
+                obs = batch.reset(ended & (action == 1))
+            step = batch.step(action)
+            ended = step.terminated | step.truncated
+            steps.append([obs, *step])
+        return [torch.stack(column).float() for column in zip(*steps, strict=True)]
+
+    compiled, plain = run(plainly=False), run(plainly=True)
+    assert all(column.any() for column in plain)
+    for received, expected in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-5)

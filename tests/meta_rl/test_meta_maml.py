@@ -18,7 +18,13 @@ from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.meta_rl.architecture import architecture
-from ssm_metarl.meta_rl.meta_maml import FINAL_LR_SHARE, MetaMAML, TrainingDiverged
+from ssm_metarl.meta_rl.meta_maml import (
+    FINAL_LR_SHARE,
+    MetaMAML,
+    TrainingDiverged,
+    query_parts,
+)
+from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CARTPOLE
@@ -45,15 +51,35 @@ class MetaBatch:
     num_steps: int
 
     def meta_loss(self) -> Tensor:
-        return self.maml.meta_loss(self.loss, self.query, self.advantage, num_steps=self.num_steps)
+        """The outer objective in one piece and one graph."""
+        maml, config = self.maml, self.maml.config
+        adapted = maml.adapt(
+            self.loss,
+            num_tasks=self.query.num_tasks,
+            num_steps=self.num_steps,
+            second_order=not config.first_order,
+        )
+        loss = clipped_policy_loss(
+            maml.policy,
+            adapted,
+            self.query,
+            self.advantage,
+            clip_coef=config.clip_coef,
+            entropy_coef=config.entropy_coef,
+        ).mean()
+        if config.objective == "prediction":
+            loss = loss + config.inner_loss_coef * self.loss(adapted).mean()
+        return loss
 
     def gradient(self) -> dict[str, Tensor]:
         named = dict(self.maml.policy.named_parameters())
-        grads = torch.autograd.grad(self.meta_loss(), list(named.values()), allow_unused=True)
-        return {
-            n: torch.zeros_like(p) if g is None else g
-            for (n, p), g in zip(named.items(), grads, strict=True)
-        }
+        self.maml.optimizer.zero_grad()
+        parts = query_parts(self.query, self.advantage)
+        loss = self.maml.backward(self.loss, parts, num_steps=self.num_steps)
+        assert loss == pytest.approx(self.meta_loss().item())
+        grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
+        self.maml.optimizer.zero_grad()
+        return grads
 
     def update(self, **changes: Any) -> Any:
         given: dict[str, Any] = {"num_steps": self.num_steps, "progress": 0.0} | changes

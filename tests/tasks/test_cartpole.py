@@ -109,3 +109,15 @@ def test_the_mirror_that_the_family_declares():
     torch.testing.assert_close(
         DYNAMICS.initial_state(1 - uniform), -DYNAMICS.initial_state(uniform)
     )
+
+
+def test_the_compiled_step_equals_plain_operations():
+    tasks = CARTPOLE.sample("ood", 50, seed=0)
+    values = {name: v[:, None].expand(-1, 20) for name, v in tasks.values.items()}
+    states, actions = (x.view(50, 20, *x.shape[2:]) for x in random_states(1000, seed=2))
+    for received, expected in zip(
+        DYNAMICS.step(states, actions, values),
+        DYNAMICS.step_plainly(states, actions, values),
+        strict=True,
+    ):
+        torch.testing.assert_close(received, expected, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,1 @@
+"""How fast the package is: against other libraries, against its parts, and against the machine."""

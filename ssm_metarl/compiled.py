@@ -1,0 +1,217 @@
+"""What the compiled kernels share: the compiler's settings, and functions that vectorise.
+
+Place in the flow: stage 3, under `diagonal_kernel` and `ssm_kernel`. Numba compiles on first use,
+for this processor, and keeps the result on disk: no compiler needs to be installed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from numba import float32, int32, njit
+
+# Everything that is fast and keeps infinities and NaN what they are: a diverged training must show.
+FAST = {"contract", "reassoc", "nsz", "arcp"}
+
+
+def compiled(function: Any) -> Any:
+    """Compile a function of arrays; it runs without Python's lock."""
+    return njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")(function)
+
+
+def inlined(function: Any) -> Any:
+    """Compile a function of numbers into its callers' loops."""
+    return njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")(function)
+
+
+def threads_worth(rows: int) -> int:
+    """How many threads so many rows of work are worth, at least one."""
+    return max(1, min(_THREADS or torch.get_num_threads(), rows // ROWS_WORTH_A_THREAD))
+
+
+def share(function: Callable[..., None], *args: Any, tasks: int, rows: int) -> None:
+    """Call ``function(*args, first, last)`` for all tasks, in as many threads as PyTorch uses.
+
+    Compiled functions hold no lock, and tasks are independent: the result does not depend on the
+    number of threads.
+
+    Args:
+        function: Does the tasks first to last - 1.
+        args: Its first arguments.
+        tasks: How many there are.
+        rows: Rows of work in all; few are not worth a thread.
+    """
+    threads = min(tasks, threads_worth(rows))
+    if threads < 2:
+        function(*args, 0, tasks)
+        return
+    ends = [tasks * i // threads for i in range(threads + 1)]
+    _keep_apart()
+    others = [_pool().submit(function, *args, *part) for part in pairwise(ends[1:])]
+    function(*args, 0, ends[1])
+    for other in others:
+        other.result()
+
+
+_THREADS = 0  # of compiled functions, while PyTorch has one; 0 for as many as PyTorch has
+
+
+@contextmanager
+def threads_for_kernels() -> Iterator[None]:
+    """Run PyTorch's own operations in one thread, and compiled functions in as many as it had.
+
+    Its operations are too small here to gain from a second thread, which would spin between them
+    on the processor that a kernel could use.
+    """
+    global _THREADS
+    before, threads = _THREADS, torch.get_num_threads()
+    _THREADS = before or threads
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _THREADS = before
+        torch.set_num_threads(threads)
+
+
+ROWS_WORTH_A_THREAD = 256
+"""Below so many rows a thread, waking it takes longer than it saves."""
+
+
+_WORKERS: list[int] = []  # their system thread ids
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(
+        thread_name_prefix="ssm-metarl",
+        initializer=lambda: _WORKERS.append(threading.get_native_id()),
+    )
+
+
+def _keep_apart() -> None:
+    """Keep the workers off the processor that this thread is on (Linux).
+
+    A worker that wakes up is put where it was woken from, and there it waits for this thread, which
+    has as much to do. The system takes milliseconds to move one of them, longer than the work.
+    """
+    if _CURRENT_CPU is None:
+        return
+    here = _CURRENT_CPU()
+    elsewhere = frozenset(os.sched_getaffinity(0) - {here})
+    for worker in _WORKERS if elsewhere else ():
+        if _ALLOWED.get(worker) != elsewhere:
+            os.sched_setaffinity(worker, elsewhere)
+            _ALLOWED[worker] = elsewhere
+
+
+_ALLOWED: dict[int, frozenset[int]] = {}
+_CURRENT_CPU = getattr(ctypes.CDLL(None), "sched_getcpu", None) if os.name == "posix" else None
+
+
+def _one_thread_for_blas() -> None:
+    """Keep the products inside compiled functions (SciPy's BLAS) in the thread that asks.
+
+    They are small, tasks run beside each other already, and its own threads would wait in line.
+    """
+    libraries = (Path(scipy.__file__).parents[1] / "scipy.libs").glob("*openblas*")
+    for library in libraries:  # none on systems where SciPy uses another BLAS
+        set_threads = getattr(ctypes.CDLL(str(library)), "scipy_openblas_set_num_threads", None)
+        if set_threads is not None:
+            set_threads(1)
+
+
+_one_thread_for_blas()
+
+ZERO, HALF, ONE, TWO = float32(0), float32(0.5), float32(1), float32(2)
+LOG2_E, LN2_HIGH, LN2_LOW = float32(1.44269504), float32(0.693359375), float32(-2.12194440e-4)
+SQRT_HALF, NORMAL_DENSITY = float32(math.sqrt(0.5)), float32(1 / math.sqrt(2 * math.pi))
+SMALLEST, LARGEST = float32(-87), float32(88)
+
+
+@inlined
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x to 1e-7 of itself, without a branch: Cephes' expf."""
+    x = min(max(x, SMALLEST), LARGEST)
+    n = np.floor(x * LOG2_E + HALF)
+    x = x - n * LN2_HIGH - n * LN2_LOW
+    p = float32(1.9875691500e-4)
+    p = p * x + float32(1.3981999507e-3)
+    p = p * x + float32(8.3334519073e-3)
+    p = p * x + float32(4.1665795894e-2)
+    p = p * x + float32(1.6666665459e-1)
+    p = p * x + float32(5.0000001201e-1)
+    power = (int32(n) + int32(127)) << int32(23)
+    return (p * x * x + x + ONE) * np.int32(power).view(np.float32)
+
+
+@inlined
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^-x)."""
+    return ONE / (ONE + exp(-x))
+
+
+@inlined
+def normal(x):  # type: ignore[no-untyped-def]
+    """Distribution function and density of N(0, 1), to 1e-7: Abramowitz & Stegun 1964, 7.1.26."""
+    gauss = exp(-HALF * x * x)
+    t = ONE / (ONE + float32(0.3275911) * SQRT_HALF * abs(x))
+    p = float32(1.061405429)
+    p = p * t + float32(-1.453152027)
+    p = p * t + float32(1.421413741)
+    p = p * t + float32(-0.284496736)
+    p = p * t + float32(0.254829592)
+    tail = HALF * p * t * gauss
+    return (tail if x < ZERO else ONE - tail), gauss * NORMAL_DENSITY
+
+
+@compiled
+def dot(left, right, out):  # type: ignore[no-untyped-def]
+    """Out = left right, by BLAS; a function of its own, so that it is compiled once."""
+    np.dot(left, right, out)
+
+
+@compiled
+def copy_rows(rows, out):  # type: ignore[no-untyped-def]
+    """out[:] = rows, whose assignment would take Numba seconds to compile."""
+    for m in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            out[m, i] = rows[m, i]
+
+
+@compiled
+def add_product(left, right, out, scratch):  # type: ignore[no-untyped-def]
+    """Out += left^T right, for rows of cotangents and inputs."""
+    dot(left.T, right, scratch)
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] += scratch[i, j]
+
+
+@compiled
+def add_rows(rows, out):  # type: ignore[no-untyped-def]
+    """Out += the sum of the rows."""
+    for m in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            out[i] += rows[m, i]
+
+
+@compiled
+def add_to_rows(vector, rows):  # type: ignore[no-untyped-def]
+    """Add a vector to every row."""
+    for m in range(rows.shape[0]):
+        for i in range(rows.shape[1]):
+            rows[m, i] += vector[i]
