@@ -34,7 +34,12 @@ MIN_RMS = 1e-8  # a task without any gradient stays where it is
 
 
 def expand_to_tasks(params: Params, num_tasks: int) -> FlatParams:
-    """Shared parameters as K equal ones, (...) -> (K, ...), without copying."""
+    """Shared parameters as K equal ones, (...) -> (K, ...), without copying.
+
+    Those that are per task already stay as they are.
+    """
+    if isinstance(params, FlatParams) and params.flat.dim() == 2:
+        return params
     shapes = {name: p.shape for name, p in params.items()}
     return FlatParams(flatten(params, shapes).expand(num_tasks, -1), shapes)
 
@@ -85,7 +90,7 @@ def adapt_params(
     """Adapt shared parameters to K tasks with ``num_steps`` gradient steps on the same data.
 
     Args:
-        params: Shared parameters, shape (...) each.
+        params: Shared parameters, shape (...) each (or per task, `FlatParams`).
         loss: As in :func:`inner_step`.
         step_size: As in :func:`inner_step`.
         num_tasks: K.

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
+from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params, expand_to_tasks
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
@@ -50,6 +50,8 @@ class MetaUpdate:
     """Outer loss before the last step."""
     grad_norm: float
     """Norm of the meta-gradient before clipping, at the last step."""
+    left_out: int
+    """Tasks whose gradient was not finite, at the last step."""
 
 
 @dataclass(frozen=True)
@@ -106,41 +108,64 @@ class MetaMAML:
         )
         return adapted
 
-    def backward(self, loss: TaskLoss, parts: Sequence[QueryPart], *, num_steps: int) -> float:
-        """Add the meta-gradient to the parameters' ``grad``; returns the outer loss.
+    def backward(
+        self, loss: TaskLoss, parts: Sequence[QueryPart], *, num_steps: int
+    ) -> tuple[float, int]:
+        """Put the meta-gradient into the parameters' ``grad``.
 
         The outer loss's gradient at the adapted parameters comes first, some tasks at a time; then
         it goes back through the inner steps, of all tasks at once.
+
+        A task whose gradient is not finite is left out, unless most are: an inner step can make a
+        `StateSpaceModel`, whose recurrence is nonlinear, run away on one task, and that task has
+        nothing to say about the others.
 
         Args:
             loss: The tasks' inner losses on their support data.
             parts: Episodes that adapted parameters collected, of all tasks (`query_parts`).
             num_steps: Inner steps.
+
+        Returns:
+            The outer loss, and the number of tasks without a finite gradient.
         """
-        config, num_tasks = self.config, sum(len(part.tasks) for part in parts)
-        adapted = self.adapt(
-            loss, num_tasks=num_tasks, num_steps=num_steps, second_order=not config.first_order
+        config, policy = self.config, self.policy
+        num_tasks = sum(len(part.tasks) for part in parts)
+        meta = expand_to_tasks(policy.meta_params(), num_tasks)
+        before = meta.at(meta.flat.detach().requires_grad_())
+        sizes = before.at(policy.step_size.detach().expand_as(before.flat).requires_grad_())
+        adapted, _ = adapt_params(
+            before,
+            loss,
+            sizes,
+            num_tasks=num_tasks,
+            num_steps=num_steps,
+            second_order=not config.first_order,
         )
         start = adapted.at(adapted.flat.detach().requires_grad_())
-        total = 0.0
+        outer = torch.zeros(num_tasks, device=start.flat.device)
         for part in parts:
             losses = clipped_policy_loss(
-                self.policy,
+                policy,
                 start.at(start.flat[part.tasks]),
                 part.query,
                 part.advantage,
                 clip_coef=config.clip_coef,
                 entropy_coef=config.entropy_coef,
             )
-            outer = losses.sum() / num_tasks
-            outer.backward()
-            total += outer.item()
+            (losses.sum() / num_tasks).backward()
+            outer[part.tasks] = losses.detach().to(outer)
         if config.objective == "prediction" and config.inner_loss_coef > 0:
-            left = config.inner_loss_coef * loss(start).mean()
-            left.backward()
-            total += left.item()
-        adapted.flat.backward(start.flat.grad)
-        return total
+            left = config.inner_loss_coef * loss(start)
+            (left.sum() / num_tasks).backward()
+            outer = outer + left.detach()
+        inputs = (before.flat, sizes.flat)
+        rows = torch.stack(torch.autograd.grad(adapted.flat, inputs, start.flat.grad))  # (2, K, P)
+        sound = outer.isfinite() & rows.square().sum(dim=(0, 2)).isfinite()
+        if 2 * int(sound.sum()) >= num_tasks:
+            rows, outer = rows.where(sound[:, None], 0.0), outer[sound]
+        meta.flat.backward(rows[0])
+        policy.step_size.grad = rows[1].sum(0)
+        return float(outer.mean()), num_tasks - int(sound.sum())
 
     def update(
         self,
@@ -169,7 +194,7 @@ class MetaMAML:
         parts = query_parts(query, advantage)
         for _ in range(self.config.update_epochs):
             self.optimizer.zero_grad(set_to_none=True)
-            meta_loss = self.backward(loss, parts, num_steps=num_steps)
+            meta_loss, left_out = self.backward(loss, parts, num_steps=num_steps)
             norm = torch.nn.utils.clip_grad_norm_(
                 self.policy.parameters(), self.config.max_grad_norm
             )
@@ -179,7 +204,7 @@ class MetaMAML:
                     f"{meta_loss:g} and gradient norm {norm.item():g}"
                 )
             self.optimizer.step()
-        return MetaUpdate(meta_loss=meta_loss, grad_norm=norm.item())
+        return MetaUpdate(meta_loss=meta_loss, grad_norm=norm.item(), left_out=left_out)
 
     def state(self) -> dict[str, Tensor]:
         """The optimiser's moments as named tensors, for a checkpoint."""

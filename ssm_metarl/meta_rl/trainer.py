@@ -56,6 +56,8 @@ class EpochMetrics:
     """Exponential average of ``average_return`` over about ten epochs."""
     grad_norm: float
     """Norm of the meta-gradient before clipping."""
+    left_out: int
+    """Tasks whose meta-gradient was not finite, and was left out, at the last outer step."""
     inner_steps: int
     """Inner steps in this epoch."""
     support_steps: int
@@ -166,6 +168,7 @@ class MetaTrainer:
             average_return=average,
             recent_return=self.recent_return,
             grad_norm=update.grad_norm,
+            left_out=update.left_out,
             inner_steps=inner_steps,
             support_steps=support_steps,
             horizon=horizon,

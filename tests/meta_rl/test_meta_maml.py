@@ -75,7 +75,8 @@ class MetaBatch:
         named = dict(self.maml.policy.named_parameters())
         self.maml.optimizer.zero_grad()
         parts = query_parts(self.query, self.advantage)
-        loss = self.maml.backward(self.loss, parts, num_steps=self.num_steps)
+        loss, left_out = self.maml.backward(self.loss, parts, num_steps=self.num_steps)
+        assert left_out == 0
         assert loss == pytest.approx(self.meta_loss().item())
         grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
         self.maml.optimizer.zero_grad()
@@ -292,14 +293,29 @@ class TestUpdate:
         batch.update()
         before, state = parameters(batch.maml.policy), batch.maml.state()
         if where == "loss":
-            batch.advantage[2, 1, 0] = number
+            batch.advantage.fill_(number)
         else:
-            batch.maml.policy.step_size.register_hook(lambda g: torch.full_like(g, number))
+            weight = next(batch.maml.policy.core.parameters())
+            weight.register_hook(lambda g: torch.full_like(g, number))
         with pytest.raises(TrainingDiverged, match="expected a finite meta-loss and gradient"):
             batch.update()
         for kept, now in ((before, parameters(batch.maml.policy)), (state, batch.maml.state())):
             assert kept.keys() == now.keys()
             assert all(torch.equal(kept[n], now[n]) for n in kept)
+
+    @pytest.mark.parametrize("number", [float("nan"), float("inf")])
+    def test_a_task_without_a_finite_gradient_is_left_out(
+        self, tiny: MakeConfig, number: float
+    ) -> None:
+        broken, silent = (make_batch(tiny(inner_loss_coef=0.0), num_steps=1) for _ in range(2))
+        broken.advantage[2, 1, 0] = number
+        silent.advantage[:, 1] = 0.0
+        parameters_after = []
+        for batch, left_out in ((broken, 1), (silent, 0)):
+            assert batch.update().left_out == left_out
+            parameters_after.append(parameters(batch.maml.policy))
+        for name, value in parameters_after[1].items():
+            assert torch.equal(parameters_after[0][name], value), name
 
     def test_it_goes_on_after_a_number_that_was_none(self, tiny: MakeConfig) -> None:
         batch, same = (make_batch(tiny(), num_steps=1) for _ in range(2))
