@@ -91,11 +91,15 @@ def readouts(config: PolicyConfig) -> tuple[int, int]:
 
 
 def forward(config: PolicyConfig, rows: float, outputs: int) -> Work:
-    """A diagonal policy's first ``outputs`` outputs for so many rows.
+    """A policy's first ``outputs`` outputs for so many rows.
 
     A mirrored history is a row of its own.
     """
     inputs, width, state = len(config.obs_scale), config.hidden_dim, config.state_dim
+    if config.core == "state_space":  # all outputs, two hidden layers, a state
+        outputs = config.output_dim
+        products = 3 * state * width + width * outputs + inputs * (state + outputs)
+        return Work(2 * products * rows, (2 * width + state) * rows)
     products = inputs * width + width * outputs
     products += config.num_layers * (width * state + state * width + width * width)
     # a layer: normalisation and residual over the width, the recurrence over the state
@@ -105,7 +109,9 @@ def forward(config: PolicyConfig, rows: float, outputs: int) -> Work:
 
 
 def first_product(config: PolicyConfig, rows: float) -> Work:
-    """The encoder's product, whose input nothing differentiates."""
+    """The input's products, whose other side nothing differentiates."""
+    if config.core == "state_space":
+        return Work(2 * len(config.obs_scale) * (config.state_dim + config.output_dim) * rows)
     return Work(2 * len(config.obs_scale) * config.hidden_dim * rows)
 
 

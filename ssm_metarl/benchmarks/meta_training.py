@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from ssm_metarl.benchmarks.floors import Rates, epoch_work, measure_rates
@@ -26,10 +26,12 @@ from ssm_metarl.benchmarks.timing import (
     limited_threads,
     suitable_threads,
 )
-from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.config import Core, MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 
+CORES: tuple[Core, ...] = ("state_space", "diagonal")
+"""The model of the demo, and the default."""
 LOOPS: dict[str, Style] = {
     "task loop, cell by cell": "cell",
     "task loop, layer by layer": "layer",
@@ -93,8 +95,23 @@ class Pair:
 
 def meta_training(settings: Settings) -> list[Measurement]:
     """Environment steps a second against loops over tasks, and time over the floor."""
-    trainer = MetaTrainer(settings.training or MetaTrainingConfig(seed=0))
-    warmup, repetitions = settings.choose((36, 10), (12, 2), (1, 1))
+    rows = []
+    for done, core in enumerate(CORES):
+        progress = partial(_part_of, settings.progress, done / len(CORES), core)
+        rows += one_core(replace(settings, progress=progress), core)
+    return rows
+
+
+def _part_of(
+    progress: Callable[[float, str], None], before: float, core: Core, share: float, message: str
+) -> None:
+    progress(before + share / len(CORES), f"{core}: {message}")
+
+
+def one_core(settings: Settings, core: Core) -> list[Measurement]:
+    """The same for one sequence model."""
+    trainer = MetaTrainer(replace(settings.training or MetaTrainingConfig(), core=core))
+    warmup, repetitions = settings.choose((36, 8), (12, 2), (1, 1))
     for done in range(warmup):
         trainer.run_epoch()
         settings.progress(0.3 * done / warmup, f"warm-up epoch {done + 1}")
@@ -109,7 +126,7 @@ def meta_training(settings: Settings) -> list[Measurement]:
     series = Series(series.figures, series.failures, pair.threads)
     config = trainer.config
     case = (
-        f"{config.tasks_per_epoch} tasks x {config.episodes_per_task} episodes, "
+        f"{core}: {config.tasks_per_epoch} tasks x {config.episodes_per_task} episodes, "
         f"{config.update_epochs} outer steps"
     )
     rows = []
@@ -119,7 +136,7 @@ def meta_training(settings: Settings) -> list[Measurement]:
         rows.append(
             compare(
                 series,
-                f"meta_training/{slug}",
+                f"meta_training/{core}/{slug}",
                 case,
                 peer,
                 unit="steps/s",
@@ -131,7 +148,7 @@ def meta_training(settings: Settings) -> list[Measurement]:
     floor = Spread.of(pair.floors).median
     rows.append(
         Measurement(
-            name="meta_training/floor",
+            name=f"meta_training/{core}/floor",
             case=case,
             peer="floor",
             unit="µs/step",

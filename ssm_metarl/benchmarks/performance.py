@@ -99,7 +99,15 @@ ROWS = {
     ),
 }  # fmt: skip
 
-TARGETS: dict[str, float] = {}
+TARGETS: dict[str, float] = {
+    **{
+        f"meta_training/{core}/{name}": target
+        for core in ("state_space", "diagonal")
+        for name, target in (("cell_by_cell", 15), ("layer_by_layer", 15), ("floor", 2.5))
+    },
+    "time_to_475/state_space/recurrent_ppo": 5,
+    "time_to_475/diagonal/recurrent_ppo": 5,
+}
 """Measurement's name -> least speed-up, or largest cost over the reference, that is aimed at."""
 
 

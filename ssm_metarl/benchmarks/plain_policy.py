@@ -37,6 +37,11 @@ class PlainPolicy:
     config: PolicyConfig
     style: Style = "cell"
 
+    @property
+    def predicted_dims(self) -> tuple[int, ...]:
+        """The observation dimensions whose change it predicts: all."""
+        return tuple(range(len(self.config.obs_scale)))
+
     def start(self, num_envs: int, like: Tensor) -> list[Tensor]:
         """The state before the first step: zeros (N or 2 N, P) for each layer."""
         rows = num_envs * (2 if self.config.mirror else 1)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.benchmarks.numpy_cartpole import NumpyCartPole
 from ssm_metarl.benchmarks.plain_policy import PlainPolicy, Style
+from ssm_metarl.benchmarks.plain_state_space import PlainStateSpace
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.objectives.returns import fit_linear_baseline, generalized_advantage
@@ -56,10 +57,11 @@ class TaskLoop:
     def __init__(
         self, policy: Policy, config: MetaTrainingConfig, family: TaskFamily, style: Style = "cell"
     ) -> None:
-        if policy.config is None or policy.config.core != "diagonal":
-            raise ValueError("task loop: expected a diagonal policy with its architecture")
+        if policy.config is None:
+            raise ValueError("task loop: expected a policy with its architecture, received none")
         self.config, self.family = config, family
-        self.plain = PlainPolicy(policy.config, style)
+        plain = PlainPolicy if policy.config.core == "diagonal" else PlainStateSpace
+        self.plain = plain(policy.config, style)
         self.params: Named = {}
         self.step_sizes: Named = {}
         self.copy_from(policy)
@@ -78,7 +80,8 @@ class TaskLoop:
     def inner_loss(self, params: Mapping[str, Tensor], support: Rollout) -> Tensor:
         """Squared prediction error on one task's support data (K = 1)."""
         obs, next_obs, mask = support.obs[:, 0], support.next_obs[:, 0], support.mask[:, 0]
-        change, weight = next_obs - obs, mask[..., None].to(obs.dtype)
+        change = (next_obs - obs)[..., list(self.plain.predicted_dims)]
+        weight = mask[..., None].to(obs.dtype)
         count = weight.sum().clamp(min=1)
         spread = ((change.square() * weight).sum(dim=(0, 1)) / count).sqrt().clamp(min=MIN_SPREAD)
         features = self.plain.unroll(params, obs, support.reset[:, 0])

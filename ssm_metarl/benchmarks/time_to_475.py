@@ -10,6 +10,7 @@ user waits, not which learns faster.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
@@ -17,30 +18,33 @@ from ssm_metarl.benchmarks.peers import TARGET, Algorithm, Solved, Stopwatch, le
 from ssm_metarl.benchmarks.results import Measurement
 from ssm_metarl.benchmarks.settings import Settings
 from ssm_metarl.benchmarks.timing import Series, Spread, alternate
-from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
+from ssm_metarl.config import Core, EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, run_arm
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 
 CHECK_EPOCHS, TASKS = 4, 40
 PEERS: dict[str, Algorithm] = {"RecurrentPPO": "recurrent_ppo", "PPO": "ppo"}
+CORES: tuple[Core, ...] = ("state_space", "diagonal")
+"""The model of the demo, and the default."""
 
 
 def time_to_475(settings: Settings) -> list[Measurement]:
     """Seconds of learning until 475, evaluations not counted, for several seeds in turns."""
     seeds, caps = settings.choose(
-        (3, {"ours": 150.0, "RecurrentPPO": 60.0, "PPO": 30.0}),
-        (1, {"ours": 25.0, "RecurrentPPO": 12.0, "PPO": 6.0}),
+        (5, {"ours": 60.0, "RecurrentPPO": 60.0, "PPO": 30.0}),
+        (1, {"ours": 15.0, "RecurrentPPO": 12.0, "PPO": 6.0}),
         (1, {"ours": 0.1, "RecurrentPPO": 0.1, "PPO": 0.1}),
     )
     warm_up()
-    solved: dict[str, list[Solved]] = {name: [] for name in ("ours", *PEERS)}
+    solved: dict[str, list[Solved]] = {name: [] for name in (*CORES, *PEERS)}
 
     def source(name: str) -> float:
         seed = len(solved[name])
         done = seed + list(solved).index(name) / len(solved)
         settings.progress(done / seeds, f"{name}, seed {seed}")
-        if name == "ours":
-            outcome = meta_learn(seed, cap=caps[name], training=settings.training)
+        if name == "state_space" or name == "diagonal":
+            training = settings.training or MetaTrainingConfig(seed=seed)
+            outcome = meta_learn(replace(training, core=name), cap=caps["ours"])
         else:
             outcome = learn(PEERS[name], seed, cap=caps[name])
         solved[name].append(outcome)
@@ -48,18 +52,22 @@ def time_to_475(settings: Settings) -> list[Measurement]:
 
     sources = {name: partial(source, name) for name in solved}
     series = alternate(sources, seeds)
-    if "ours" in series.failures:
-        raise RuntimeError(series.failures["ours"])
+    for core in CORES:
+        if core in series.failures:
+            raise RuntimeError(series.failures[core])
     return [
         row
+        for core in CORES
         for peer in PEERS
-        for row in (seconds_row(peer, solved, series), rate_row(peer, solved, series))
+        for row in (seconds_row(core, peer, solved, series), rate_row(core, peer, solved, series))
     ]
 
 
-def seconds_row(peer: str, solved: dict[str, list[Solved]], series: Series) -> Measurement:
+def seconds_row(
+    core: str, peer: str, solved: dict[str, list[Solved]], series: Series
+) -> Measurement:
     """How many times as soon as a peer; a bound where a side did not get there."""
-    ours, theirs = solved["ours"], solved[peer]
+    ours, theirs = solved[core], solved[peer]
     ours_reached = all(s.reached for s in ours)
     peer_reached = all(s.reached for s in theirs)
     notes = [
@@ -76,40 +84,39 @@ def seconds_row(peer: str, solved: dict[str, list[Solved]], series: Series) -> M
         notes = [series.failures[peer]]
     comparable = ours_reached and bool(theirs) and peer not in series.failures
     return Measurement(
-        name=f"time_to_475/{PEERS[peer]}",
-        case=f"a family's {TASKS} unseen plants to {TARGET:.0f}; peer: one plant",
+        name=f"time_to_475/{core}/{PEERS[peer]}",
+        case=f"{core}: a family's {TASKS} unseen plants to {TARGET:.0f}; peer: one plant",
         peer=peer,
         unit="s",
         ours=Spread.of([s.seconds for s in ours]).median if ours_reached else None,
         theirs=(Spread.of([s.seconds for s in theirs]).median if theirs and peer_reached else None),
-        ratio=series.ratio(peer, "ours") if comparable else None,
+        ratio=series.ratio(peer, core) if comparable else None,
         at_least=not peer_reached,
         note="; ".join(notes),
     )
 
 
-def rate_row(peer: str, solved: dict[str, list[Solved]], series: Series) -> Measurement:
+def rate_row(core: str, peer: str, solved: dict[str, list[Solved]], series: Series) -> Measurement:
     """Environment steps a second in the same trainings."""
     failed = peer in series.failures
-    rates = {
-        name: [s.rate for s in runs] for name, runs in solved.items() if name in ("ours", peer)
-    }
+    rates = {name: [s.rate for s in runs] for name, runs in solved.items() if name in (core, peer)}
     steps = Series(rates)
     return Measurement(
-        name=f"time_to_475/{PEERS[peer]}_rate",
-        case="environment steps a second of these trainings",
+        name=f"time_to_475/{core}/{PEERS[peer]}_rate",
+        case=f"{core}: environment steps a second of these trainings",
         peer=peer,
         unit="steps/s",
-        ours=steps.median("ours"),
+        ours=steps.median(core),
         theirs=None if failed else steps.median(peer),
-        ratio=None if failed else steps.ratio("ours", peer),
+        ratio=None if failed else steps.ratio(core, peer),
         note=series.failures.get(peer, ""),
     )
 
 
 def warm_up() -> None:
     """Compile kernels and load libraries: an epoch and some steps that nobody counts."""
-    MetaTrainer(MetaTrainingConfig(seed=99)).run_epoch()
+    for core in CORES:
+        MetaTrainer(MetaTrainingConfig(seed=99, core=core)).run_epoch()
     for algorithm in PEERS.values():
         try:
             learn(algorithm, 99, cap=0.0, check_every=1)
@@ -117,15 +124,14 @@ def warm_up() -> None:
             return  # its rows will say so
 
 
-def meta_learn(seed: int, *, cap: float, training: MetaTrainingConfig | None = None) -> Solved:
+def meta_learn(training: MetaTrainingConfig, *, cap: float) -> Solved:
     """Meta-train until the adapted mean return on held-out tasks is 475, or the cap.
 
     Args:
-        seed: Of the training.
+        training: The settings.
         cap: Seconds of training after which it stops.
-        training: Overrides the default settings.
     """
-    trainer = MetaTrainer(training or MetaTrainingConfig(seed=seed))
+    trainer = MetaTrainer(training)
     clock = Stopwatch(cap)
     clock.start()
     while not clock.reached and clock.seconds() < cap and trainer.progress < 1:

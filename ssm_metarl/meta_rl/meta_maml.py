@@ -142,7 +142,7 @@ class MetaMAML:
             second_order=not config.first_order,
         )
         start = adapted.at(adapted.flat.detach().requires_grad_())
-        outer = torch.zeros(num_tasks, device=start.flat.device)
+        outer = start.flat.new_zeros(num_tasks)
         for part in parts:
             losses = clipped_policy_loss(
                 policy,
@@ -153,7 +153,7 @@ class MetaMAML:
                 entropy_coef=config.entropy_coef,
             )
             (losses.sum() / num_tasks).backward()
-            outer[part.tasks] = losses.detach().to(outer)
+            outer[part.tasks] = losses.detach()
         if config.objective == "prediction" and config.inner_loss_coef > 0:
             left = config.inner_loss_coef * loss(start)
             (left.sum() / num_tasks).backward()

@@ -207,26 +207,29 @@ def test_counted_kernels_are_put_back() -> None:
 
 def test_a_cap_gives_a_bound() -> None:
     solved = {
-        "ours": [Solved(10.0, True, 1000), Solved(20.0, True, 2000)],
+        "diagonal": [Solved(10.0, True, 1000), Solved(20.0, True, 2000)],
         "PPO": [Solved(30.0, False, 300), Solved(10.0, True, 100)],
     }
-    series = Series({"ours": [10.0, 20.0], "PPO": [30.0, 10.0]})
-    m = seconds_row("PPO", solved, series)
+    series = Series({"diagonal": [10.0, 20.0], "PPO": [30.0, 10.0]})
+    m = seconds_row("diagonal", "PPO", solved, series)
     assert m.at_least
     assert m.theirs is None
     assert m.ratio is not None
     assert m.ratio.median == 1.75
     assert "PPO: > 30 s (cap)" in m.note
     assert cells(m)[4].startswith("> 1.75x")
-    rate = rate_row("PPO", solved, series)
+    rate = rate_row("diagonal", "PPO", solved, series)
     assert rate.ratio is not None
     assert rate.ratio.median == 10
 
 
 def test_a_peer_that_is_not_installed_leaves_a_line() -> None:
-    solved: dict[str, list[Solved]] = {"ours": [Solved(10.0, True, 1000)], "PPO": []}
-    series = Series({"ours": [10.0], "PPO": []}, {"PPO": "not installed (stable_baselines3)"})
-    for m in (seconds_row("PPO", solved, series), rate_row("PPO", solved, series)):
+    solved: dict[str, list[Solved]] = {"diagonal": [Solved(10.0, True, 1000)], "PPO": []}
+    series = Series({"diagonal": [10.0], "PPO": []}, {"PPO": "not installed (stable_baselines3)"})
+    for m in (
+        seconds_row("diagonal", "PPO", solved, series),
+        rate_row("diagonal", "PPO", solved, series),
+    ):
         assert m.ratio is None
         assert m.note == "not installed (stable_baselines3)"
         assert m.ours is not None
@@ -240,7 +243,7 @@ def test_without_the_extra_the_row_says_what_to_install(
         num_epochs=1, tasks_per_epoch=2, horizon=5, full_horizon_every=0, state_dim=4, hidden_dim=4
     )
     rows = time_to_475(Settings(size="tiny", training=training))
-    assert len(rows) == 4
+    assert len(rows) == 8
     for m in rows:
         assert m.ratio is None
         assert "pip install 'ssm-metarl[bench]'" in m.note
@@ -252,14 +255,16 @@ def test_a_meta_training_is_measured() -> None:
     )
     loops = meta_training(Settings(size="tiny", training=training))
     assert [m.name for m in loops] == [
-        "meta_training/cell_by_cell", "meta_training/layer_by_layer", "meta_training/floor"
-    ]  # fmt: skip
+        f"meta_training/{core}/{name}"
+        for core in ("state_space", "diagonal")
+        for name in ("cell_by_cell", "layer_by_layer", "floor")
+    ]
     assert all(m.ratio is not None and m.ratio.median > 0 for m in loops)
 
 
 def test_where_we_do_not_get_there_no_ratio_is_claimed() -> None:
-    solved = {"ours": [Solved(10.0, False, 1000)], "PPO": [Solved(1.0, True, 100)]}
-    m = seconds_row("PPO", solved, Series({"ours": [10.0], "PPO": [1.0]}))
+    solved = {"diagonal": [Solved(10.0, False, 1000)], "PPO": [Solved(1.0, True, 100)]}
+    m = seconds_row("diagonal", "PPO", solved, Series({"diagonal": [10.0], "PPO": [1.0]}))
     assert m.ours is None
     assert m.ratio is None
     assert "ours: > 10 s (cap)" in m.note
