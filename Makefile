@@ -44,6 +44,7 @@ long-training: .venv/.installed-report ## Train five times as long, and draw the
 
 bench: .venv/.installed-bench ## Measure speed and memory against other libraries (20 minutes)
 	.venv/bin/python -m ssm_metarl.benchmarks.performance
+	.venv/bin/python docs/update_performance.py
 
 check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/ruff format --check .

@@ -1,5 +1,6 @@
 """Everything that the README says is run: its commands, its snippets, its numbers."""
 
+import importlib
 import json
 import re
 import shlex
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssm_metarl import Environment
+from ssm_metarl.benchmarks.results import RESULTS
 from ssm_metarl.cli import main
 from ssm_metarl.evaluation.report import results_table
 
@@ -134,6 +136,14 @@ def test_the_numbers_are_those_of_the_committed_results() -> None:
         assert row["env_steps"] <= 1_500_000, "what the README promises"
         assert row["id"]["seed"] >= 10_000 and row["ood"]["seed"] >= 10_000
     assert len(seeds) == 10
+
+
+def test_the_ratios_are_those_of_the_committed_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    results = json.loads((RESULTS / "performance.json").read_text())
+    assert not results["quick"] and not [row for row in results["rows"] if row["error"]]
+    table = importlib.import_module("update_performance").performance_table(results)
+    assert table in between("performance")
 
 
 def between(name: str) -> str:

@@ -107,6 +107,15 @@ TARGETS: dict[str, float] = {
     },
     "time_to_475/state_space/recurrent_ppo": 5,
     "time_to_475/diagonal/recurrent_ppo": 5,
+    "ssm_vs_gru/batch32": 2,
+    **{
+        f"scan/{peer}_{steps}_{shape}": 1 / 1.1
+        for peer in ("scan_parallel", "associative_scan", "scan_sequential", "scan_reference")
+        for steps in (64, 128, 512, 4096)
+        for shape in ("16x8", "1x1")
+    },
+    "adapt_many/one": 20,
+    "import/ssm_metarl": 1.2,
 }
 """Measurement's name -> least speed-up, or largest cost over the reference, that is aimed at."""
 

@@ -126,10 +126,10 @@ def scan_associative(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
 
 def scan_candidates() -> dict[str, Scan]:
     """Our scan and its peers, by name."""
-    ours: Scan = getattr(scans, "scan", scans.scan_sequential)
     return {
-        "ours": ours,
+        "ours": scans.scan,
         "scan_parallel": scans.scan_parallel,
+        "scan_sequential": scans.scan_sequential,
         "associative_scan": scan_associative,
         "scan_reference": scans.scan_reference,
     }

@@ -42,9 +42,10 @@ def time_to_475(settings: Settings) -> list[Measurement]:
         seed = len(solved[name])
         done = seed + list(solved).index(name) / len(solved)
         settings.progress(done / seeds, f"{name}, seed {seed}")
-        if name == "state_space" or name == "diagonal":
+        core = next((core for core in CORES if core == name), None)
+        if core is not None:
             training = settings.training or MetaTrainingConfig(seed=seed)
-            outcome = meta_learn(replace(training, core=name), cap=caps["ours"])
+            outcome = meta_learn(replace(training, core=core), cap=caps["ours"])
         else:
             outcome = learn(PEERS[name], seed, cap=caps[name])
         solved[name].append(outcome)
