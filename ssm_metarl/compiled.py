@@ -22,19 +22,39 @@ import numpy as np
 import scipy
 import torch
 from numba import float32, int32, njit
+from numba.core import event
 
 # Everything that is fast and keeps infinities and NaN what they are: a diverged training must show.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 def compiled(function: Any) -> Any:
-    """Compile a function of arrays; it runs without Python's lock."""
-    return njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")(function)
+    """Compile a function on its first use; it runs without Python's lock."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written
+        return njit(**options)(function)
 
 
-def inlined(function: Any) -> Any:
-    """Compile a function of numbers into its callers' loops."""
-    return njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")(function)
+def on_compile(announce: Callable[[], None]) -> None:
+    """Have ``announce`` called once, when a function is about to be compiled.
+
+    The kernels take up to half a minute, in which nothing else moves.
+    """
+
+    class FirstCompilation(event.Listener):
+        told = False
+
+        def on_start(self, _: event.Event) -> None:
+            if not self.told:
+                self.told = True
+                announce()
+
+        def on_end(self, _: event.Event) -> None:
+            pass
+
+    event.register("numba:compile", FirstCompilation())  # type: ignore[no-untyped-call]
 
 
 def threads_worth(rows: int) -> int:
@@ -142,7 +162,7 @@ SQRT_HALF, NORMAL_DENSITY = float32(math.sqrt(0.5)), float32(1 / math.sqrt(2 * m
 SMALLEST, LARGEST = float32(-87), float32(88)
 
 
-@inlined
+@compiled
 def exp(x):  # type: ignore[no-untyped-def]
     """e^x to 1e-7 of itself, without a branch: Cephes' expf."""
     x = min(max(x, SMALLEST), LARGEST)
@@ -158,13 +178,13 @@ def exp(x):  # type: ignore[no-untyped-def]
     return (p * x * x + x + ONE) * np.int32(power).view(np.float32)
 
 
-@inlined
+@compiled
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + e^-x)."""
     return ONE / (ONE + exp(-x))
 
 
-@inlined
+@compiled
 def normal(x):  # type: ignore[no-untyped-def]
     """Distribution function and density of N(0, 1), to 1e-7: Abramowitz & Stegun 1964, 7.1.26."""
     gauss = exp(-HALF * x * x)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssm_metarl.cli.console import print_json
+from ssm_metarl.cli.console import announce_compilation, print_json
 from ssm_metarl.cli.flags import ModelArgument, changed, command_line, flag
 from ssm_metarl.config import (
     AdaptationMode,
@@ -86,6 +86,7 @@ class Adapt(ModelArgument):
         from ssm_metarl.cli.outputs import new_file
 
         parameters = parse_task(self.task)
+        announce_compilation()
         opened = open_model(self.model, self.family)
         out = self.out or Path("adapted.safetensors")
         if out.suffix == ".pth":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -47,6 +48,7 @@ class Reporter:
             self._task = self._bar.add_task(title, total=1.0, message="")
 
     def __enter__(self) -> Reporter:
+        announce_compilation()
         if self._bar is not None:
             self._bar.start()
         return self
@@ -67,6 +69,14 @@ class Reporter:
         elif (line := int(progress * LINES)) > self._printed:
             self._printed = line
             note(f"{self._title} {progress:4.0%}  {message}")
+
+
+@cache
+def announce_compilation() -> None:
+    """Say so if kernels must be compiled: they are kept for the next time."""
+    from ssm_metarl.compiled import on_compile
+
+    on_compile(lambda: note("compiling for this processor, once: up to half a minute ..."))
 
 
 def note(text: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssm_metarl.cli.console import print_json
+from ssm_metarl.cli.console import announce_compilation, print_json
 from ssm_metarl.cli.flags import ModelArgument
 
 EXIT_DIFFERENT = 1
@@ -32,6 +32,7 @@ class Verify(ModelArgument):
         from ssm_metarl.cli.opened_model import open_model, readable
         from ssm_metarl.evaluation.meta_evaluator import verify
 
+        announce_compilation()
         opened = open_model(self.model)
         with readable(self.model):
             card = opened.checkpoint.card.get("verification")

@@ -1,0 +1,95 @@
+"""Compiled functions: how exact they are, how they are shared out, what the user is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import special
+
+from ssm_metarl.compiled import (
+    compiled,
+    exp,
+    normal,
+    on_compile,
+    share,
+    sigmoid,
+    threads_for_kernels,
+    threads_worth,
+)
+
+
+@compiled
+def elementwise(x, out):
+    for i in range(x.shape[0]):
+        out[0, i], out[1, i] = exp(x[i]), sigmoid(x[i])
+        out[2, i], out[3, i] = normal(x[i])
+
+
+def test_elementwise_functions_are_exact_to_float32() -> None:
+    x = np.linspace(-30, 30, 100_001, dtype=np.float32)
+    out = np.empty((4, len(x)), np.float32)
+    elementwise(x, out)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(out[0], np.exp(exact), rtol=3e-7)
+    np.testing.assert_allclose(out[1], special.expit(exact), rtol=3e-7)
+    np.testing.assert_allclose(out[2], special.ndtr(exact), atol=2e-7)
+    density = np.exp(-(exact**2) / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(out[3], density, rtol=2e-6, atol=1e-12)
+
+
+def test_nan_stays_nan() -> None:
+    out = np.empty((4, 1), np.float32)
+    elementwise(np.array([np.nan], np.float32), out)
+    assert np.isnan(out[1:]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("tasks", [1, 2, 5, 7])
+def test_every_task_is_done_once(threads: int, tasks: int) -> None:
+    done = np.zeros(tasks, int)
+
+    def work(counts: np.ndarray, first: int, last: int) -> None:
+        counts[first:last] += 1
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        share(work, done, tasks=tasks, rows=100_000)
+        with threads_for_kernels():
+            assert torch.get_num_threads() == 1
+            assert threads_worth(100_000) == threads
+            share(work, done, tasks=tasks, rows=100_000)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert (done == 2).all()
+
+
+def test_an_error_in_a_worker_is_raised() -> None:
+    def work(first: int, last: int) -> None:
+        if first > 0:
+            raise ValueError("of the second half")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="second half"):
+            share(work, tasks=2, rows=100_000)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_compilation_is_announced_once() -> None:
+    told = []
+    on_compile(lambda: told.append(1))
+
+    def double(x):
+        return 2 * x
+
+    def triple(x):
+        return 3 * x
+
+    assert compiled(double)(2.0) == 4.0
+    assert compiled(triple)(2.0) == 6.0
+    assert told == [1]
