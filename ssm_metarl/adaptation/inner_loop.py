@@ -124,8 +124,9 @@ def adapt_params(
                 kept = accept(stepped)
                 if not kept.any():
                     break
-                flat = torch.where(kept[:, None], stepped.flat, task_params.flat)
-                stepped = task_params.at(flat)
+                if not kept.all():
+                    flat = torch.where(kept[:, None], stepped.flat, task_params.flat)
+                    stepped = task_params.at(flat)
             task_params = stepped
     empty = torch.zeros(0, num_tasks)
     return task_params, torch.stack(history) if history else empty
