@@ -18,7 +18,7 @@ SHOWN = {
     "time_to_475/state_space/recurrent_ppo": "seconds to 475: `StateSpaceModel`, a whole family",
     "time_to_475/diagonal/recurrent_ppo": "seconds to 475: `DiagonalSSM`, a whole family",
     "ssm_vs_gru/batch32": "a training step of `DiagonalSSM`, 128 wide, T = 128, batch 32",
-    "rollout/per_task_SyncVectorEnv": "512 environments with a policy",
+    "rollout/state_space_SyncVectorEnv": "512 environments with a `StateSpaceModel` policy",
     "scan/scan_parallel_512_16x8": "scan, forward and backward, T = 512",
     "adapt_one/floor": "adapting to one plant, over the launch of as many empty operations",
     "adapt_many/one": "adapting to 1,000 plants at once, over one",

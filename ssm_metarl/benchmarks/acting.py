@@ -17,7 +17,7 @@ from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.benchmarks.results import Measurement, compare
 from ssm_metarl.benchmarks.settings import Settings
 from ssm_metarl.benchmarks.timing import Series, interleave
-from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.config import Core, MetaTrainingConfig
 from ssm_metarl.core.policy import LinearHeads, Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
@@ -30,9 +30,9 @@ TASKS, ENVS = 64, 8
 CARTPOLE_ID = "CartPole-v1"
 
 
-def default_policy(seed: int = 0) -> Policy:
+def default_policy(seed: int = 0, core: Core = "diagonal") -> Policy:
     """The policy that a default meta-training of ``cartpole`` starts from."""
-    config = MetaTrainingConfig()
+    config = MetaTrainingConfig(core=core)
     family = family_of_env("cartpole")
     return build_policy(architecture(config, family), seed=seed, inner_lr=config.inner_lr)
 
@@ -40,13 +40,11 @@ def default_policy(seed: int = 0) -> Policy:
 def rollout(settings: Settings) -> list[Measurement]:
     """Policy and physics, shared and per-task parameters, and physics alone."""
     steps, repetitions, seconds = settings.choose((100, 11, 0.3), (50, 5, 0.1), (3, 1, 0.0))
-    policy = default_policy()
-    shared = policy.meta_params()
-    copies = expand_to_tasks(shared, TASKS)
-    per_task = copies.at(copies.flat.detach().clone())
+    policy, nonlinear = default_policy(), default_policy(core="state_space")
     candidates: dict[str, Callable[[], object]] = {
-        "shared": policy_and_physics(policy, shared, steps),
-        "per task": policy_and_physics(policy, per_task, steps),
+        "shared": policy_and_physics(policy, policy.meta_params(), steps),
+        "per task": policy_and_physics(policy, per_task(policy), steps),
+        "state_space": policy_and_physics(nonlinear, per_task(nonlinear), steps),
         "physics": physics(steps),
     }
     failures = {}
@@ -58,8 +56,9 @@ def rollout(settings: Settings) -> list[Measurement]:
     series = interleave(candidates, repetitions, seconds=seconds)
     series = rates(Series(series.figures, failures | series.failures), steps * TASKS * ENVS)
     titles = {
-        "shared": "policy and physics, shared parameters",
-        "per task": "policy and physics, per-task parameters",
+        "shared": "diagonal policy and physics, shared parameters",
+        "per task": "diagonal policy and physics, per-task parameters",
+        "state_space": "state_space policy and physics, per-task parameters",
         "physics": "physics alone (TaskBatch)",
     }
     return [
@@ -76,6 +75,12 @@ def rollout(settings: Settings) -> list[Measurement]:
         for ours in titles
         for peer in ("SyncVectorEnv", "CartPoleVectorEnv")
     ]
+
+
+def per_task(policy: Policy) -> Params:
+    """A policy's parameters, a copy for each task."""
+    copies = expand_to_tasks(policy.meta_params(), TASKS)
+    return copies.at(copies.flat.detach().clone())
 
 
 def rates(series: Series, work: int) -> Series:

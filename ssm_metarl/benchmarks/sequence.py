@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssm_metarl.benchmarks.results import Measurement, compare
 from ssm_metarl.benchmarks.settings import Settings
 from ssm_metarl.benchmarks.timing import interleave, limited_threads
+from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.core import scan as scans
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 
@@ -82,6 +83,7 @@ def ssm_step(model: DiagonalSSM, batch: int, steps: int = STEPS) -> Callable[[],
     reset = torch.zeros(steps, 1, batch, dtype=torch.bool)
     reset[0] = True
 
+    @threads_for_kernels()  # as in meta-training
     def step() -> None:
         model.zero_grad(set_to_none=True)
         out, _ = model.unroll(params, x[:, None], hidden, reset)

@@ -22,7 +22,7 @@ from ssm_metarl.config import Core, EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, run_arm
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 
-CHECK_EPOCHS, TASKS = 4, 40
+CHECK_EPOCHS, TASKS = 2, 40
 PEERS: dict[str, Algorithm] = {"RecurrentPPO": "recurrent_ppo", "PPO": "ppo"}
 CORES: tuple[Core, ...] = ("state_space", "diagonal")
 """The model of the demo, and the default."""

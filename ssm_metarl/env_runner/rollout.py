@@ -8,12 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import Actor, Rollout, Worlds
 
 CHECK_EVERY = 8  # steps between looks at whether every episode has ended
 
 
+@threads_for_kernels()
 @torch.no_grad()
 def collect_rollout(
     worlds: Worlds, actor: Actor, num_steps: int, *, autoreset: bool = False
