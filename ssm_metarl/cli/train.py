@@ -88,6 +88,7 @@ class Train(MetaTrainingConfig):
         from ssm_metarl.cli.opened_model import readable
         from ssm_metarl.cli.outputs import free_folder, new_folder
         from ssm_metarl.evaluation.meta_evaluator import learning_curve_point
+        from ssm_metarl.meta_rl.trainer import usable_device
         from ssm_metarl.meta_rl.training_run import TrainingRun
         from ssm_metarl.tasks.registry import family_of_env
 
@@ -111,6 +112,7 @@ class Train(MetaTrainingConfig):
         else:
             family = family_of_env(self.family).name
             config = replace(part_of(self, MetaTrainingConfig), family=family)
+            usable_device(config.device)  # before a folder is made
             out = self.out or free_folder(Path("runs"), f"{family}-seed{self.seed}")
             run = TrainingRun.start(config, new_folder(out), **callbacks)
         return run

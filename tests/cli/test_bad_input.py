@@ -70,6 +70,13 @@ def test_an_environment_that_cannot_be_trained_on(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_device_that_is_not_there(cli: Cli, tmp_path: Path) -> None:
+    refusal = cli("train", "--device", "nowhere", "--out", "run").refusal()
+    assert "device: expected one that PyTorch can use here" in refusal
+    assert "received 'nowhere'" in refusal
+    assert list(tmp_path.iterdir()) == []
+
+
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import MetaTrainingConfig, StandardAdaptationConfig
+from ssm_metarl.core import diagonal_ssm, ssm
+from ssm_metarl.core import policy as policy_module
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.meta_rl import trainer as trainer_module
@@ -380,3 +382,19 @@ def test_meta_training_learns_to_adapt_to_held_out_tasks() -> None:
     assert returns["adapted"].mean() > returns["frozen"].mean() + 150
     for sign in (-1, 1):
         assert returns["adapted"][tasks.values["sign"] == sign].mean() > 400
+
+
+@pytest.mark.parametrize("core", ["diagonal", "state_space"])
+def test_plain_operations_train_the_same(
+    tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch, core: Any
+) -> None:
+    """What runs on other devices, against the compiled kernels."""
+    config = tiny(core=core, num_epochs=2)
+    _, compiled = run(config)
+    for module in (policy_module, diagonal_ssm, ssm):
+        monkeypatch.setattr(module, "can_fuse", lambda *_: False)
+    _, plain = run(config)
+    for one, other in zip(compiled, plain, strict=True):
+        assert one.env_steps == other.env_steps
+        assert one.meta_loss == pytest.approx(other.meta_loss, rel=1e-3, abs=1e-5)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-3)
