@@ -18,7 +18,7 @@ demo: .venv/.installed-report ## Meta-train, adapt, evaluate, write a report (ru
 
 SEEDS = 0 1 2 3 4 5 6 7 8 9
 
-figures: demo ## Train on ten seeds (20 minutes), and put all figures into the README
+figures: demo ## Train on ten seeds (10 minutes), and put all figures into the README
 	for seed in $(SEEDS); do \
 		rm -rf runs/seed-$$seed; \
 		.venv/bin/ssm-metarl train --family cartpole --seed $$seed --out runs/seed-$$seed || exit; \
@@ -29,7 +29,7 @@ figures: demo ## Train on ten seeds (20 minutes), and put all figures into the R
 	done
 	.venv/bin/python docs/update_readme.py $(SEEDS)
 
-models: .venv/.installed-report ## Train, evaluate and ship the two models with their cards (40 minutes)
+models: .venv/.installed-report ## Train, evaluate and ship the two models with their cards (5 minutes)
 	rm -rf runs/cartpole runs/cartpole_hybrid_real_model
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --tasks_per_epoch 32 \
 		--max_env_steps 2900000 --out runs/cartpole
@@ -37,12 +37,12 @@ models: .venv/.installed-report ## Train, evaluate and ship the two models with 
 		--adaptation_mode hybrid --out runs/cartpole_hybrid_real_model
 	.venv/bin/python docs/ship_models.py cartpole cartpole_hybrid_real_model
 
-long-training: .venv/.installed-report ## Train five times as long, and draw the curve (20 minutes)
+long-training: .venv/.installed-report ## Train five times as long, and draw the curve (3 minutes)
 	rm -rf runs/long
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --max_env_steps 7250000 --out runs/long
 	.venv/bin/python docs/draw_long_training.py
 
-bench: .venv/.installed-bench ## Measure speed and memory against other libraries (20 minutes)
+bench: .venv/.installed-bench ## Measure speed and memory against other libraries (10 minutes)
 	.venv/bin/python -m ssm_metarl.benchmarks.performance
 	.venv/bin/python docs/update_performance.py
 
