@@ -1,7 +1,8 @@
 """What the compiled kernels share: the compiler's settings, and functions that vectorise.
 
-Place in the flow: stage 3, under `diagonal_kernel` and `ssm_kernel`. Numba compiles on first use,
-for this processor, and keeps the result on disk: no compiler needs to be installed.
+Place in the flow: before everything that is compiled: the kernels and actors of `core`, the physics
+of `tasks`, the bookkeeping of `env_runner`. Numba compiles on first use, for this processor, and
+keeps the result on disk: no compiler needs to be installed.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ def share(function: Callable[..., None], *args: Any, tasks: int, rows: int) -> N
 
 
 _THREADS = 0  # of compiled functions, while PyTorch has one; 0 for as many as PyTorch has
+_INSIDE = 0  # how many calls, of any thread, are in `threads_for_kernels`
+_LOCK = threading.Lock()
 
 
 @contextmanager
@@ -96,15 +99,20 @@ def threads_for_kernels() -> Iterator[None]:
     Its operations are too small here to gain from a second thread, which would spin between them
     on the processor that a kernel could use.
     """
-    global _THREADS
-    before, threads = _THREADS, torch.get_num_threads()
-    _THREADS = before or threads
-    torch.set_num_threads(1)
+    global _THREADS, _INSIDE
+    with _LOCK:
+        if _INSIDE == 0:
+            _THREADS = torch.get_num_threads()
+            torch.set_num_threads(1)
+        _INSIDE += 1
     try:
         yield
     finally:
-        _THREADS = before
-        torch.set_num_threads(threads)
+        with _LOCK:
+            _INSIDE -= 1
+            if _INSIDE == 0:  # two threads may have come and gone in any order
+                torch.set_num_threads(_THREADS)
+                _THREADS = 0
 
 
 ROWS_WORTH_A_THREAD = 256

@@ -57,7 +57,8 @@ def fused_unroll(
         out, last = _Forward.apply(flat, kernel, x, hidden, reset)  # type: ignore[no-untyped-call]
         return out, last
     # Under shared parameters environments are as independent as tasks: one task's may be taken for
-    # several tasks, for as many threads.
+    # several tasks, for as many threads. Their gradients are then added up in another order: here,
+    # and only here, the last bit depends on the number of threads.
     tasks, _, envs = x.shape[:3]
     groups = math.gcd(envs, threads_worth(reset.numel())) if tasks == 1 else 1
 
