@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ssm_metarl.config import Calibration, PolicyConfig, rebuild
@@ -97,20 +97,30 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     """Write a checkpoint atomically; ``path`` is a file, its folder is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
-    header["versions"] = checkpoint.versions or current_versions()
-    text = json.dumps(header, sort_keys=True)
     temporary = path.with_name(f"{path.name}.tmp")
-    contiguous = {n: v.detach().cpu().contiguous() for n, v in checkpoint.tensors.items()}
-    metadata = {"format": FORMAT, "ssm_metarl": text, "digest": _digest(text, contiguous)}
     try:
         with open(temporary, "wb") as file:  # safetensors' own save_file ignores the umask
-            file.write(save(contiguous, metadata=metadata))
+            file.write(pack(checkpoint))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def pack(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as the bytes of its file: equal checkpoints give equal bytes."""
+    header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
+    header["versions"] = checkpoint.versions or current_versions()
+    text = json.dumps(header, sort_keys=True)
+    contiguous = {n: v.detach().cpu().contiguous() for n, v in checkpoint.tensors.items()}
+    metadata = {"format": FORMAT, "ssm_metarl": text, "digest": _digest(text, contiguous)}
+    content = save(contiguous, metadata=metadata)
+    # safetensors writes the metadata in an order that changes from process to process
+    size = int.from_bytes(content[:8], "little")
+    ordered = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True).encode()
+    ordered += b" " * (-len(ordered) % 8)  # the tensors behind it stay aligned
+    return len(ordered).to_bytes(8, "little") + ordered + content[8 + size :]
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
@@ -140,25 +150,38 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         path = path / FILE_NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a checkpoint, found none")
+    return unpack(path.read_bytes(), str(path))
+
+
+def unpack(content: bytes, name: str) -> Checkpoint:
+    """Read what :func:`pack` made.
+
+    Args:
+        content: The bytes of a checkpoint file.
+        name: What to call it in errors.
+
+    Raises:
+        ValueError: Corrupt, truncated, or another kind of file.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = load(content)
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
         header = json.loads(metadata["ssm_metarl"]) if metadata.get("format") == FORMAT else None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path}: expected a checkpoint, received a damaged or foreign file ({error})"
+            f"{name}: expected a checkpoint, received a damaged or foreign file ({error})"
         ) from None
     if header is None:
-        raise ValueError(f"{path}: expected format {FORMAT!r}, received {metadata.get('format')!r}")
+        raise ValueError(f"{name}: expected format {FORMAT!r}, received {metadata.get('format')!r}")
     digest = _digest(metadata["ssm_metarl"], tensors)
     if metadata.get("digest", digest) != digest:
-        raise ValueError(f"{path}: expected a checkpoint, received a damaged one (wrong checksum)")
+        raise ValueError(f"{name}: expected a checkpoint, received a damaged one (wrong checksum)")
     known = set(Checkpoint.__dataclass_fields__) - {"tensors"}
     if not isinstance(header, dict) or not {"policy_config"} <= set(header) <= known:
         received = sorted(header) if isinstance(header, dict) else header
         raise ValueError(
-            f"{path}: expected policy_config and other fields among {sorted(known)}, "
+            f"{name}: expected policy_config and other fields among {sorted(known)}, "
             f"received {received}"
         )
     return Checkpoint(tensors=tensors, **header)

@@ -45,6 +45,13 @@ def default_width(core: Core, hidden_dim: int | None) -> int:
     return hidden_dim or (32 if core == "diagonal" else 64)
 
 
+def require_norm_dim(core: Core, norm_dim: int | None, width: int) -> None:
+    """Raise ValueError unless ``norm_dim`` is None or names channels that the core has."""
+    if norm_dim is not None:
+        require(core == "diagonal", "norm_dim", "None where core is 'state_space'", norm_dim)
+        require(1 <= norm_dim <= width, "norm_dim", f"None or 1 to {width}, the width", norm_dim)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """The architecture of a policy: with its weights, all that is needed to run it."""
@@ -57,6 +64,9 @@ class PolicyConfig:
     """Width of the residual stream (diagonal) or of the hidden layers (state_space)."""
     num_layers: int = 2
     """Number of layers (diagonal only)."""
+    norm_dim: int | None = None
+    """Leading channels of the residual stream that its normalisation takes mean and variance over;
+    None for all. Growing a model's width sets it, so that the function stays."""
     output_dim: int = 4
     """Size of the output (state_space only): action logits, then predicted effects."""
     obs_scale: tuple[float, ...]
@@ -82,6 +92,7 @@ class PolicyConfig:
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
         size = len(self.obs_scale)
         require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip
@@ -197,6 +208,9 @@ class MetaTrainingConfig:
     """Width; None for 32 (diagonal) or 64 (state_space)."""
     num_layers: int = 2
     """Number of layers (diagonal only)."""
+    norm_dim: int | None = None
+    """Leading channels of the residual stream that its normalisation takes mean and variance over;
+    None for all. Growing a model's width sets it, so that the function stays."""
     seed: int = 0
     """Names every random number of the training."""
     device: str = "cpu"
@@ -290,6 +304,7 @@ class MetaTrainingConfig:
         }
         for name, allowed in choices.items():
             require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
+        require_norm_dim(self.core, self.norm_dim, self.width)
 
     @property
     def env_step_limit(self) -> int | None:

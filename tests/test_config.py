@@ -46,6 +46,7 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "state_dim": COUNT,
         "hidden_dim": COUNT,
         "num_layers": COUNT,
+        "norm_dim": (*COUNT, 33),
         "output_dim": COUNT,
         "obs_scale": ((), (1.0, NAN), (float("inf"),)),
         "obs_limit": ((1.0,), (1.0, 0.0), (1.0, NAN)),
@@ -77,6 +78,7 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "state_dim": COUNT,
         "hidden_dim": COUNT,
         "num_layers": COUNT,
+        "norm_dim": (*COUNT, 33),
         "num_epochs": COUNT,
         "max_env_steps": COUNT,
         "tasks_per_epoch": COUNT,
@@ -196,6 +198,14 @@ def test_a_continuous_policy_needs_a_size_and_bounds() -> None:
     with pytest.raises(ValueError, match=r"^action_high: expected more .* -1.0, received -1.0$"):
         PolicyConfig(obs_scale=(1.0,), action_dim=1, action_high=-1.0)
     assert PolicyConfig(obs_scale=(1.0,), action_dim=3, action_low=-2.0).action_dim == 3
+
+
+def test_only_the_diagonal_core_normalises() -> None:
+    assert PolicyConfig(**POLICY, norm_dim=32).norm_dim == 32
+    assert MetaTrainingConfig(hidden_dim=40, norm_dim=40).norm_dim == 40
+    for cls, rest in ((PolicyConfig, POLICY), (MetaTrainingConfig, {})):
+        with pytest.raises(ValueError, match=r"^norm_dim: expected None .* received 3$"):
+            cls(**rest, core="state_space", norm_dim=3)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class Train(MetaTrainingConfig):
 
     family: Annotated[str, tyro.conf.arg(aliases=("--env-name",))] = "cartpole"
     """Task family, or the Gymnasium id that names it."""
+    norm_dim: Annotated[int | None, tyro.conf.Suppress] = None  # growing a model sets it
     mode: Mode = "meta_rl"
     """policy_gradient has other flags: see ssm-metarl train --mode policy_gradient --help."""
     out: Path | None = None

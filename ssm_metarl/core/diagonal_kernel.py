@@ -7,7 +7,8 @@ products are BLAS calls, and what lies between them is compiled.
 
 For one task and one layer (rows are time-major, row = t N + n; M' is the transpose)::
 
-    u = (x - mean) r,  r = 1 / sqrt(var + eps)        layer normalisation
+    u = (x - mean) r,  r = 1 / sqrt(var + eps)        layer normalisation: of all channels, by mean
+                                                      and variance of the first norm
     h_t = a h_{t-1} + b u_t + c                       b = scale B, c = scale times the bias of B
     z = C h + D u,  y = gelu(z),  s = sigmoid(G y)
     x <- x + y s                                      the stream; at first W x
@@ -16,6 +17,7 @@ For one task and one layer (rows are time-major, row = t N + n; M' is the transp
 Shapes: T steps of N environments are R = T N rows; X inputs, width D, P states in each of L layers,
 M readouts::
 
+    norm      1..D       how many leading channels the normalisation takes mean and variance over
     readouts  (., 2)     of each, where its weight starts in flat (its bias follows), and its rows
     flat      (.,)       parameters one after another, in the order of ``named_parameters``
     x         (R, X)     hidden  (N, L P)     reset  (R,) True where an episode starts
@@ -119,7 +121,7 @@ def prepare(readouts, flat, a, b, c, weight, bias, X):
 
 @compiled
 def forward_task(
-    readouts, flat, a, b, c, weight, bias, x, hidden, reset, out, stream, u, r, h, z, s
+    norm, readouts, flat, a, b, c, weight, bias, x, hidden, reset, out, stream, u, r, h, z, s
 ):  # fmt: skip
     """One task: fills out, stream, u, r, h, z, s."""
     (R, X), (L, _, D), P = x.shape, u.shape, h.shape[2]
@@ -135,7 +137,7 @@ def forward_task(
             _, skip, _, _, C, C_bias, G, G_bias = layer_of(flat, layer, X, D, P)
             layer_u, layer_h = u[layer][first:last], h[layer][first:last]
             layer_z, layer_s = z[layer][first:last], s[layer][first:last]
-            normalise(block, layer_u, r[layer][first:last])
+            normalise(norm, block, layer_u, r[layer][first:last])
             dot(layer_u, b[layer].T, layer_h)
             scan(a[layer], c[layer], hidden[:, layer * P : (layer + 1) * P], reset, h[layer],
                  first, last)  # fmt: skip
@@ -160,17 +162,17 @@ def forward_task(
 
 
 @compiled
-def normalise(x, u, r):
-    """Layer normalisation without weights."""
+def normalise(norm, x, u, r):
+    """Layer normalisation without weights, by mean and variance of the first channels."""
     D = x.shape[1]
-    share = ONE / float32(D)
+    share = ONE / float32(norm)
     for m in range(x.shape[0]):
         mean = ZERO
-        for i in range(D):
+        for i in range(norm):
             mean += x[m, i]
         mean *= share
         square = ZERO
-        for i in range(D):
+        for i in range(norm):
             square += (x[m, i] - mean) * (x[m, i] - mean)
         r[m] = ONE / np.sqrt(square * share + EPS)
         for i in range(D):
@@ -195,7 +197,7 @@ def scan(a, c, hidden, reset, h, first, last):
 
 @compiled
 def gradient_task(
-    readouts, flat, a, b, c, weight, bias, x, hidden, reset, stream, u, r, h, z, s,
+    norm, readouts, flat, a, b, c, weight, bias, x, hidden, reset, stream, u, r, h, z, s,
     g_out, carry, g_flat,
 ):  # fmt: skip
     """Cotangent of one task's parameters: fills g_flat, which comes as zeros.
@@ -253,7 +255,7 @@ def gradient_task(
             for m in range(size):
                 for i in range(D):
                     product[m, i] += g_y[m, i] * skip[i]
-            normalise_gradient(layer_u, r[layer][first:last], product, g)
+            normalise_gradient(norm, layer_u, r[layer][first:last], product, g)
         add_product(g, x[first:last], g_flat[: D * X].reshape(D, X), DI)
         add_rows(g, g_flat[D * X : D * X + D])
     put_readouts(g_weight, g_bias, readouts, g_flat)
@@ -272,18 +274,23 @@ def gradient_task(
 
 
 @compiled
-def normalise_gradient(u, r, g_u, g):
-    """Add to g what the normalisation's cotangent g_u makes of its input's."""
+def normalise_gradient(norm, u, r, g_u, g):
+    """Add to g what the normalisation's cotangent g_u makes of its input's.
+
+    Every channel of u depends on mean and variance, and these on the first channels of x alone.
+    """
     D = u.shape[1]
-    share = ONE / float32(D)
+    share = ONE / float32(norm)
     for m in range(u.shape[0]):
         mean, along = ZERO, ZERO
         for i in range(D):
             mean += g_u[m, i]
             along += g_u[m, i] * u[m, i]
         mean, along = mean * share, along * share
-        for i in range(D):
+        for i in range(norm):
             g[m, i] += r[m] * (g_u[m, i] - mean - u[m, i] * along)
+        for i in range(norm, D):
+            g[m, i] += r[m] * g_u[m, i]
 
 
 @compiled
@@ -310,7 +317,7 @@ def scan_gradient(a, hidden, reset, h, g_h, carry, g_a, first):
 
 @compiled
 def forward(
-    readouts, flat, a, b, c, weight, bias, x, hidden, reset, out, end,
+    norm, readouts, flat, a, b, c, weight, bias, x, hidden, reset, out, end,
     stream, u, r, h, z, s, first, last,
 ):  # fmt: skip
     """`forward_task` for the tasks first to last - 1; shared parameters have a single row.
@@ -321,8 +328,8 @@ def forward(
     for k in range(first, last):
         j = k if len(flat) > 1 else 0
         forward_task(
-            readouts, flat[j], a[j], b[j], c[j], weight[j], bias[j], x[k], hidden[k], reset[k],
-            out[k], stream[k], u[k], r[k], h[k], z[k], s[k],
+            norm, readouts, flat[j], a[j], b[j], c[j], weight[j], bias[j], x[k], hidden[k],
+            reset[k], out[k], stream[k], u[k], r[k], h[k], z[k], s[k],
         )  # fmt: skip
         for layer in range(L):
             copy_rows(h[k][layer][R - N :], end[k][:, layer * P : (layer + 1) * P])
@@ -330,13 +337,13 @@ def forward(
 
 @compiled
 def gradient(
-    readouts, flat, a, b, c, weight, bias, x, hidden, reset, stream, u, r, h, z, s,
+    norm, readouts, flat, a, b, c, weight, bias, x, hidden, reset, stream, u, r, h, z, s,
     g_out, carry, g_flat, first, last,
 ):  # fmt: skip
     """`gradient_task` for the tasks first to last - 1."""
     for k in range(first, last):
         j = k if len(flat) > 1 else 0
         gradient_task(
-            readouts, flat[j], a[j], b[j], c[j], weight[j], bias[j], x[k], hidden[k], reset[k],
-            stream[k], u[k], r[k], h[k], z[k], s[k], g_out[k], carry[k], g_flat[k],
+            norm, readouts, flat[j], a[j], b[j], c[j], weight[j], bias[j], x[k], hidden[k],
+            reset[k], stream[k], u[k], r[k], h[k], z[k], s[k], g_out[k], carry[k], g_flat[k],
         )  # fmt: skip

@@ -10,6 +10,9 @@ section 4) and the input normalisation of the LRU (Orvieto et al. 2023, arXiv 23
     y_t = gelu(C h_t + D * u_t)
     x_t <- x_t + y_t * sigmoid(G y_t)
 
+LayerNorm has no weights. A model whose width was grown takes mean and variance over its first
+``norm_dim`` channels and normalises all with them, so that the old channels stay what they were.
+
 The recurrence is linear, so a whole trajectory is one `scan`, twice differentiable at little
 cost: what second-order meta-learning through hundreds of steps asks for. Inside, tensors are
 task-first, (K, T, N, D), so that per-task weights are one batched product.
@@ -53,6 +56,8 @@ class DiagonalSSM(nn.Module):
         state_dim: P per layer.
         num_layers: Number of layers.
         slowest: Longest initial time constant, in steps.
+        norm_dim: Leading channels that the normalisation takes mean and variance over, 1 to D; None
+            for all.
     """
 
     def __init__(
@@ -62,8 +67,12 @@ class DiagonalSSM(nn.Module):
         state_dim: int = 32,
         num_layers: int = 2,
         slowest: float = 100.0,
+        norm_dim: int | None = None,
     ) -> None:
         super().__init__()
+        self.norm_dim = model_dim if norm_dim is None else norm_dim
+        if not 1 <= self.norm_dim <= model_dim:
+            raise ValueError(f"norm_dim: expected None or 1 to {model_dim}, received {norm_dim}")
         self.input_dim, self.output_dim = input_dim, model_dim
         self.state_dim, self.num_layers = state_dim, num_layers
         self.hidden_size = num_layers * state_dim
@@ -77,7 +86,7 @@ class DiagonalSSM(nn.Module):
     def kernel(self, readouts: Sequence[tuple[int, int]] = ()) -> DiagonalKernel:
         """The compiled form of the model and of linear readouts of its output."""
         model_dim, num_layers = self.output_dim, self.num_layers
-        return DiagonalKernel(model_dim, self.state_dim, num_layers, readouts)
+        return DiagonalKernel(model_dim, self.state_dim, num_layers, self.norm_dim, readouts)
 
     def unroll(
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
@@ -112,7 +121,7 @@ class DiagonalSSM(nn.Module):
                     "gate.weight", "gate.bias",
                 )
             }  # fmt: skip
-            u = F.layer_norm(stream, stream.shape[-1:])
+            u = normalise(stream, self.norm_dim)
             decay = torch.exp(-torch.exp(weights["log_rate"]))  # (P,) or (K, P)
             # 1 - a^2, computed so that a slow mode loses no digits
             scale = torch.sqrt(-torch.expm1(-2 * torch.exp(weights["log_rate"])))
@@ -127,3 +136,11 @@ class DiagonalSSM(nn.Module):
             )
             last_states.append(states[:, -1])
         return stream.transpose(0, 1), torch.cat(last_states, dim=-1)
+
+
+def normalise(x: Tensor, norm_dim: int) -> Tensor:
+    """Layer normalisation of (..., D) without weights, by the first ``norm_dim`` channels."""
+    if norm_dim == x.shape[-1]:
+        return F.layer_norm(x, (norm_dim,))
+    variance, mean = torch.var_mean(x[..., :norm_dim], dim=-1, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + 1e-5)  # as in torch's

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numba import float32
@@ -55,7 +56,7 @@ def normalised_input_tangent(rate, B, B_bias, rate_, B_, B_bias_, a_, b_, c_):
 
 @compiled
 def tangent_task(
-    readouts, flat, a, b, c, weight, bias, flat_, x, hidden, reset, stream, u, r, h, z, s,
+    norm, readouts, flat, a, b, c, weight, bias, flat_, x, hidden, reset, stream, u, r, h, z, s,
     g_out, carry, out_, last_, g_flat_,
 ):  # fmt: skip
     """Derivatives of `forward_task` and `gradient_task` along the direction flat_.
@@ -96,7 +97,7 @@ def tangent_task(
             layer_h, layer_h_ = h[layer][first:last], h_[layer][first:last]
             layer_z, layer_z_ = z[layer][first:last], z_[layer][first:last]
             layer_s, layer_s_ = s[layer][first:last], s_[layer][first:last]
-            normalise_tangent(layer_u, r[layer][first:last], block_, layer_u_,
+            normalise_tangent(norm, layer_u, r[layer][first:last], block_, layer_u_,
                               r_[layer][first:last])  # fmt: skip
             dot(layer_u_, b[layer].T, layer_h_)
             dot(layer_u, b_[layer].T, h_product)
@@ -225,7 +226,7 @@ def tangent_task(
             for m in range(size):
                 for i in range(D):
                     product[m, i] += g_y[m, i] * skip[i]
-            normalise_gradient_tangent(layer_u, layer_u_, r[layer][first:last],
+            normalise_gradient_tangent(norm, layer_u, layer_u_, r[layer][first:last],
                                        r_[layer][first:last], product, product_, g, g_)  # fmt: skip
         add_product(g_, x[first:last], g_flat_[: D * X].reshape(D, X), DI)
         add_rows(g_, g_flat_[D * X : D * X + D])
@@ -254,13 +255,13 @@ def tangent_task(
 
 
 @compiled
-def normalise_tangent(u, r, x_, u_, r_):
+def normalise_tangent(norm, u, r, x_, u_, r_):
     """Derivatives of `normalise`."""
     D = u.shape[1]
-    share = ONE / float32(D)
+    share = ONE / float32(norm)
     for m in range(u.shape[0]):
         mean, along = ZERO, ZERO
-        for i in range(D):
+        for i in range(norm):
             mean += x_[m, i]
             along += x_[m, i] * u[m, i]
         mean, along = mean * share, along * share
@@ -286,10 +287,10 @@ def scan_tangent(a, a_, c_, input_, hidden, reset, h, h_, first, last):
 
 
 @compiled
-def normalise_gradient_tangent(u, u_, r, r_, g_u, g_u_, g, g_):
+def normalise_gradient_tangent(norm, u, u_, r, r_, g_u, g_u_, g, g_):
     """`normalise_gradient` and its derivative."""
     D = u.shape[1]
-    share = ONE / float32(D)
+    share = ONE / float32(norm)
     for m in range(u.shape[0]):
         mean, along, mean_, along_ = ZERO, ZERO, ZERO, ZERO
         for i in range(D):
@@ -298,11 +299,14 @@ def normalise_gradient_tangent(u, u_, r, r_, g_u, g_u_, g, g_):
             mean_ += g_u_[m, i]
             along_ += g_u_[m, i] * u[m, i] + g_u[m, i] * u_[m, i]
         mean, along, mean_, along_ = mean * share, along * share, mean_ * share, along_ * share
-        for i in range(D):
+        for i in range(norm):
             centred = g_u[m, i] - mean - u[m, i] * along
             g[m, i] += r[m] * centred
             g_[m, i] += r_[m] * centred
             g_[m, i] += r[m] * (g_u_[m, i] - mean_ - u_[m, i] * along - u[m, i] * along_)
+        for i in range(norm, D):
+            g[m, i] += r[m] * g_u[m, i]
+            g_[m, i] += r_[m] * g_u[m, i] + r[m] * g_u_[m, i]
 
 
 @compiled
@@ -332,15 +336,15 @@ def scan_gradient_tangent(
 
 @compiled
 def tangent(
-    readouts, flat, a, b, c, weight, bias, flat_, x, hidden, reset, stream, u, r, h, z, s,
+    norm, readouts, flat, a, b, c, weight, bias, flat_, x, hidden, reset, stream, u, r, h, z, s,
     g_out, carry, out_, last_, g_flat_, first, last,
 ):  # fmt: skip
     """`tangent_task` for the tasks first to last - 1."""
     for k in range(first, last):
         j = k if len(flat) > 1 else 0
         tangent_task(
-            readouts, flat[j], a[j], b[j], c[j], weight[j], bias[j], flat_[k], x[k], hidden[k],
-            reset[k], stream[k], u[k], r[k], h[k], z[k], s[k], g_out[k], carry[k],
+            norm, readouts, flat[j], a[j], b[j], c[j], weight[j], bias[j], flat_[k], x[k],
+            hidden[k], reset[k], stream[k], u[k], r[k], h[k], z[k], s[k], g_out[k], carry[k],
             out_[k], last_[k], g_flat_[k],
         )  # fmt: skip
 
@@ -352,6 +356,7 @@ class DiagonalKernel:
         model_dim: D.
         state_dim: P of a layer.
         num_layers: L.
+        norm_dim: Leading channels that the normalisation takes mean and variance over, 1 to D.
         readouts: For each linear readout of the stream, where its weight starts among the
             parameters (its bias follows), and its number of outputs. None gives the stream itself.
     """
@@ -363,21 +368,23 @@ class DiagonalKernel:
         model_dim: int,
         state_dim: int,
         num_layers: int,
+        norm_dim: int,
         readouts: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.model_dim, self.state_dim, self.num_layers = model_dim, state_dim, num_layers
+        self.norm_dim = norm_dim
         self.hidden_size = num_layers * state_dim
         self.output_dim = sum(rows for _, rows in readouts) or model_dim
         self._readouts = np.array(readouts, np.int64).reshape(-1, 2)
 
-    def prepare(self, flat: np.ndarray, input_dim: int) -> tuple[np.ndarray, ...]:
+    def prepare(self, flat: np.ndarray, input_dim: int) -> tuple[Any, ...]:
         """The first arguments of the three functions, from parameters (K, ...)."""
         K, L, M = len(flat), self.num_layers, int(self._readouts[:, 1].sum())
         D, P = self.model_dim, self.state_dim
         shapes = ((K, L, P), (K, L, P, D), (K, L, P), (K, M, D), (K, M))
         prepared = tuple(np.empty(shape, np.float32) for shape in shapes)
         prepare(self._readouts, flat, *prepared, input_dim)
-        return self._readouts, flat, *prepared
+        return self.norm_dim, self._readouts, flat, *prepared
 
     def activations(self, num_tasks: int, rows: int) -> tuple[tuple[int, ...], ...]:
         """Shapes of stream, u, r, h, z and s of K tasks."""

@@ -8,6 +8,7 @@ rollout is a function of its noise streams.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -38,6 +39,9 @@ class ActionDistribution(Protocol):
 
     def transpose(self, first: int, second: int) -> Self:
         """The same distributions with two leading axes exchanged."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply ``function``, such as an index into the leading axes, to every parameter."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,10 @@ class Categorical:
         """Logits with two axes exchanged."""
         return Categorical(self.logits.transpose(first, second))
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Categorical:
+        """Apply ``function`` to the logits."""
+        return Categorical(function(self.logits))
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -117,3 +125,7 @@ class Gaussian:
     def transpose(self, first: int, second: int) -> Gaussian:
         """Both parameters with two axes exchanged."""
         return Gaussian(self.mean.transpose(first, second), self.log_std.transpose(first, second))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Gaussian:
+        """Apply ``function`` to mean and log_std."""
+        return Gaussian(function(self.mean), function(self.log_std))

@@ -349,7 +349,13 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
                 config.output_dim, action_space, config.predicted_dims
             )
         else:
-            core = DiagonalSSM(obs_dim, config.hidden_dim, config.state_dim, config.num_layers)
+            core = DiagonalSSM(
+                obs_dim,
+                config.hidden_dim,
+                config.state_dim,
+                config.num_layers,
+                norm_dim=config.norm_dim,
+            )
             heads = LinearHeads(config.hidden_dim, action_space, obs_dim)
         return Policy(
             core,

@@ -104,11 +104,17 @@ def can_flip(family: TaskFamily) -> bool:
 
 
 def collect_support(
-    policy: Policy, tasks: Tasks, num_steps: int, support_policy: SupportPolicy, *, seed: int
+    policy: Policy,
+    tasks: Tasks,
+    num_steps: int,
+    support_policy: SupportPolicy,
+    *,
+    seed: int,
+    purpose: str = PURPOSE,
 ) -> Rollout:
     """Support data of K tasks: ``num_steps`` environment steps each, one environment a task."""
-    worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-support")
-    noise = TaskNoise(seed, f"{PURPOSE}-support-action", tasks.indices)
+    worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{purpose}-support")
+    noise = TaskNoise(seed, f"{purpose}-support-action", tasks.indices)
     actor = (
         random_actor(worlds, noise, num_steps)
         if support_policy == "random"

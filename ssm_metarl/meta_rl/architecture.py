@@ -32,6 +32,7 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         state_dim=config.state_dim,
         hidden_dim=config.width,
         num_layers=config.num_layers,
+        norm_dim=config.norm_dim if isinstance(config, MetaTrainingConfig) else None,
         output_dim=space.logits_dim + effects,
         obs_scale=(1.0,) * obs_dim if nonlinear or not family.obs_scale else family.obs_scale,
         obs_limit=tuple(1 / scale for scale in family.obs_scale or ()),

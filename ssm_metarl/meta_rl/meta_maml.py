@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from torch import Tensor
 from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params, expand_to_tasks
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
+from ssm_metarl.objectives.policy_gradient import Guide, clipped_policy_loss
 from ssm_metarl.types import FlatParams, Rollout
 
 FINAL_LR_SHARE = 0.05
@@ -64,9 +64,11 @@ class QueryPart:
     """Shape (T', K', N)."""
     advantage: Tensor
     """Shape (T', K', N)."""
+    guide: Guide | None
+    """A teacher's actions in these steps, where there is one."""
 
 
-def query_parts(query: Rollout, advantage: Tensor) -> list[QueryPart]:
+def query_parts(query: Rollout, advantage: Tensor, guide: Guide | None = None) -> list[QueryPart]:
     """Take a meta-batch apart, longest episodes first, into parts of about `STEPS_AT_ONCE`.
 
     What the episodes of a part leave behind for the gradient fits into cache, and a task whose
@@ -77,8 +79,12 @@ def query_parts(query: Rollout, advantage: Tensor) -> list[QueryPart]:
     parts = []
     for tasks in order.tensor_split(-(-query.mask.numel() // STEPS_AT_ONCE)):
         steps = int(lengths[tasks].max())
-        part = query.map(lambda x, steps=steps, tasks=tasks: x[:steps, tasks])  # type: ignore[misc]
-        parts.append(QueryPart(tasks, part.cleaned(), advantage[:steps, tasks]))
+
+        def cut(x: Tensor, steps: int = steps, tasks: Tensor = tasks) -> Tensor:
+            return x[:steps, tasks]
+
+        part = guide and replace(guide, distribution=guide.distribution.map(cut))
+        parts.append(QueryPart(tasks, query.map(cut).cleaned(), cut(advantage), part))
     return parts
 
 
@@ -151,6 +157,7 @@ class MetaMAML:
                 part.advantage,
                 clip_coef=config.clip_coef,
                 entropy_coef=config.entropy_coef,
+                guide=part.guide,
             )
             (losses.sum() / num_tasks).backward()
             outer[part.tasks] = losses.detach()
@@ -175,6 +182,7 @@ class MetaMAML:
         *,
         num_steps: int,
         progress: float,
+        guide: Guide | None = None,
     ) -> MetaUpdate:
         """Take ``update_epochs`` outer steps on one meta-batch.
 
@@ -184,6 +192,7 @@ class MetaMAML:
             advantage: Shape (T, K, N).
             num_steps: As in :meth:`backward`.
             progress: Share of the training that is done, in [0, 1]; sets the learning rate.
+            guide: A teacher to stay close to.
 
         Raises:
             TrainingDiverged: The loss or its gradient is not finite; nothing was changed by
@@ -191,7 +200,7 @@ class MetaMAML:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.outer_lr * max(FINAL_LR_SHARE, 1 - progress)
-        parts = query_parts(query, advantage)
+        parts = query_parts(query, advantage, guide)
         for _ in range(self.config.update_epochs):
             self.optimizer.zero_grad(set_to_none=True)
             meta_loss, left_out = self.backward(loss, parts, num_steps=num_steps)

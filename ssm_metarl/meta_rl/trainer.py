@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
-from ssm_metarl.adaptation.inner_loop import TaskLoss
+from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
 from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig
@@ -33,11 +33,17 @@ from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.meta_maml import MetaMAML
+from ssm_metarl.objectives.policy_gradient import Guide, action_distribution
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Params, Rollout
+
+KICKSTART = 1.0
+"""Weight of a teacher at the start of a training, in the outer loss for each nat of KL a step."""
+KICKSTART_SHARE = 0.5
+"""Share of the training over which that weight falls to nothing."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ class MetaTrainer:
         ).to(self.device)
         self.maml = MetaMAML(self.policy, config)
         self.buffer = ExperienceBuffer(config.buffer_size)
+        self.teacher: Policy | None = None
+        """A policy to stay close to at first: what a network was shrunk from (`KICKSTART`)."""
         self.epoch = 0
         self.env_steps = 0
         self.recent_return = 0.0
@@ -152,7 +160,12 @@ class MetaTrainer:
             query, gamma=config.gamma, gae_lambda=config.gae_lambda, shared_scale=True
         )
         update = self.maml.update(
-            loss, query, advantage, num_steps=inner_steps, progress=self.progress
+            loss,
+            query,
+            advantage,
+            num_steps=inner_steps,
+            progress=self.progress,
+            guide=self._guide(support, query, inner_steps),
         )
 
         self.buffer.add(support, tasks.indices)  # shipped with the model, for hybrid adaptation
@@ -226,6 +239,29 @@ class MetaTrainer:
             adapted, len(tasks), config.episodes_per_task, noise=noise, num_steps=horizon
         )
         return collect_rollout(worlds, actor, horizon), horizon
+
+    def _guide(self, support: Rollout, query: Rollout, num_steps: int) -> Guide | None:
+        """What the teacher, adapted to the same data, would do in the query episodes."""
+        weight = KICKSTART * (1 - self.progress / KICKSTART_SHARE)
+        if self.teacher is None or weight <= 0:
+            return None
+        config, teacher = self.config, self.teacher
+        adapted, _ = adapt_params(
+            teacher.meta_params(),
+            task_loss(
+                teacher,
+                config.objective,
+                support,
+                gamma=config.gamma,
+                gae_lambda=config.gae_lambda,
+                replay=None,
+            ),
+            teacher.step_sizes(),
+            num_tasks=support.num_tasks,
+            num_steps=num_steps,
+        )
+        with torch.no_grad():
+            return Guide(action_distribution(teacher, adapted, query.cleaned()), weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs, but for the counters."""

@@ -11,6 +11,7 @@ Rothfuss et al. 2019, arXiv 1810.06784, section 4).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,10 +55,20 @@ class PolicyGradientLoss:
 
     def look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
         """The losses (K,), and what the policy would do in these steps, (T, K, N)."""
-        distribution = _distribution(self._policy, params, self._rollout)
+        distribution = action_distribution(self._policy, params, self._rollout)
         log_ratio = distribution.log_prob(self._rollout.action) - self._rollout.log_prob
         ratio = log_ratio.clamp(max=math.log(MAX_RATIO)).exp()
         return -_task_mean(ratio * self._advantage, self._rollout.mask), distribution
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A teacher's part in the outer loss: kickstarting (Schmitt et al. 2018, arXiv 1803.03835)."""
+
+    distribution: ActionDistribution
+    """What the teacher would do in the rollout's steps, (T, K, N), no gradient."""
+    weight: float
+    """Of KL(teacher || policy), in nats a step."""
 
 
 def clipped_policy_loss(
@@ -68,6 +79,7 @@ def clipped_policy_loss(
     *,
     clip_coef: float,
     entropy_coef: float,
+    guide: Guide | None = None,
 ) -> Tensor:
     """PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), for each task.
 
@@ -78,12 +90,13 @@ def clipped_policy_loss(
         advantage: Shape (T, K, N), no gradient.
         clip_coef: The ratio counts within 1 - clip_coef and 1 + clip_coef.
         entropy_coef: Weight of the entropy bonus.
+        guide: A teacher to stay close to.
 
     Returns:
         Loss to minimise, shape (K,).
     """
     rollout = rollout.cleaned()
-    distribution = _distribution(policy, params, rollout)
+    distribution = action_distribution(policy, params, rollout)
     log_ratio = distribution.log_prob(rollout.action) - rollout.log_prob
     advantage = torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
     ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
@@ -91,10 +104,12 @@ def clipped_policy_loss(
     gain = torch.minimum(ratio * advantage, clipped * advantage)
     if entropy_coef > 0:
         gain = gain + entropy_coef * distribution.entropy()
+    if guide is not None:
+        gain = gain - guide.weight * guide.distribution.kl(distribution)
     return -_task_mean(gain, rollout.mask)
 
 
-def _distribution(policy: Policy, params: Params, rollout: Rollout) -> ActionDistribution:
+def action_distribution(policy: Policy, params: Params, rollout: Rollout) -> ActionDistribution:
     """What the policy would do in a (cleaned) rollout's steps, (T, K, N)."""
     hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
     out, _ = policy.unroll(params, rollout.obs, hidden, rollout.reset)

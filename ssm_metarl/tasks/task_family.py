@@ -166,6 +166,8 @@ class TaskFamily:
     effect_dims: tuple[int, ...] = ()
     """Observation dimensions that an action changes at once: what a `StateSpaceModel`, which has
     no room for more, predicts (cartpole: the two velocities)."""
+    return_bounds: Interval | None = None
+    """The least and the greatest return that an episode can have; None where that is not known."""
     mirror: bool = False
     """Whether negating all observations and mirroring all actions (n - 1 - a, or -a) turns each
     history of a task into one that is as likely in the same task."""
@@ -250,7 +252,9 @@ class TaskFamily:
         """Parameters of the unmodified environment."""
         return {p.name: p.default for p in self.parameters}
 
-    def sample(self, split: Split, num_tasks: int, *, seed: int, start: int = 0) -> Tasks:
+    def sample(
+        self, split: Split, num_tasks: int, *, seed: int, start: int = 0, stream: str = ""
+    ) -> Tasks:
         """Draw tasks ``start`` ... ``start + num_tasks - 1`` of a split.
 
         Args:
@@ -259,15 +263,15 @@ class TaskFamily:
             num_tasks: K.
             seed: Names the sequence of tasks.
             start: Counter of the first task.
+            stream: Names a sequence of its own: no two streams share a draw.
         """
         if split not in ("train", "id", "ood"):
             raise ValueError(f"split: expected 'train', 'id' or 'ood', received {split!r}")
+        purpose = f"{stream}/{split}-task" if stream else f"{split}-task"
         indices = range(start, start + num_tasks)
         draws = np.empty((len(self.parameters), num_tasks))
         for column, index in enumerate(indices):
-            draws[:, column] = seeding.generator(seed, f"{split}-task", index).random(
-                len(self.parameters)
-            )
+            draws[:, column] = seeding.generator(seed, purpose, index).random(len(self.parameters))
         values = {
             p.name: torch.tensor(
                 [(p.ood if split == "ood" else p.id).at(u) for u in row], dtype=torch.float64

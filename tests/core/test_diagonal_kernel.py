@@ -26,10 +26,11 @@ def model() -> DiagonalSSM:
         return DiagonalSSM(4, model_dim=6, state_dim=5, num_layers=2)
 
 
-@pytest.fixture
-def policy(model: DiagonalSSM) -> Policy:
+@pytest.fixture(params=[None, 5], ids=["all", "first-5"])
+def policy(request: pytest.FixtureRequest) -> Policy:
     with torch.random.fork_rng():
         torch.manual_seed(1)
+        model = DiagonalSSM(4, model_dim=6, state_dim=5, num_layers=2, norm_dim=request.param)
         heads = LinearHeads(model.output_dim, Discrete(3), obs_dim=4)
         return Policy(model, heads, obs_scale=(0.5, 1.0, 2.0, 1.0), inner_lr=0.1)
 
@@ -52,19 +53,29 @@ def test_equals_the_plain_model_in_two_derivatives(
 
 
 @pytest.mark.parametrize(
-    ("width", "state", "layers"), [(1, 1, 1), (32, 32, 2), (6, 300, 1), (130, 3, 3)]
+    ("width", "state", "layers", "norm"),
+    [
+        (1, 1, 1, None),
+        (32, 32, 2, None),
+        (6, 300, 1, None),
+        (130, 3, 3, None),
+        (12, 5, 2, 8),  # few channels vary little now and then, and amplify rounding
+        (40, 32, 2, 32),
+        (130, 3, 3, 129),
+    ],
 )
 def test_sizes_do_not_matter(
     width: int,
     state: int,
     layers: int,
+    norm: int | None,
     make_params: Callable[..., Any],
     make_data: Callable[..., Any],
     assert_same_derivatives: Callable[..., None],
 ) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = DiagonalSSM(4, width, state, layers)
+        model = DiagonalSSM(4, width, state, layers, norm_dim=norm)
     data, params = make_data(11, 8, model.hidden_size), make_params(model, False)
     assert_same_derivatives(model.unroll, model.unroll_plainly, params, data)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssm_metarl.core.diagonal_ssm import DiagonalSSM
+from ssm_metarl.core.diagonal_ssm import DiagonalSSM, normalise
 
 STEPS, TASKS, ENVS, INPUTS = 7, 3, 2, 4
 
@@ -159,3 +159,18 @@ def test_time_constants_span_one_to_the_slowest(model: DiagonalSSM) -> None:
     time_constants = -1 / torch.log(decay)
     assert time_constants[0].item() == pytest.approx(1.0)
     assert time_constants[-1].item() == pytest.approx(100.0)
+
+
+def test_all_channels_are_normalised_by_the_mean_and_variance_of_the_first() -> None:
+    x = torch.tensor([[1.0, 3.0, 5.0, 10.0], [0.0, 2.0, 4.0, -3.0]], dtype=torch.float64)
+    spread = (8 / 3 + 1e-5) ** 0.5
+    expected = torch.tensor([[-2.0, 0.0, 2.0, 7.0], [-2.0, 0.0, 2.0, -5.0]]).double() / spread
+    torch.testing.assert_close(normalise(x, 3), expected)
+    assert torch.equal(normalise(x, 4), torch.nn.functional.layer_norm(x, (4,)))
+    torch.testing.assert_close(normalise(x, 3)[:, :3], normalise(x[:, :3], 3))
+
+
+@pytest.mark.parametrize("norm_dim", [0, 7])
+def test_a_norm_over_other_channels_than_there_are_is_refused(norm_dim: int) -> None:
+    with pytest.raises(ValueError, match=f"^norm_dim: .* 1 to 6, received {norm_dim}$"):
+        DiagonalSSM(INPUTS, model_dim=6, norm_dim=norm_dim)

@@ -1,0 +1,1 @@
+"""Stage 9: a process that lives on its own, whatever it works at; `rsi_daemon` is its front."""

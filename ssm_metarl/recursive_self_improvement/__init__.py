@@ -1,0 +1,1 @@
+"""Stage 8: proposals, training, a gate on fresh tasks, and a ledger."""

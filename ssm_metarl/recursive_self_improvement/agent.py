@@ -1,0 +1,428 @@
+"""Recursive self-improvement: propose, train, screen, confirm, commit, watch.
+
+Place in the flow: stage 8, the loop one reads. `RecursiveSelfImprovementAgent.step` does what the
+lineage's stage asks for and appends one event; `lineage` folds it in and says what comes next. So
+the agent holds nothing that the ledger does not: killed at any instant, it goes on from the last
+event, and every random number that it draws belongs to (seed, purpose, generation or task).
+
+    agent = RecursiveSelfImprovementAgent(initial_model=policy, env=env)
+    record = agent.improve()        # one generation
+    agent.current_model             # the champion
+
+All computing is done by jobs (`candidates.Training`, `metrics.Measurement`), pure functions that an
+executor runs: here, in worker processes, or on a cluster.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ssm_metarl import seeding
+from ssm_metarl.recursive_self_improvement.candidates import Trained, Training
+from ssm_metarl.recursive_self_improvement.config import RSIConfig
+from ssm_metarl.recursive_self_improvement.executor import (
+    Executor,
+    InlineExecutor,
+    Outcome,
+    Stopped,
+)
+from ssm_metarl.recursive_self_improvement.gate import PRIMARY, Verdict
+from ssm_metarl.recursive_self_improvement.ledger import Ledger, LedgerDamaged
+from ssm_metarl.recursive_self_improvement.lineage import (
+    Lineage,
+    Record,
+    Role,
+    Stage,
+)
+from ssm_metarl.recursive_self_improvement.metrics import (
+    CURVE_METRICS,
+    Measured,
+    Measurement,
+)
+from ssm_metarl.recursive_self_improvement.proposals import changes_of, propose, require_optuna
+from ssm_metarl.recursive_self_improvement.safety import evaluator_hash, require_room
+from ssm_metarl.recursive_self_improvement.store import WeightStore
+
+if TYPE_CHECKING:
+    from ssm_metarl.checkpoint import Checkpoint
+    from ssm_metarl.core.policy import Policy
+    from ssm_metarl.core.ssm import StateSpaceModel
+    from ssm_metarl.env_runner.environment import Environment
+    from ssm_metarl.tasks.task_family import TaskFamily
+
+BASELINE_TASKS = 64
+WEIGHTS, WORK = "weights", "work"
+Body = dict[str, Any]
+Update = Callable[[Lineage, str, str], None]
+
+
+class RecursiveSelfImprovementAgent:
+    """A lineage of champions, and the process that improves it.
+
+    Args:
+        initial_model: Generation 0: a policy, a `StateSpaceModel`, a checkpoint, a shipped name or
+            a path. One that comes with its training (a checkpoint, a run) is trained on as it was;
+            others get the default recipe. None continues the lineage in ``folder``.
+        env: The task family: an `Environment` that belongs to one, its name, or a `TaskFamily`.
+            None for the one that the model was trained on.
+        config: Budgets, thresholds, tolerances.
+        folder: Where the lineage lives; None for a folder that ends with the agent.
+        executor: What runs trainings and measurements; None for this very process.
+        on_update: Called with the lineage, the kind of event, and a detail: after every event, and
+            for every training that ends.
+
+    Raises:
+        ValueError: The model does not fit the family; the folder holds another lineage; Optuna is
+            not installed.
+    """
+
+    def __init__(
+        self,
+        initial_model: Policy | StateSpaceModel | Checkpoint | str | Path | None = None,
+        env: Environment | TaskFamily | str | None = None,
+        config: RSIConfig | None = None,
+        *,
+        folder: Path | None = None,
+        executor: Executor | None = None,
+        on_update: Update | None = None,
+    ) -> None:
+        require_optuna()
+        self._temporary = None if folder else tempfile.TemporaryDirectory(prefix="ssm-metarl-rsi-")
+        self.folder = folder or Path(self._temporary.name)  # type: ignore[union-attr]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.executor = executor or InlineExecutor()
+        self._on_update = on_update or (lambda lineage, kind, detail: None)
+        self.ledger = Ledger(self.folder)
+        self.store = WeightStore(self.folder / WEIGHTS)
+        self.lineage = Lineage(self.ledger.events())
+        if self.lineage.stage == Stage.INIT:
+            from ssm_metarl.recursive_self_improvement.generation_zero import generation_zero
+
+            content, self.family, parameters = generation_zero(initial_model, env)
+            self._begin(content, parameters, config or RSIConfig())
+        else:
+            self.family = self._same_lineage(initial_model, env, config)
+
+    def _begin(self, content: bytes, parameters: int, config: RSIConfig) -> None:
+        from ssm_metarl.recursive_self_improvement.metrics import bounds_of
+
+        bounds = bounds_of(self.family, config)
+        name = self.store.put(content)
+        self._append(
+            "init",
+            {
+                "config": asdict(config),
+                "family": self.family.name,
+                "bounds": list(bounds),
+                "champion": name,
+                "parameters": parameters,
+                "evaluator": evaluator_hash(),
+            },
+        )
+
+    def _same_lineage(self, initial_model: Any, env: Any, config: RSIConfig | None) -> TaskFamily:
+        """The family of the lineage that is there, if it is the one that was asked for."""
+        from ssm_metarl.recursive_self_improvement.generation_zero import family_of, generation_zero
+
+        lineage = self.lineage
+        if config is not None and config != lineage.config:
+            changed = [n for n, v in asdict(config).items() if v != getattr(lineage.config, n)]
+            raise ValueError(
+                f"lineage: expected the settings that it began with, received others for "
+                f"{', '.join(changed)}; leave them out, or begin another lineage than {self.folder}"
+            )
+        if initial_model is not None:
+            content, _, _ = generation_zero(initial_model, env or lineage.family)
+            if self.store.put(content) != lineage.first:
+                raise ValueError(
+                    f"model: expected the one that this lineage began with, received another; "
+                    f"leave it out, or begin another lineage than {self.folder}"
+                )
+        return family_of(env or lineage.family)
+
+    @property
+    def current_model(self) -> Policy:
+        """The champion."""
+        from ssm_metarl.checkpoint import unpack
+
+        return unpack(self.store.get(self.lineage.champion), "champion").policy()
+
+    @property
+    def history(self) -> list[Record]:
+        """The generations so far."""
+        return list(self.lineage.records)
+
+    @property
+    def finished(self) -> str | None:
+        """Why no generation can begin: None while one can."""
+        lineage = self.lineage
+        if lineage.stage == Stage.HALTED:
+            return f"halted: {lineage.reason}; look into it, then: ssm-metarl rsi resume --ack"
+        trainings = lineage.config.num_candidates + 2
+        if (
+            lineage.stage == Stage.PROPOSE
+            and lineage.budget_left < trainings * lineage.config.train_steps
+        ):
+            return (
+                f"the budget is used up: {lineage.env_steps:,} of "
+                f"{lineage.config.max_env_steps:,} environment steps"
+            )
+        return None
+
+    def improve(self) -> Record:
+        """Run one generation, or finish the one that was interrupted; returns its record.
+
+        Raises:
+            ValueError: None can begin (see `finished`).
+            Stopped: The executor was asked to stop; nothing is lost.
+            OSError: The disk is full; the champion is what it was.
+        """
+        generations = len(self.lineage.records)
+        while len(self.lineage.records) == generations:
+            if reason := self.finished:
+                raise ValueError(f"rsi: {reason}")
+            self.step()
+        return self.lineage.records[-1]
+
+    def step(self) -> None:
+        """Do what the stage asks for, and append its event."""
+        require_room(self.folder, self.lineage.config.min_free_mb)
+        if (found := evaluator_hash()) != self.lineage.evaluator:
+            reason = f"the evaluator changed from {self.lineage.evaluator} to {found}"
+            self._append("halt", {"reason": reason})
+            return
+        try:
+            self._append(*self._work())
+        except (Stopped, OSError, LedgerDamaged):
+            self._reload()
+            raise
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            self._reload()
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._append("failure", {"reason": reason})
+        if self.lineage.stage in (Stage.PROPOSE, Stage.HALTED):
+            self._tidy()
+
+    def acknowledge(self) -> None:
+        """Go on after a halt: a person has looked at its reason.
+
+        Raises:
+            ValueError: Nothing is halted.
+        """
+        if self.lineage.stage != Stage.HALTED:
+            raise ValueError(f"resume: expected a halted lineage, received {self.lineage.stage}")
+        self._append("acknowledge", {"evaluator": evaluator_hash()})
+
+    def _append(self, kind: str, body: Body) -> None:
+        """Fold an event in and write it: what does not follow is not written."""
+        self.lineage.apply(kind, body)
+        self.ledger.append(kind, body, self.lineage.champion)
+        self._on_update(self.lineage, kind, "")
+
+    def _reload(self) -> None:
+        """Forget what was not written."""
+        self.lineage = Lineage(self.ledger.events())
+
+    def _tidy(self) -> None:
+        self.store.prune(self.lineage.kept_weights)
+        shutil.rmtree(self.folder / WORK, ignore_errors=True)
+
+    def _work(self) -> tuple[str, Body]:
+        """The event that the stage asks for."""
+        lineage = self.lineage
+        match lineage.stage:
+            case Stage.BASELINE:
+                return "baseline", self._baseline()
+            case Stage.PROPOSE:
+                return "propose", self._propose()
+            case Stage.TRAIN:
+                return "train", self._train()
+            case Stage.SCREEN:
+                return "screen", self._screen()
+            case Stage.CONFIRM:
+                return "confirm", self._confirm()
+            case Stage.ATTRIBUTE:
+                limit = lineage.config.attribution_pairs
+                test = lineage.attribution
+                return "attribute", self._duel(
+                    "attribute", lineage.control_weights, limit, test.num_pairs if test else 0
+                )
+            case Stage.COMMIT:
+                chosen = lineage.chosen_candidate
+                return "commit", {"champion": chosen.weights, "label": lineage.label}
+            case Stage.CANARY:
+                limit, tests = lineage.config.canary_pairs, lineage.canary
+                done = tests[0].num_pairs if tests else 0
+                return "canary", self._duel("canary", lineage.previous, limit, done)
+            case Stage.ROLLED_BACK:
+                return "rollback", {"champion": lineage.previous}
+            case Stage.DECIDED | Stage.FAILED:
+                return "generation", {"outcome": lineage.outcome, "reason": lineage.reason}
+        raise ValueError(f"rsi: {self.finished or lineage.stage}")
+
+    def _baseline(self) -> Body:
+        measured = self._measure(
+            "baseline", [self.lineage.champion], BASELINE_TASKS, with_curve=True
+        )
+        return self._used("baseline", BASELINE_TASKS, measured) | {
+            "scores": _as_json(measured[0].scores)
+        }
+
+    def _propose(self) -> Body:
+        from ssm_metarl.checkpoint import unpack
+        from ssm_metarl.config import MetaTrainingConfig, rebuild
+
+        lineage, generation = self.lineage, self.lineage.generation + 1
+        parent = unpack(self.store.get(lineage.champion), "champion")
+        recipe = rebuild(MetaTrainingConfig, parent.training, "champion: training")
+        proposals = propose(
+            recipe,
+            lineage.history,
+            seed=lineage.config.seed,
+            generation=generation,
+            count=lineage.config.num_candidates,
+        )
+        candidates: list[Body] = [
+            {"role": Role.CANDIDATE, "proposal": p, "changes": changes_of(p, recipe)}
+            for p in proposals
+        ]
+        candidates += [
+            {"role": role, "proposal": {}, "changes": {}} for role in (Role.CONTROL, Role.PLACEBO)
+        ]
+        return {"generation": generation, "candidates": candidates}
+
+    def _train(self) -> Body:
+        """Train all candidates; those that had finished before a kill are not trained again."""
+        lineage, config = self.lineage, self.lineage.config
+        rng = seeding.generator(config.seed, "rsi-training", lineage.generation)
+        seed, placebo_seed = (int(s) for s in rng.integers(2**31, size=2))
+        results = self.ledger.results()
+        parent = self.store.get(lineage.champion)
+        waiting = [i for i in range(len(lineage.candidates)) if str(i) not in results]
+        jobs = [
+            Training(
+                parent=parent,
+                family=self.family,
+                changes=lineage.candidates[i].changes,
+                seed=placebo_seed if lineage.candidates[i].role == Role.PLACEBO else seed,
+                env_steps=config.train_steps,
+                max_parameters=config.max_parameters,
+                work=str(self.folder / WORK / f"{lineage.generation}-{i}"),
+            )
+            for i in waiting
+        ]
+
+        def keep(index: int, outcome: Outcome) -> None:
+            result: Body = {"weights": "", "parameters": 0, "env_steps": 0}
+            if outcome.failure is None:
+                trained: Trained = outcome.value
+                result = {
+                    "weights": self.store.put(trained.weights),
+                    "parameters": trained.parameters,
+                    "env_steps": trained.env_steps,
+                }
+            results[str(waiting[index])] = result | {"failure": outcome.failure}
+            self.ledger.keep_result(str(waiting[index]), results[str(waiting[index])])
+            self._on_update(lineage, "trained", f"{len(results)} of {len(lineage.candidates)}")
+
+        self.executor.run(jobs, on_done=keep)
+        return {"results": [results[str(i)] for i in range(len(lineage.candidates))]}
+
+    def _screen(self) -> Body:
+        lineage = self.lineage
+        done = lineage.screened_pairs
+        count = next(n for n in lineage.config.screen_pairs if n > done) - done
+        entered = lineage.to_screen()
+        weights = [lineage.champion, *(lineage.candidates[i].weights for i in entered)]
+        old, *new = measured = self._measure("screen", weights, count)
+        return self._used("screen", count, measured) | {
+            "old": _as_json(old.scores)[PRIMARY],
+            "new": {str(i): _as_json(m.scores)[PRIMARY] for i, m in zip(entered, new, strict=True)},
+        }
+
+    def _confirm(self) -> Body:
+        lineage, confirmation = self.lineage, self.lineage.confirmation
+        assert confirmation is not None and confirmation.verdict == Verdict.OPEN
+        count = min(lineage.config.batch_pairs, confirmation.cap - confirmation.primary.num_pairs)
+        sides = [lineage.opponent, lineage.chosen_candidate.weights]
+        with_curve = bool(set(CURVE_METRICS) & set(confirmation.open_metrics))
+        old, new = measured = self._measure("confirm", sides, count, with_curve=with_curve)
+        return self._used("confirm", count, measured) | {
+            "old": _as_json(old.scores),
+            "new": _as_json(new.scores),
+        }
+
+    def _duel(self, stream: str, opponent: str, limit: int, done: int) -> Body:
+        """The chosen candidate against another on the primary metric."""
+        count = min(self.lineage.config.batch_pairs, limit - done)
+        sides = [opponent, self.lineage.chosen_candidate.weights]
+        old, new = measured = self._measure(stream, sides, count)
+        return self._used(stream, count, measured) | {
+            "old": _as_json(old.scores)[PRIMARY],
+            "new": _as_json(new.scores)[PRIMARY],
+        }
+
+    def _used(self, stream: str, count: int, measured: Sequence[Measured]) -> Body:
+        """Which tasks of a stream an event used, and what they cost."""
+        return {
+            "start": self.lineage.next_index.get(stream, 0),
+            "count": count,
+            "env_steps": sum(m.env_steps for m in measured),
+        }
+
+    def _measure(
+        self, stream: str, weights: Sequence[str], count: int, *, with_curve: bool = False
+    ) -> list[Measured]:
+        """Measure policies on the next tasks of a stream, all of them on the same ones.
+
+        A measurement that crashes or hangs leaves scores that are no numbers: its pairs count as
+        the worst there is.
+        """
+        config = self.lineage.config
+        jobs = [
+            Measurement(
+                weights=self.store.get(name),
+                family=self.family,
+                stream=stream,
+                seed=config.seed,
+                start=self.lineage.next_index.get(stream, 0),
+                count=count,
+                with_curve=with_curve,
+                support_steps=config.support_steps,
+                curve_steps=config.curve_steps,
+            )
+            for name in weights
+        ]
+        names = (PRIMARY, *CURVE_METRICS) if with_curve else (PRIMARY,)
+        lost = Measured({name: [float("nan")] * count for name in names}, 0)
+        outcomes = self.executor.run(jobs)
+        return [lost if outcome.failure else outcome.value for outcome in outcomes]
+
+    def close(self) -> None:
+        """End the workers, close the ledger, remove the folder if it was the agent's own."""
+        self.executor.close()
+        self.ledger.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> RecursiveSelfImprovementAgent:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _as_json(scores: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """Scores for an event: JSON knows no NaN, and one that crashed is null."""
+    return {name: [s if s == s else None for s in values] for name, values in scores.items()}

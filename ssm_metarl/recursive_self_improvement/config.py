@@ -1,0 +1,107 @@
+"""Every threshold, tolerance and budget of recursive self-improvement, with its default.
+
+Place in the flow: stage 8, under everything in this folder. No torch here: the daemon reads its
+settings before it loads anything. Points are hundredths of the family's range of returns: on
+``cartpole``, whose returns go from 0 to 500, a point is 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ssm_metarl.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSIConfig:
+    """Recursive self-improvement: what a generation may spend, and what a change must prove."""
+
+    seed: int = 0
+    """Names every random number of the lineage: tasks, trainings, proposals."""
+
+    num_candidates: int = 6
+    """Proposed changes in a generation; a control and a placebo train beside them."""
+    train_steps: int = 200_000
+    """Environment steps that each of them trains on."""
+    max_env_steps: int | None = None
+    """Environment steps of the whole lineage, trainings and evaluations; None for no limit."""
+    screen_pairs: tuple[int, ...] = (16, 32, 64)
+    """Paired tasks after which the worse half of the candidates drops out, ascending."""
+    confirm_pairs: int = 1000
+    """Most pairs of the first confirmation; later ones may take more, as their alpha shrinks."""
+    attribution_pairs: int = 256
+    """Most pairs that ask whether the change or the training alone made the difference."""
+    canary_pairs: int = 1000
+    """Most pairs on which a new champion is watched; harm brings the old one back."""
+    batch_pairs: int = 64
+    """Pairs that are measured at once, between two looks at the verdict."""
+
+    alpha: float = 0.05
+    """Chance of any false upgrade in the lineage's whole life."""
+    guardrail_alpha: float = 0.05
+    """Chance that a guardrail passes a change that breaks it."""
+    attribution_alpha: float = 0.05
+    """Chance that a training's gain is put down to a change that brought none."""
+    canary_alpha: float = 0.01
+    """Chance of any false rollback in the lineage's whole life."""
+    give_up_alpha: float = 0.05
+    """A confirmation ends early where it would take this much luck for the change to be good."""
+    margin: float = 0.01
+    """What a model with more parameters must gain, as a share of the range of returns."""
+    smaller_tolerance: float = 0.002
+    """What a model with fewer parameters may lose against the best champion ever."""
+    tolerance: float = 0.05
+    """What a guardrail may lose against the champion, as a share of the range of returns."""
+
+    support_steps: int = 20
+    """Environment steps of data that a policy adapts from."""
+    curve_steps: tuple[int, ...] = (5, 10, 20)
+    """Lengths of data of the adaptation curve; the last is ``support_steps``."""
+    return_bounds: tuple[float, float] | None = None
+    """Least and greatest return possible; None for those that the family declares."""
+
+    max_failures: int = 3
+    """Failed generations in a row after which everything halts."""
+    floor: float = 0.5
+    """A generation fails whose champion has less than this share of the first one's return."""
+    max_parameters: int = 50_000
+    """Largest model that may be proposed."""
+    train_timeout: float = 3600.0
+    """Seconds after which a job counts as hung."""
+    memory_limit_mb: float = 4000.0
+    """Memory of a worker above which its job is ended."""
+    min_free_mb: float = 32.0
+    """Room on the disk below which the lineage pauses."""
+    keep_champions: int = 5
+    """Past champions whose weights stay on disk, beside the first one and the best one."""
+    audit_tasks: int = 500
+    """Vault tasks of an audit."""
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "num_candidates", "train_steps", "confirm_pairs", "attribution_pairs", "canary_pairs",
+            "batch_pairs", "support_steps", "max_failures", "max_parameters", "keep_champions",
+            "audit_tasks",
+        )  # fmt: skip
+        for name in at_least_one:
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("train_timeout", "memory_limit_mb"):
+            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        require(self.max_env_steps is None or self.max_env_steps >= 1, "max_env_steps",
+                "None or at least 1", self.max_env_steps)  # fmt: skip
+        for name in (
+            "alpha", "guardrail_alpha", "attribution_alpha", "canary_alpha", "give_up_alpha"
+        ):  # fmt: skip
+            require(0 < getattr(self, name) < 1, name, "between 0 and 1", getattr(self, name))
+        for name in ("margin", "smaller_tolerance", "tolerance", "floor"):
+            require(0 <= getattr(self, name) < 1, name, "0 to 1", getattr(self, name))
+        require(self.min_free_mb >= 0, "min_free_mb", "at least 0", self.min_free_mb)
+        for name in ("screen_pairs", "curve_steps"):
+            values = getattr(self, name)
+            require(len(values) > 0 and values[0] >= 1 and list(values) == sorted(set(values)),
+                    name, "ascending numbers of at least 1", values)  # fmt: skip
+        require(self.curve_steps[-1] == self.support_steps, "curve_steps",
+                f"{self.support_steps}, the support_steps, as the last", self.curve_steps)  # fmt: skip
+        bounds = self.return_bounds
+        require(bounds is None or (len(bounds) == 2 and bounds[0] < bounds[1]), "return_bounds",
+                "None, or the least and the greatest return", bounds)  # fmt: skip

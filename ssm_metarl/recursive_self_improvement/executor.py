@@ -1,0 +1,470 @@
+"""Where jobs run: in this process, or in a pool of spawned workers watched from outside.
+
+Place in the flow: stage 8, under `agent`: jobs are pure, so where they run changes nothing.
+`ray_executor` keeps the same contract on a cluster. Nothing heavy is imported here: jobs travel
+as bytes, and what they need (torch) is imported in the worker that unpickles them.
+
+A job that crashes, hangs, raises or grows too big costs its own outcome and its worker, never
+another job. Failures are texts without process ids, addresses or measured sizes: the ledger
+hashes them, and two runs of the same jobs must tell the same story.
+
+The traps: `spawn` imports the supervisor's main module in each worker before `_work` runs, so a
+main module that imports torch does so before the thread variables are set. A value is unpickled
+in the supervisor: one that holds a tensor brings torch there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import pickle
+import re
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
+from typing import Any, Protocol, Self
+
+import psutil
+
+THREAD_VARIABLES = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+}
+"""A worker's environment: one thread each, or N workers on N cores would run N² threads."""
+
+_SLICE_SECONDS = 0.1  # the longest that a stop, a timeout or a death goes unnoticed
+_MEMORY_SECONDS = 0.5  # between two looks at the workers' memory
+_START_SECONDS = 60.0  # a worker that takes longer to start never will
+_GRACE_SECONDS = 1.0  # for idle workers to leave by themselves
+_LONGEST_TICK_SECONDS = 1.0  # what a standstill of this process counts against a job
+_READY = b"ready"
+_SUPERVISORS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Job(Protocol):
+    """A picklable callable without arguments: a pure function of what it holds.
+
+    It starts no processes of its own (workers are daemonic) and changes nothing it holds.
+    """
+
+    def __call__(self) -> Any:
+        """Do the work and return its value, which must be picklable too."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one job."""
+
+    value: Any = None
+    """The job's result; None where it failed."""
+    failure: str | None = None
+    """None: `value` is the result. Otherwise one line that starts with ``crash:``, ``timeout:``,
+    ``memory:`` or ``error:``, as in ``error: ValueError: no such task``."""
+
+
+class Stopped(Exception):
+    """Raised by `Executor.run` when ``should_stop()`` turned True; no job is running any more."""
+
+
+class Executor(Protocol):
+    """Runs jobs and says what came of each of them, exactly once."""
+
+    def run(
+        self, jobs: Sequence[Job], *, on_done: Callable[[int, Outcome], None] | None = None
+    ) -> list[Outcome]:
+        """Run all jobs.
+
+        Args:
+            jobs: What to run.
+            on_done: Called in this process with a job's index and outcome as soon as it is known,
+                once a job, in the order in which they end.
+
+        Returns:
+            One outcome a job, in the order of the jobs.
+
+        Raises:
+            Stopped: If ``should_stop()`` turned True before the last job ended.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what was started; may be called again. A later `run` starts afresh."""
+        ...
+
+
+def failure_of(error: BaseException) -> str:
+    """An exception in one line: ``error: Type: message``, without addresses of objects."""
+    try:
+        message = str(error)
+    except Exception:
+        message = "its message cannot be read"
+    message = re.sub(r" at 0x[0-9a-fA-F]+", "", message)
+    return " ".join(f"error: {type(error).__name__}: {message}".split())
+
+
+def attempt(payload: bytes) -> bytes:
+    """Run a pickled job on one thread.
+
+    Args:
+        payload: The pickled job.
+
+    Returns:
+        A pickled `Outcome`; what cannot be unpickled, run or pickled is a failure in it.
+    """
+    try:
+        job = pickle.loads(payload)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        return pickle.dumps(Outcome(job()))
+    except BaseException as error:  # SystemExit too: the worker is there for the next job
+        return pickle.dumps(Outcome(failure=failure_of(error)))
+
+
+def read_outcome(message: bytes) -> Outcome:
+    """Unpickle what `attempt` returned; a value that cannot be unpickled is a failure."""
+    try:
+        outcome: Outcome = pickle.loads(message)
+        return outcome
+    except Exception as error:
+        return Outcome(failure=failure_of(error))
+
+
+def check_limits(timeout_seconds: float, memory_limit_mb: float) -> None:
+    """Refuse limits that no job could keep.
+
+    Raises:
+        ValueError: If one of them is not above 0.
+    """
+    for name, limit in (("timeout_seconds", timeout_seconds), ("memory_limit_mb", memory_limit_mb)):
+        if not limit > 0:
+            raise ValueError(f"{name}: expected a number above 0, received {limit!r}")
+
+
+class InlineExecutor:
+    """Runs jobs one after another in this process: no limits, nothing to close.
+
+    Args:
+        should_stop: Asked before each job.
+    """
+
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self._should_stop = should_stop
+
+    def run(
+        self, jobs: Sequence[Job], *, on_done: Callable[[int, Outcome], None] | None = None
+    ) -> list[Outcome]:
+        """See `Executor.run`; KeyboardInterrupt and SystemExit pass."""
+        outcomes = []
+        for index, job in enumerate(jobs):
+            if self._should_stop():
+                raise Stopped(f"{len(jobs) - index} of {len(jobs)} jobs had not ended")
+            try:
+                outcome = Outcome(job())
+            except Exception as error:
+                outcome = Outcome(failure=failure_of(error))
+            outcomes.append(outcome)
+            if on_done is not None:
+                on_done(index, outcome)
+        return outcomes
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _work(connection: Connection) -> None:
+    """A worker's life: jobs as bytes in, outcomes as bytes out, until the pipe closes."""
+    for number in _SUPERVISORS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
+    os.environ.update(THREAD_VARIABLES)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        connection.send_bytes(_READY)
+        while True:
+            connection.send_bytes(attempt(connection.recv_bytes()))
+    except (EOFError, OSError):
+        return  # the supervisor has closed the pipe
+
+
+def _end_with_parent() -> None:
+    """Leave at once when the parent is gone, even in the middle of a computation."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    if hasattr(os, "O_ASYNC") and sys.platform == "linux":
+        # A thread must wait for the interpreter's lock, which compiled code may hold for hours.
+        # The kernel need not: SIGIO ends a process that does not handle it.
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+    while not wait([parent.sentinel], timeout=1.0):
+        if os.getppid() != parent.pid:  # another child of the parent may hold the sentinel open
+            break
+    os._exit(1)
+
+
+class _Worker:
+    """One spawned process, the pipe to it, and the job it has.
+
+    It starts with the construction; what it is given before it is ready is sent when it is, so
+    that no big payload ever waits in a pipe that nobody reads.
+    """
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
+        # Blocked signals stay blocked through the exec: a Ctrl-C cannot hit a worker that is
+        # still starting, and this process gets it a moment later.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS_SIGNALS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+        self.usage = psutil.Process(self.process.pid)
+        self.ready = False
+        self.ended = False
+        self.finished = 0
+        self.index: int | None = None
+        self.payload = b""
+        self.since = 0.0
+
+    def give(self, index: int, payload: bytes, now: float) -> None:
+        """Take a job; `now` is the supervisor's own time, in seconds."""
+        self.index, self.payload, self.since = index, payload, now
+        if self.ready:
+            self._send()
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # where it has died, the next look finds that
+            self.connection.send_bytes(self.payload)
+
+    def look(self, now: float) -> Outcome | None:
+        """What has come of the job so far: None while it runs."""
+        alive = self.process.is_alive()  # asked first: a result may come just before the end
+        try:
+            if not self.connection.poll():
+                return None if alive else self._crash()
+            message = self.connection.recv_bytes()
+        except (EOFError, OSError):
+            return self._crash()
+        if not self.ready:
+            self.ready, self.since = True, now
+            self._send()
+            return None
+        self.finished += 1
+        self.index, self.payload = None, b""
+        return read_outcome(message)
+
+    def _crash(self) -> Outcome:
+        self.process.join(_GRACE_SECONDS)  # the pipe may close a moment before the process ends
+        code = self.process.exitcode
+        self.end()
+        if code is None:
+            return Outcome(failure="crash: worker closed its pipe")
+        if code >= 0:
+            return Outcome(failure=f"crash: worker ended with exit code {code}")
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = str(-code)
+        return Outcome(failure=f"crash: worker ended with signal {name}")
+
+    def resident_mb(self) -> float:
+        """Its resident memory in units of 2**20 bytes; 0 if it has died."""
+        try:
+            return float(self.usage.memory_info().rss) / 2**20
+        except psutil.Error:
+            return 0.0
+
+    def end(self) -> None:
+        """Kill it: a pure job has nothing to save."""
+        self.ended = True
+        self.connection.close()
+        self.process.kill()
+        self.process.join(_GRACE_SECONDS)
+
+
+def _end_all(workers: list[_Worker], grace_seconds: float = 0.0) -> None:
+    """End all workers: idle ones may leave by themselves, which closing the pipe asks them to."""
+    for worker in workers:
+        worker.connection.close()
+        if worker.index is not None:
+            worker.process.kill()
+    deadline = time.monotonic() + grace_seconds
+    for worker in workers:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
+    for worker in workers:
+        worker.process.kill()
+    for worker in workers:
+        worker.end()
+    workers.clear()
+
+
+class LocalExecutor:
+    """Runs jobs in a pool of spawned worker processes, one thread each, under limits.
+
+    Workers start when they are first needed and stay for later runs. They ignore SIGINT and
+    SIGTERM, which are the supervisor's to act on, and end when the supervisor does.
+
+    Args:
+        num_workers: Processes; the CPUs this process may use by default.
+        timeout_seconds: The longest a job may take, imports included. Measured on the monotonic
+            clock, and time in which this process stood still (Ctrl-Z) does not count.
+        memory_limit_mb: The most resident memory of a worker, in units of 2**20 bytes, looked at
+            twice a second. Only a fresh worker is judged by it: where the worker has run other
+            jobs, whose leftovers would count, the job is run again in a new one.
+        should_stop: Asked at least ten times a second during a run.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_workers: int | None = None,
+        timeout_seconds: float,
+        memory_limit_mb: float,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        check_limits(timeout_seconds, memory_limit_mb)
+        if num_workers is not None and num_workers < 1:
+            raise ValueError(f"num_workers: expected at least 1, received {num_workers!r}")
+        self.num_workers = _usable_cpus() if num_workers is None else num_workers
+        self.timeout_seconds = timeout_seconds
+        self.memory_limit_mb = memory_limit_mb
+        self._should_stop = should_stop
+        self._workers: list[_Worker] = []
+        self._awake = 0.0  # seconds; this process's own time, see `_now`
+        self._last_tick = time.monotonic()
+        # multiprocessing waits for all children when the interpreter exits, after finalizers.
+        Finalize(self, _end_all, args=(self._workers,), exitpriority=10)
+
+    def run(
+        self, jobs: Sequence[Job], *, on_done: Callable[[int, Outcome], None] | None = None
+    ) -> list[Outcome]:
+        """See `Executor.run`; whatever ends a run early ends the workers first."""
+        outcomes: dict[int, Outcome] = {}
+        try:
+            for index, outcome in self._outcomes(jobs):
+                outcomes[index] = outcome
+                if on_done is not None:
+                    on_done(index, outcome)
+        except BaseException:
+            _end_all(self._workers)
+            raise
+        return [outcomes[index] for index in range(len(jobs))]
+
+    def close(self) -> None:
+        """End all workers: idle ones leave, after a second they are killed."""
+        _end_all(self._workers, _GRACE_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _outcomes(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """Indices and outcomes in the order in which jobs end."""
+        waiting = deque(range(len(jobs)))
+        next_memory = time.monotonic()
+        while waiting or self._busy():
+            if self._should_stop():
+                left = len(waiting) + len(self._busy())
+                raise Stopped(f"{left} of {len(jobs)} jobs had not ended")
+            yield from self._hand_out(waiting, jobs)
+            busy = self._busy()
+            wait([s for w in busy for s in (w.connection, w.process.sentinel)], _SLICE_SECONDS)
+            memory_due = time.monotonic() >= next_memory
+            if memory_due:
+                next_memory = time.monotonic() + _MEMORY_SECONDS
+            for worker in busy:
+                index = worker.index
+                assert index is not None
+                outcome = self._judge(worker, memory_due)
+                if outcome is not None:
+                    yield index, outcome
+
+    def _hand_out(self, waiting: deque[int], jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
+        """Give waiting jobs to free workers; yields the ones that cannot be pickled."""
+        while waiting and (worker := self._free_worker()) is not None:
+            index = waiting.popleft()
+            try:
+                payload = pickle.dumps(jobs[index])
+            except Exception as error:
+                yield index, Outcome(failure=failure_of(error))
+                continue
+            worker.give(index, payload, self._now())
+
+    def _free_worker(self) -> _Worker | None:
+        """An idle worker, or a new one while there may be more, or None."""
+        for worker in [w for w in self._workers if w.index is None]:
+            if worker.process.is_alive():
+                return worker
+            worker.end()  # killed by somebody while it had nothing to do
+            self._workers.remove(worker)
+        return self._start_worker() if len(self._workers) < self.num_workers else None
+
+    def _start_worker(self) -> _Worker:
+        worker = _Worker()
+        self._workers.append(worker)
+        return worker
+
+    def _judge(self, worker: _Worker, memory_due: bool) -> Outcome | None:
+        """The worker's outcome, by itself or by a limit it broke; None while its job goes on."""
+        outcome = worker.look(self._now())
+        if outcome is None and not worker.ended:
+            limit = self.timeout_seconds
+            if not worker.ready:
+                limit = max(limit, _START_SECONDS)
+            if self._now() - worker.since > limit:
+                worker.end()
+                outcome = Outcome(failure=f"timeout: more than {limit:g} s")
+            elif memory_due and worker.resident_mb() > self.memory_limit_mb:
+                worker.end()
+                outcome = self._too_big(worker)
+        if worker.ended:
+            self._workers.remove(worker)
+        return outcome
+
+    def _too_big(self, worker: _Worker) -> Outcome | None:
+        """The verdict on a worker over the memory limit, or None and its job starts again."""
+        if worker.finished == 0:
+            return Outcome(failure=f"memory: more than {self.memory_limit_mb:g} MB")
+        assert worker.index is not None
+        self._start_worker().give(worker.index, worker.payload, self._now())
+        return None
+
+    def _busy(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.index is not None]
+
+    def _now(self) -> float:
+        """Seconds this process was awake: a stop of an hour must not time out every job."""
+        now = time.monotonic()
+        self._awake += min(now - self._last_tick, _LONGEST_TICK_SECONDS)
+        self._last_tick = now
+        return self._awake
+
+
+def _usable_cpus() -> int:
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,104 @@
+"""Generation 0: any model, as a checkpoint that a training can go on from.
+
+Place in the flow: stage 8, the first thing that `agent` does with a new lineage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ssm_metarl.checkpoint import Checkpoint, load_model, pack
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
+from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.env_runner.environment import Environment
+from ssm_metarl.evaluation.episodes import can_adapt, check_family
+from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.meta_rl.trainer import MetaTrainer
+from ssm_metarl.recursive_self_improvement.candidates import recipe_for
+from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.task_family import TaskFamily
+
+
+def family_of(env: Environment | TaskFamily | str) -> TaskFamily:
+    """The task family that was meant.
+
+    Raises:
+        ValueError: None belongs to it.
+    """
+    if isinstance(env, TaskFamily):
+        return env
+    if isinstance(env, str):
+        return family_of_env(env)
+    if env.family is None:
+        raise ValueError(
+            f"env: expected one that belongs to a task family, received {env}; pass a TaskFamily"
+        )
+    return env.family
+
+
+def generation_zero(
+    model: Policy | StateSpaceModel | Checkpoint | str | Path | None,
+    env: Environment | TaskFamily | str | None,
+) -> tuple[bytes, TaskFamily, int]:
+    """A model as the bytes of a checkpoint with a recipe, its family and its size.
+
+    A model that comes without its training (a policy, a ``.pth`` file) gets the default recipe
+    for its architecture; it is then read as this version's policies are, with clipped
+    observations and, where the family has one, its mirror.
+
+    Raises:
+        ValueError: There is no model, or it does not fit the family.
+    """
+    if model is None:
+        raise ValueError("model: expected one to begin a lineage with, received None")
+    checkpoint = _as_checkpoint(model)
+    family = family_of(env or checkpoint.training.get("family", "cartpole"))
+    recipe = _recipe(checkpoint, family)
+    config = architecture(recipe, family)
+    checkpoint = replace(
+        checkpoint,
+        policy_config=asdict(config),
+        training=asdict(recipe_for(recipe, recipe.seed, recipe.env_step_limit or 1)),
+        calibration={},
+        card={},
+    )
+    policy = checkpoint.policy()
+    check_family(policy, family)
+    if not can_adapt(policy, recipe.objective):
+        raise ValueError(
+            f"model: expected one that can adapt by {recipe.objective}, received one without the "
+            f"outputs that it needs"
+        )
+    trainer = MetaTrainer(rebuild(MetaTrainingConfig, checkpoint.training, "training"), family)
+    tensors = trainer.tensors() | checkpoint.tensors  # an optimiser and a buffer, if it has none
+    return pack(replace(checkpoint, tensors=tensors)), family, policy.num_parameters()
+
+
+def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) -> Checkpoint:
+    if isinstance(model, Checkpoint):
+        return model
+    if isinstance(model, (str, Path)):
+        return load_model(model)
+    policy = as_policy(model)
+    if policy.config is None:
+        raise ValueError("model: expected a policy with its configuration, received one without")
+    return Checkpoint(
+        policy_config=asdict(policy.config),
+        tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},
+    )
+
+
+def _recipe(checkpoint: Checkpoint, family: TaskFamily) -> MetaTrainingConfig:
+    """The training that the model came from, or the default one for its architecture."""
+    if checkpoint.training:
+        return rebuild(MetaTrainingConfig, checkpoint.training, "model: training")
+    config = PolicyConfig.from_dict(checkpoint.policy_config)
+    return MetaTrainingConfig(
+        family=family.name,
+        core=config.core,
+        state_dim=config.state_dim,
+        hidden_dim=config.hidden_dim,
+        num_layers=config.num_layers,
+    )

@@ -1,0 +1,228 @@
+"""The ledger: every event of a lineage in SQLite, chained by hashes.
+
+Place in the flow: stage 8. `agent` appends an event for each thing done; `lineage` folds them into
+the state, so reading the ledger *is* resuming.
+
+Event n holds its kind, its body as JSON, and hash_n = BLAKE2b(hash_{n-1}, kind, body). Bodies have
+deterministic fields only: when an event was written, and by which process, stands beside the
+chain. So a lineage that was interrupted has, event for event, the hashes of one that was not.
+
+One transaction writes the event, the head of the chain and the champion's row, under WAL and
+``synchronous=FULL``: a commit that returned is on the disk, one that did not never was.
+
+Results of finished trainings are kept in a table of their own until the event that sums them up,
+so that a kill does not lose them; they are not part of the chain.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = "ssm-metarl-ledger-1"
+FILE_NAME = "ledger.sqlite"
+START = "0" * 32  # the hash before the first event
+SCHEMA = """
+CREATE TABLE head (only INTEGER PRIMARY KEY CHECK (only = 0),
+                   format TEXT NOT NULL, seq INTEGER NOT NULL, hash TEXT NOT NULL,
+                   champion TEXT);
+CREATE TABLE events (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL,
+                     hash TEXT NOT NULL);
+CREATE TABLE written (seq INTEGER PRIMARY KEY REFERENCES events, unix_time REAL NOT NULL,
+                      pid INTEGER NOT NULL);
+CREATE TABLE results (key TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE audits (champion TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
+                     PRIMARY KEY (champion, seq));
+"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of the chain."""
+
+    seq: int
+    """From 1."""
+    kind: str
+    body: dict[str, Any]
+    hash: str
+
+
+class LedgerDamaged(ValueError):
+    """The chain does not hold: somebody or something has changed the ledger."""
+
+
+class Ledger:
+    """A lineage's ledger; one process writes, any number may read.
+
+    Args:
+        folder: Of the lineage. A new ledger is made where there is none.
+        read_only: Open an existing one for reading.
+
+    Raises:
+        FileNotFoundError: There is none to read.
+        LedgerDamaged: It cannot be read.
+    """
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self.path = folder / FILE_NAME
+        if read_only and not self.path.is_file():
+            raise FileNotFoundError(f"{folder}: expected a lineage, found none")
+        mode = "ro" if read_only else "rwc"
+        self._db = sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
+        )
+        with _damage(self.path):
+            if not read_only:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                    self._create()
+            (found,) = self._db.execute("SELECT format FROM head").fetchone() or (None,)
+        if found != FORMAT:
+            raise LedgerDamaged(f"{self.path}: expected format {FORMAT!r}, received {found!r}")
+
+    def _create(self) -> None:
+        with self._transaction():
+            for statement in SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.execute("INSERT INTO head VALUES (0, ?, 0, ?, NULL)", (FORMAT, START))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # a full disk has rolled it back already
+                self._db.execute("ROLLBACK")
+            raise
+
+    @property
+    def head(self) -> tuple[int, str]:
+        """Number and hash of the last event."""
+        with _damage(self.path):
+            seq, digest = self._db.execute("SELECT seq, hash FROM head").fetchone()
+        return seq, digest
+
+    @property
+    def champion(self) -> str | None:
+        """Name of the champion's weights: one row, replaced in the transaction of its event."""
+        with _damage(self.path):
+            (champion,) = self._db.execute("SELECT champion FROM head").fetchone()
+        return None if champion is None else str(champion)
+
+    def events(self) -> list[Event]:
+        """All events, the chain checked from the first to the head.
+
+        Raises:
+            LedgerDamaged: A hash, a number or the head does not fit.
+        """
+        with _damage(self.path):
+            rows = self._db.execute(
+                "SELECT seq, kind, body, hash FROM events ORDER BY seq"
+            ).fetchall()
+        previous, events = START, []
+        for expected, (seq, kind, body, digest) in enumerate(rows, start=1):
+            if seq != expected or digest != chained(previous, kind, body):
+                raise LedgerDamaged(
+                    f"{self.path}: event {expected} does not fit the chain: it was changed, or one "
+                    f"is missing"
+                )
+            events.append(Event(seq, kind, json.loads(body), digest))
+            previous = digest
+        if self.head != (len(events), previous):
+            raise LedgerDamaged(f"{self.path}: the last events are missing")
+        return events
+
+    def append(self, kind: str, body: dict[str, Any], champion: str) -> Event:
+        """Write one event and the champion's row, both or neither.
+
+        Args:
+            kind: What happened.
+            body: Deterministic and JSON-ready.
+            champion: Name of the champion's weights after it.
+
+        Raises:
+            OSError: The disk is full, or broken; nothing was written.
+        """
+        text = json.dumps(body, sort_keys=True, allow_nan=False)
+        seq, previous = self.head
+        digest = chained(previous, kind, text)
+        with _disk_errors(self.path), self._transaction():
+            self._db.execute(
+                "INSERT INTO events VALUES (?, ?, ?, ?)", (seq + 1, kind, text, digest)
+            )
+            self._db.execute(
+                "INSERT INTO written VALUES (?, ?, ?)", (seq + 1, time.time(), os.getpid())
+            )
+            self._db.execute(
+                "UPDATE head SET seq = ?, hash = ?, champion = ?", (seq + 1, digest, champion)
+            )
+            self._db.execute("DELETE FROM results")
+        return Event(seq + 1, kind, json.loads(text), digest)
+
+    def keep_result(self, key: str, body: dict[str, Any]) -> None:
+        """Keep what one job of the running stage gave, until the stage's event."""
+        with _disk_errors(self.path), self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO results VALUES (?, ?)", (key, json.dumps(body))
+            )
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What the running stage's finished jobs gave, by key."""
+        with _damage(self.path):
+            rows = self._db.execute("SELECT key, body FROM results").fetchall()
+        return {key: json.loads(body) for key, body in rows}
+
+    def keep_audit(self, champion: str, body: dict[str, Any]) -> None:
+        """Keep an audit of a champion, after the events so far."""
+        with _disk_errors(self.path), self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO audits VALUES (?, ?, ?)",
+                (champion, self.head[0], json.dumps(body)),
+            )
+
+    def last_audit(self) -> dict[str, Any] | None:
+        """The audit of the latest state, if there is any."""
+        with _damage(self.path):
+            row = self._db.execute("SELECT body FROM audits ORDER BY seq DESC LIMIT 1").fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+
+def chained(previous: str, kind: str, body: str) -> str:
+    """The hash of an event after ``previous``."""
+    text = "\n".join((previous, kind, body))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Say of a file that SQLite cannot read that it is damaged."""
+    try:
+        yield
+    except (sqlite3.DatabaseError, TypeError, UnicodeDecodeError) as error:
+        raise LedgerDamaged(
+            f"{path}: expected a ledger, received a damaged one ({error})"
+        ) from None
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's word for a disk that is full or broken into an OSError."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(None, str(error), str(path)) from None

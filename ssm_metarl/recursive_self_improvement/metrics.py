@@ -1,0 +1,220 @@
+"""Five metrics of a policy, task by task, on tasks that nobody has seen.
+
+Place in the flow: stage 8. A `Measurement` is a job that `executor` runs; `lineage` pairs the
+scores of two policies on the same tasks and feeds their differences into the `gate`.
+
+All five are returns after adapting by one gradient step, on a task of the stream and index asked
+for; both sides of a pair meet the same task, the same support data's random actions and the same
+initial states:
+
+    generalization            return on an out-of-range task, from all the support data (primary)
+    stability                 min(that, c), c being the champion's 10 % quantile in screening
+    average_reward            return on a task of the training's range, from all the support data
+    meta_learning_efficiency  the same from the shortest data: what the first steps of data buy
+    adaptation_speed          area under the curve of return over length of data, on the same task
+
+The gain per step of data is counted from a reference that both sides share, which therefore cancels
+in their difference. Counted from a policy's *own* unadapted return it would fall whenever that
+rises: a change that makes the unadapted policy better would look like a loss.
+
+The trap: a side that crashes or is not a number must not vanish. Its score is NaN here, and the
+pair counts as -1, the worst there is, whichever side it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssm_metarl.recursive_self_improvement.config import RSIConfig
+from ssm_metarl.recursive_self_improvement.gate import PRIMARY
+
+Scores = dict[str, list[float]]
+"""Of each metric, the score of every task; NaN where it crashed."""
+CRASHED = -1.0
+STABILITY_QUANTILE = 0.1
+CURVE_METRICS = ("average_reward", "adaptation_speed", "meta_learning_efficiency")
+"""Metrics that run episodes of their own, all on the same task."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a measurement found."""
+
+    scores: Scores
+    """Returns in the family's own units."""
+    env_steps: int
+    """Environment steps it took, support and episodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Measure one policy on some tasks of a stream: a pure function of its fields."""
+
+    weights: bytes
+    """A checkpoint (`checkpoint.pack`)."""
+    family: Any
+    """The `TaskFamily`."""
+    stream: str
+    """Which sequence of tasks: ``confirm``, ``vault``, ..."""
+    seed: int
+    """Of the lineage; with the stream and the task's index it names every random number."""
+    start: int
+    """Index of the first task."""
+    count: int
+    """Tasks."""
+    with_curve: bool
+    """Whether to measure `CURVE_METRICS` too, at three more episodes a task."""
+    support_steps: int
+    curve_steps: tuple[int, ...]
+
+    def __call__(self) -> Measured:
+        """All tasks at once; one by one where that fails, so that only the culprits are lost."""
+        try:
+            return self._measure(self.start, self.count)
+        except (ArithmeticError, RuntimeError, ValueError, OSError):
+            parts = [self._measure_alone(self.start + i) for i in range(self.count)]
+            names = parts[0].scores
+            return Measured(
+                {name: [score for p in parts for score in p.scores[name]] for name in names},
+                sum(p.env_steps for p in parts),
+            )
+
+    def _measure_alone(self, index: int) -> Measured:
+        try:
+            return self._measure(index, 1)
+        except Exception:  # whatever an environment raises, the pair counts as the worst there is
+            names = (PRIMARY, *CURVE_METRICS) if self.with_curve else (PRIMARY,)
+            return Measured({name: [float("nan")] for name in names}, 0)
+
+    def _measure(self, start: int, count: int) -> Measured:
+        from ssm_metarl.checkpoint import unpack
+        from ssm_metarl.evaluation.episodes import MetaTrained, collect_support
+
+        checkpoint = unpack(self.weights, "candidate")
+        policy = checkpoint.policy()
+        trained = MetaTrained.from_training(checkpoint.training)
+        env_steps = 0
+
+        def returns(split: Any, num_steps: int) -> NDArray[np.float64]:
+            nonlocal env_steps
+            purpose = f"rsi-{self.stream}-{split}"
+            tasks = self.family.sample(
+                split, count, seed=self.seed, start=start, stream=f"rsi-{self.stream}"
+            )
+            support = collect_support(
+                policy, tasks, num_steps, trained.support_policy, seed=self.seed, purpose=purpose
+            )
+            result, taken = _adapted_returns(policy, tasks, support, trained, self.seed, purpose)
+            env_steps += int(support.steps_taken().sum()) + taken
+            return result
+
+        scores = {PRIMARY: returns("ood", self.support_steps)}
+        if self.with_curve:
+            curve = np.stack([returns("id", n) for n in self.curve_steps])
+            scores["average_reward"] = curve[-1]
+            scores["adaptation_speed"] = area(curve, self.curve_steps)
+            scores["meta_learning_efficiency"] = curve[0]
+        return Measured({name: values.tolist() for name, values in scores.items()}, env_steps)
+
+
+def _adapted_returns(
+    policy: Any, tasks: Any, support: Any, trained: Any, seed: int, purpose: str
+) -> tuple[NDArray[np.float64], int]:
+    """Greedy return of one full-length episode a task after one gradient step, shape (K,).
+
+    The step is kept whatever it does: the limits of adaptation are set when a champion is
+    exported, and a candidate without them must not look better for it.
+
+    Returns:
+        The returns, NaN where the adapted parameters are no numbers, and the steps taken.
+    """
+    from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+    from ssm_metarl.env_runner.rollout import collect_rollout
+    from ssm_metarl.env_runner.worlds import make_worlds
+
+    adapted, _ = StandardAdapter(trained.adaptation(rollback=False)).adapt_tasks(policy, support)
+    worlds = make_worlds(tasks, 1, seed=seed, purpose=purpose)
+    actor = policy.actor(adapted, len(tasks), 1)
+    rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
+    result = rollout.episode_returns()[:, 0].double().numpy()
+    sound = adapted.flat.isfinite().all(dim=1).numpy()
+    return np.where(sound, result, np.nan), int(rollout.mask.sum())
+
+
+def area(curve: NDArray[np.float64], lengths: Sequence[int]) -> NDArray[np.float64]:
+    """Area under each task's curve by the trapezoid rule, over the curve's length.
+
+    Args:
+        curve: Return for each length of data, shape (len(lengths), K).
+        lengths: Ascending.
+
+    Returns:
+        Shape (K,), between the least and the greatest return of the task.
+    """
+    if len(lengths) == 1:
+        first: NDArray[np.float64] = curve[0]
+        return first
+    under = np.trapezoid(curve, np.array(lengths, float), axis=0)
+    result: NDArray[np.float64] = under / (lengths[-1] - lengths[0])
+    return result
+
+
+def differences(
+    new: Mapping[str, Sequence[float]],
+    old: Mapping[str, Sequence[float]],
+    bounds: tuple[float, float],
+    *,
+    stability_cap: float | None = None,
+) -> dict[str, list[float]]:
+    """D of every pair for every metric that both sides have, as a share of the range.
+
+    Args:
+        new: Scores of the candidate.
+        old: Scores of the champion on the same tasks.
+        bounds: Least and greatest return possible.
+        stability_cap: c of the metric ``stability``; without it there is none.
+
+    Raises:
+        ValueError: A score is out of bounds: nothing is clipped.
+    """
+    low, high = bounds
+    pairs = {
+        name: (np.asarray(new[name], float), np.asarray(old[name], float))
+        for name in old
+        if name in new
+    }
+    if stability_cap is not None:
+        a, b = pairs[PRIMARY]
+        pairs["stability"] = np.minimum(a, stability_cap), np.minimum(b, stability_cap)
+    result = {}
+    for name, (a, b) in pairs.items():
+        sides = np.stack([a, b])
+        outside = (sides < low) | (sides > high)  # False for NaN
+        if outside.any():
+            raise ValueError(
+                f"{name}: expected returns from {low:g} to {high:g}, received "
+                f"{sides[outside][0]:g}; declare the family's return_bounds"
+            )
+        crashed = np.isnan(sides).any(axis=0)
+        result[name] = np.where(crashed, CRASHED, (a - b) / (high - low)).tolist()
+    return result
+
+
+def bounds_of(family: Any, config: RSIConfig) -> tuple[float, float]:
+    """The declared bounds of an episode's return.
+
+    Raises:
+        ValueError: Neither the family nor the configuration declares them.
+    """
+    bounds: tuple[float, float] | None = config.return_bounds or family.return_bounds
+    if bounds is None:
+        raise ValueError(
+            f"return_bounds: expected the least and the greatest return of {family.name!r}, "
+            f"which declares none, received None"
+        )
+    return bounds
