@@ -121,6 +121,21 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
         console.print(f"{name}: {s['mean']:+.1f} (95 % interval {interval(s['ci95'], '+')})")
 
 
+def print_comparison(result: Mapping[str, Any]) -> None:
+    """A paired test of two models on stdout."""
+    first, second = result["models"]
+    difference = result["difference"]
+    print(
+        f"{result['family']}, {SPLIT_TITLES[result['split']]}: {result['num_tasks']} unseen tasks "
+        f"(seed {result['seed']})\n"
+        f"{first}: mean {result['means'][0]:.1f}; {second}: mean {result['means'][1]:.1f}\n"
+        f"{first} - {second}: {difference['mean']:+.1f} "
+        f"(95 % interval {interval(difference['ci95'], '+')}), spread {difference['spread']:.1f}\n"
+        f"e-value against 'no better': {result['e_value']:.3g} (20 is evidence at 0.05); "
+        f"the other way round: {result['e_value_reversed']:.3g}"
+    )
+
+
 def print_safety(safety: Mapping[str, Any]) -> None:
     """What the safeguard and the change detector did, on stdout."""
     console = Console(highlight=False)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from ssm_metarl.cli.console import (
     SPLIT_TITLES,
     Reporter,
+    announce_compilation,
     note,
+    print_comparison,
     print_evaluation,
     print_json,
     print_safety,
 )
-from ssm_metarl.cli.flags import ModelArgument, command_line, part_of
+from ssm_metarl.cli.flags import command_line, part_of
 from ssm_metarl.cli.outputs import make_folder
 from ssm_metarl.config import EvaluationConfig
 
@@ -28,9 +30,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(EvaluationConfig, ModelArgument):
+class Evaluate(EvaluationConfig):
     """Evaluate a model on held-out tasks, every arm on the same tasks and episodes."""
 
+    model: str | None = None
+    """A shipped name, a run's folder, a checkpoint or a .pth file."""
+    compare: tuple[str, str] | None = None
+    """Instead of --model: two models, for a paired test of the first against the second."""
     safety: bool = False
     """Also measure what the safeguard and the change detector do: 17 more arms to run."""
     report: Path | None = None
@@ -43,6 +49,10 @@ class Evaluate(EvaluationConfig, ModelArgument):
         from ssm_metarl.cli.opened_model import open_model
 
         config = part_of(self, EvaluationConfig)
+        if self.compare is not None:
+            return self._compare(self.compare, config)
+        if self.model is None:
+            raise ValueError("--model: expected a value, received none (or --compare A B)")
         opened = open_model(self.model, self.family)
         if self.report is not None:  # an hour of evaluation should not end in a typing mistake
             prepare_report(self.report)
@@ -71,6 +81,32 @@ class Evaluate(EvaluationConfig, ModelArgument):
             note(f"report: {page}")
         return 0
 
+    def _compare(self, names: tuple[str, str], config: EvaluationConfig) -> int:
+        """Run the gate's paired test on its own."""
+        from ssm_metarl.cli.opened_model import open_model
+        from ssm_metarl.recursive_self_improvement.comparison import compare_models
+
+        if self.model is not None or self.safety or self.report is not None:
+            raise ValueError("compare: expected no --model, --safety or --report beside it")
+        first, second = (open_model(name, self.family) for name in names)
+        if first.family != second.family:
+            raise ValueError(
+                f"compare: expected models of one family, received {first.family.name!r} and "
+                f"{second.family.name!r}"
+            )
+        announce_compilation()
+        result = compare_models(
+            ((first.policy, first.trained), (second.policy, second.trained)),
+            names,
+            first.family,
+            config,
+        )
+        if self.json:
+            print_json(result)
+        else:
+            print_comparison(result)
+        return 0
+
     def _check_adaptable(self, opened: OpenedModel) -> None:
         from ssm_metarl.evaluation.episodes import can_adapt
 
@@ -90,7 +126,7 @@ class Evaluate(EvaluationConfig, ModelArgument):
         return write_report(
             out,
             evaluations={SPLIT_TITLES[split]: results[split] for split in ("id", "ood")},
-            training_log=training_log(self.model),
+            training_log=training_log(opened.name),
             **film(opened, part_of(self, EvaluationConfig)),
             command=command_line("evaluate", self),
         )

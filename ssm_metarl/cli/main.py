@@ -1,10 +1,11 @@
 """Run a command line; a mistake ends it with one clear line.
 
 Place in the flow: the entry point. `parsing` reads the command, the commands stand beside it in
-the order of their use: `train`, `adapt`, `evaluate`, `verify`, `models`, `bench`.
+the order of their use: `train`, `adapt`, `evaluate`, `verify`, `models`, `bench`, `rsi`.
 
-Exit codes: 0 done, 1 `verify` found other figures or a row of `bench` failed, 2 bad input,
-3 training diverged, 130 interrupted. Nothing here imports torch: commands import what they need
+Exit codes: 0 done, 1 `verify` found other figures, a row of `bench` failed or `rsi` is halted,
+2 bad input, 3 training diverged (`rsi status`: no daemon runs), 4 a daemon runs already,
+130 interrupted. Nothing here imports torch: commands import what they need
 when they run.
 """
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import tyro
 
+from ssm_metarl.cli import rsi
 from ssm_metarl.cli.adapt import Adapt
 from ssm_metarl.cli.bench import Bench
 from ssm_metarl.cli.evaluate import Evaluate
@@ -37,7 +38,9 @@ COMMANDS: dict[str, type[Any]] = {
     "verify": Verify,
     "models": Models,
     "bench": Bench,
+    **{f"rsi {name}": kind for name, kind in rsi.COMMANDS.items()},
 }
+RSI_ACTIONS = (*rsi.COMMANDS, *rsi.DAEMON_ACTIONS)
 ALIASES = {Train: ("--env-name",)}
 CONFIG = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
 
@@ -52,13 +55,14 @@ commands:
 {{commands}}
 
 --flag-name and --flag_name are the same. With --json, stdout is one JSON object.
-Exit codes: 0 done, 1 verify found other figures or a row of bench failed, 2 bad input,
-3 training diverged, 130 interrupted.
+Exit codes: 0 done, 1 verify found other figures, a row of bench failed or rsi is halted, 2 bad
+input, 3 training diverged (status: no daemon runs), 4 a daemon runs already, 130 interrupted.
 
 examples:
   {PROGRAM} train --max-env-steps 300000 --out runs/first
   {PROGRAM} adapt --model runs/first --task '{{{{"force": 7, "sign": -1}}}}'
   {PROGRAM} evaluate --model runs/first --split ood --report report
+  {PROGRAM} rsi run --model runs/first --cycles 3
 """
 
 
@@ -75,7 +79,10 @@ class UsageError(ValueError):
 
 def overview() -> str:
     """What ``ssm-metarl --help`` prints."""
-    lines = [f"  {name:9} {(kind.__doc__ or '').split('.')[0]}." for name, kind in COMMANDS.items()]
+    lines = [
+        f"  {name:10} {(kind.__doc__ or '').split('.')[0]}." for name, kind in COMMANDS.items()
+    ]
+    lines.append(f"  rsi ...    {', '.join(rsi.DAEMON_ACTIONS)}: the daemon that does it for days.")
     return OVERVIEW.format(commands="\n".join(lines))
 
 
@@ -90,8 +97,16 @@ def parse(arguments: Sequence[str]) -> Command:
         print(overview())
         raise SystemExit(0)
     name, rest = arguments[0], list(arguments[1:])
-    if name not in COMMANDS:
-        raise UsageError(f"command: expected one of {', '.join(COMMANDS)}, received {name!r}")
+    if name == "rsi":
+        if not rest or rest[0] not in RSI_ACTIONS:
+            received = repr(rest[0]) if rest else "none"
+            raise UsageError(f"rsi: expected one of {', '.join(RSI_ACTIONS)}, received {received}")
+        if rest[0] in rsi.DAEMON_ACTIONS:
+            return rsi.DaemonAction(rest)
+        name, rest = f"rsi {rest[0]}", rest[1:]
+    elif name not in COMMANDS:
+        first_words = dict.fromkeys(command.split()[0] for command in COMMANDS)
+        raise UsageError(f"command: expected one of {', '.join(first_words)}, received {name!r}")
     kind = (
         TrainPolicyGradient
         if name == "train" and _mode(rest) == "policy_gradient"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,7 @@ class RecursiveSelfImprovementAgent:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.executor = executor or InlineExecutor()
         self._on_update = on_update or (lambda lineage, kind, detail: None)
+        self._compiled = False
         self.ledger = Ledger(self.folder)
         self.store = WeightStore(self.folder / WEIGHTS)
         self.lineage = Lineage(self.ledger.events())
@@ -331,6 +332,10 @@ class RecursiveSelfImprovementAgent:
             self.ledger.keep_result(str(waiting[index]), results[str(waiting[index])])
             self._on_update(lineage, "trained", f"{len(results)} of {len(lineage.candidates)}")
 
+        if len(jobs) > 1 and not self._compiled:
+            # Workers that compile side by side can get code that rounds differently: one first.
+            self.executor.run([replace(jobs[0], changes={}, env_steps=1, work=None)])
+            self._compiled = True
         self.executor.run(jobs, on_done=keep)
         return {"results": [results[str(i)] for i in range(len(lineage.candidates))]}
 

@@ -7,7 +7,8 @@ settings before it loads anything. Points are hundredths of the family's range o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from ssm_metarl.config import require
 
@@ -101,7 +102,36 @@ class RSIConfig:
             require(len(values) > 0 and values[0] >= 1 and list(values) == sorted(set(values)),
                     name, "ascending numbers of at least 1", values)  # fmt: skip
         require(self.curve_steps[-1] == self.support_steps, "curve_steps",
-                f"{self.support_steps}, the support_steps, as the last", self.curve_steps)  # fmt: skip
+                f"{self.support_steps} (support_steps) as the last", self.curve_steps)  # fmt: skip
         bounds = self.return_bounds
         require(bounds is None or (len(bounds) == 2 and bounds[0] < bounds[1]), "return_bounds",
                 "None, or the least and the greatest return", bounds)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSIRun(RSIConfig):
+    """A run of recursive self-improvement, in the foreground or as a daemon."""
+
+    model: str | None = None
+    """Generation 0: a shipped name, a run's folder or a checkpoint; none to continue a lineage."""
+    cycles: int | None = None
+    """Generations to run; None until it is told to stop."""
+    executor: Literal["local", "ray"] = "local"
+    """Where candidates run: worker processes on this machine, or a Ray cluster."""
+    workers: int | None = None
+    """Worker processes (local); None for one a processor."""
+    ray_address: str | None = None
+    """Address of the Ray cluster; None starts one on this machine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("cycles", "workers"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "None or at least 1", value)
+        require(self.executor in ("local", "ray"), "executor", "'local' or 'ray'", self.executor)
+
+    @property
+    def settings(self) -> RSIConfig | None:
+        """The lineage's settings; None where all are the defaults: an old lineage keeps its own."""
+        settings = RSIConfig(**{f.name: getattr(self, f.name) for f in fields(RSIConfig)})
+        return None if settings == RSIConfig() else settings

@@ -47,7 +47,7 @@ _MEMORY_SECONDS = 0.5  # between two looks at the workers' memory
 _START_SECONDS = 60.0  # a worker that takes longer to start never will
 _GRACE_SECONDS = 1.0  # for idle workers to leave by themselves
 _LONGEST_TICK_SECONDS = 1.0  # what a standstill of this process counts against a job
-_READY = b"ready"
+_READY, _BEGUN = b"ready", b"begun"  # a worker's messages beside pickled outcomes
 _SUPERVISORS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -198,7 +198,9 @@ def _work(connection: Connection) -> None:
     try:
         connection.send_bytes(_READY)
         while True:
-            connection.send_bytes(attempt(connection.recv_bytes()))
+            payload = connection.recv_bytes()
+            connection.send_bytes(_BEGUN)
+            connection.send_bytes(attempt(payload))
     except (EOFError, OSError):
         return  # the supervisor has closed the pipe
 
@@ -240,6 +242,7 @@ class _Worker:
             theirs.close()
         self.usage = psutil.Process(self.process.pid)
         self.ready = False
+        self.begun = False
         self.ended = False
         self.finished = 0
         self.index: int | None = None
@@ -248,7 +251,7 @@ class _Worker:
 
     def give(self, index: int, payload: bytes, now: float) -> None:
         """Take a job; `now` is the supervisor's own time, in seconds."""
-        self.index, self.payload, self.since = index, payload, now
+        self.index, self.payload, self.since, self.begun = index, payload, now, False
         if self.ready:
             self._send()
 
@@ -265,9 +268,13 @@ class _Worker:
             message = self.connection.recv_bytes()
         except (EOFError, OSError):
             return self._crash()
-        if not self.ready:
+        if message == _READY:
             self.ready, self.since = True, now
-            self._send()
+            if self.index is not None:
+                self._send()
+            return None
+        if message == _BEGUN:
+            self.begun = True
             return None
         self.finished += 1
         self.index, self.payload = None, b""
@@ -429,7 +436,9 @@ class LocalExecutor:
     def _judge(self, worker: _Worker, memory_due: bool) -> Outcome | None:
         """The worker's outcome, by itself or by a limit it broke; None while its job goes on."""
         outcome = worker.look(self._now())
-        if outcome is None and not worker.ended:
+        # A fresh worker is always judged, so a job starts again once at most.
+        excused = worker.ended and not worker.begun and worker.finished > 0  # it died while idle
+        if outcome is None:
             limit = self.timeout_seconds
             if not worker.ready:
                 limit = max(limit, _START_SECONDS)
@@ -438,18 +447,14 @@ class LocalExecutor:
                 outcome = Outcome(failure=f"timeout: more than {limit:g} s")
             elif memory_due and worker.resident_mb() > self.memory_limit_mb:
                 worker.end()
-                outcome = self._too_big(worker)
+                outcome = Outcome(failure=f"memory: more than {self.memory_limit_mb:g} MB")
+                excused = worker.finished > 0
         if worker.ended:
             self._workers.remove(worker)
+        if excused and worker.index is not None:
+            self._start_worker().give(worker.index, worker.payload, self._now())
+            return None
         return outcome
-
-    def _too_big(self, worker: _Worker) -> Outcome | None:
-        """The verdict on a worker over the memory limit, or None and its job starts again."""
-        if worker.finished == 0:
-            return Outcome(failure=f"memory: more than {self.memory_limit_mb:g} MB")
-        assert worker.index is not None
-        self._start_worker().give(worker.index, worker.payload, self._now())
-        return None
 
     def _busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.index is not None]

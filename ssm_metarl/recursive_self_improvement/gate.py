@@ -177,7 +177,12 @@ class Confirmation:
     @property
     def open_metrics(self) -> tuple[str, ...]:
         """Metrics that the next pairs must have: the primary, and guardrails not yet passed."""
-        return (PRIMARY, *(n for n in GUARDRAILS if self.tests[n].crossed_at is None))
+        return (PRIMARY, *(n for n in self.open_tests if n != PRIMARY))
+
+    @property
+    def open_tests(self) -> tuple[str, ...]:
+        """Tests that have not passed yet."""
+        return tuple(n for n, test in self.tests.items() if test.crossed_at is None)
 
     def update(self, differences: Mapping[str, ArrayLike]) -> Verdict:
         """Take in some more pairs, which no test and no choice has seen.

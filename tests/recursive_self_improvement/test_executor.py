@@ -210,9 +210,7 @@ def test_a_job_that_exits_is_a_crash(pool: LocalExecutor) -> None:
 def test_a_worker_killed_from_outside_is_a_crash_and_others_go_on() -> None:
     def kill(index: int, outcome: Outcome) -> None:
         if index == 1:
-            idle = psutil.Process(outcome.value)  # the next job gets another worker
-            idle.kill()
-            assert wait_until(lambda: gone([idle]), 5)
+            os.kill(outcome.value, signal.SIGKILL)  # the idle one: no job is blamed for that
         elif index == 2:
             (sleeper,) = {w for w in workers_of(os.getpid()) if w.pid != outcome.value} - before
             sleeper.kill()

@@ -1,0 +1,66 @@
+"""The champion as a model for everyday use.
+
+Place in the flow: stage 8, on demand. In the lineage a champion has no limits of adaptation: they
+would be set anew for every candidate, at more cost than its training. Here they are set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ssm_metarl.checkpoint import save_checkpoint, unpack
+from ssm_metarl.evaluation.calibration import calibrate
+from ssm_metarl.evaluation.episodes import MetaTrained
+from ssm_metarl.evaluation.meta_evaluator import verify
+from ssm_metarl.recursive_self_improvement.ledger import Ledger
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
+from ssm_metarl.recursive_self_improvement.store import WeightStore
+from ssm_metarl.tasks.registry import family_of_env
+
+
+def export_champion(folder: Path, out: Path, calibration_tasks: int) -> dict[str, Any]:
+    """Write the champion of a lineage to a file.
+
+    Args:
+        folder: Of the lineage.
+        out: The file.
+        calibration_tasks: Training tasks to set the limits on; 0 for none.
+
+    Returns:
+        The model's card: lineage, generation, audit, verification.
+
+    Raises:
+        FileNotFoundError: There is no lineage.
+    """
+    ledger = Ledger(folder, read_only=True)
+    try:
+        lineage = Lineage(ledger.events())
+        audited = ledger.last_audit()
+        head = ledger.head[1]
+    finally:
+        ledger.close()
+    checkpoint = unpack(WeightStore(folder / "weights").get(lineage.champion), "champion")
+    family = family_of_env(lineage.family)
+    policy, trained = checkpoint.policy(), MetaTrained.from_training(checkpoint.training)
+    if calibration_tasks > 0:
+        seed = lineage.config.seed
+        policy.calibration = calibrate(
+            policy, family, trained, seed=seed, num_tasks=calibration_tasks
+        )
+    card = {
+        "command": "recursive self-improvement",
+        "champion": lineage.champion,
+        "generation": len(lineage.champions) - 1,
+        "env_steps": lineage.env_steps,
+        "ledger": head,
+        "audit": audited if audited and audited["champion"] == lineage.champion else None,
+        "verification": verify(policy, family, trained),
+    }
+    limits = {} if policy.calibration is None else asdict(policy.calibration)
+    tensors = {n: v for n, v in checkpoint.tensors.items() if not n.startswith("optimizer.")}
+    save_checkpoint(
+        out, replace(checkpoint, tensors=tensors, calibration=limits, card=card, counters={})
+    )
+    return card

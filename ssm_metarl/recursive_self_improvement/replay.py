@@ -1,0 +1,50 @@
+"""Decide everything again: the proof that a ledger says what happened.
+
+Place in the flow: stage 8, on demand. Reading a lineage checks the chain of hashes and computes
+every verdict from the recorded scores (`lineage`); here the champion's row and the weights on disk
+are held against what came out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ssm_metarl.recursive_self_improvement.ledger import Ledger, LedgerDamaged
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
+from ssm_metarl.recursive_self_improvement.store import WeightStore
+
+DECISIONS = ("screen", "confirm", "attribute", "commit", "canary", "rollback", "generation")
+
+
+def replay(folder: Path) -> dict[str, Any]:
+    """Replay a lineage.
+
+    Returns:
+        Events, decisions among them, the head's hash, and the champion.
+
+    Raises:
+        FileNotFoundError: There is no lineage.
+        LedgerDamaged: The chain, the champion's row or its weights do not fit.
+        DecisionMismatch: An event does not follow from those before it.
+    """
+    ledger = Ledger(folder, read_only=True)
+    try:
+        events = ledger.events()
+        lineage = Lineage(events)
+        if ledger.champion != (lineage.champion or None):
+            raise LedgerDamaged(
+                f"{ledger.path}: expected the champion {lineage.champion}, which the events "
+                f"give, received {ledger.champion}"
+            )
+        store = WeightStore(folder / "weights")
+        for name in {lineage.first, lineage.best, lineage.champion} - {""}:
+            store.get(name)
+        return {
+            "events": len(events),
+            "decisions": sum(event.kind in DECISIONS for event in events),
+            "hash": ledger.head[1],
+            "champion": lineage.champion,
+        }
+    finally:
+        ledger.close()

@@ -1,0 +1,63 @@
+"""What a person wants to know of a lineage, as one flat JSON-ready object.
+
+Place in the flow: stage 8, read from the state by the daemon's ``status``, the command line and the
+app.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ssm_metarl.recursive_self_improvement.ledger import Ledger
+from ssm_metarl.recursive_self_improvement.lineage import Lineage, Outcome
+from ssm_metarl.recursive_self_improvement.safety import disk_usage
+
+SHORT = 12  # digits of a name that a person reads
+
+
+def summarize_lineage(lineage: Lineage, folder: Path | None = None) -> dict[str, Any]:
+    """State, champion, counts, what is left of alpha, and where a confirmation stands.
+
+    Args:
+        lineage: Its state.
+        folder: Where it lives, to say how much disk it takes.
+    """
+    result: dict[str, Any] = {
+        "stage": str(lineage.stage),
+        "generation": lineage.generation,
+        "champion": lineage.champion[:SHORT],
+        "parameters": lineage.sizes.get(lineage.champion, 0),
+        **{str(o).replace(" ", "_"): lineage.count(o) for o in Outcome},
+        "alpha_left": round(lineage.alpha_left, 6),
+        "env_steps": lineage.env_steps,
+    }
+    if lineage.reason:
+        result["reason"] = lineage.reason
+    if (gate := lineage.confirmation) is not None:
+        result |= {
+            "pairs": gate.primary.num_pairs,
+            "most_pairs": gate.cap,
+            "wealth": float(f"{gate.primary.wealth:.3g}"),
+            "threshold": round(gate.primary.threshold, 1),
+            "mean_difference": round(gate.mean, 5),
+            "spread": round(gate.spread, 5),
+            "pairs_for_3_points": gate.pairs_needed,
+        }
+    if folder is not None:
+        result["disk_mb"] = round(disk_usage(folder) / 1e6, 1)
+    return result
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The summary of a lineage on disk, whoever is working at it.
+
+    Raises:
+        FileNotFoundError: There is none.
+        LedgerDamaged: It was changed.
+    """
+    ledger = Ledger(folder, read_only=True)
+    try:
+        return summarize_lineage(Lineage(ledger.events()), folder)
+    finally:
+        ledger.close()
