@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo figures models long-training bench check test test-nightly fix clean
+.PHONY: help venv demo figures models long-training self-improvement bench check test test-nightly fix clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,24 @@ long-training: .venv/.installed-report ## Train five times as long, and draw the
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --max_env_steps 7250000 --out runs/long
 	.venv/bin/python docs/draw_long_training.py
 
+RSI_SEEDS = 0 1 2 3 4
+
+self-improvement: .venv/.installed-dev ## Run and audit the ten published lineages (an hour)
+	rm -rf runs/half runs/rsi-*
+	.venv/bin/ssm-metarl train --family cartpole --seed 1 --max_env_steps 200000 \
+		--calibration_tasks 0 --out runs/half
+	for seed in $(RSI_SEEDS); do for model in half cartpole; do \
+		from=$$model; [ $$model = half ] && from=runs/half; \
+		lineage=runs/rsi-$$model-$$seed; mkdir -p $$lineage; \
+		.venv/bin/ssm-metarl rsi run --model $$from --cycles 3 --seed $$seed \
+			--max_env_steps 20000000 --lineage $$lineage --json > $$lineage/run.json || exit; \
+		.venv/bin/ssm-metarl rsi audit --lineage $$lineage --json > $$lineage/audit.json || exit; \
+		.venv/bin/ssm-metarl rsi plot --lineage $$lineage || exit; \
+	done; done
+	.venv/bin/python -m ssm_metarl.recursive_self_improvement.gate_simulation \
+		> docs/results/rsi_gate.json
+	.venv/bin/python docs/update_rsi.py $(RSI_SEEDS)
+
 bench: .venv/.installed-bench ## Measure speed and memory against other libraries (10 minutes)
 	.venv/bin/python -m ssm_metarl.benchmarks.performance
 	.venv/bin/python docs/update_performance.py
@@ -51,7 +69,7 @@ check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not gate and not nightly"
 
 test: check ## What continuous integration runs: check, a real meta-training, the wheel
 	$(PYTEST) -m slow
@@ -59,7 +77,8 @@ test: check ## What continuous integration runs: check, a real meta-training, th
 	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	.venv/bin/python -m zipfile --list build/wheel/*.whl | grep 'ssm_metarl/py\.typed'
 
-test-nightly: test demo ## The demo at its full length too
+test-nightly: test demo .venv/.installed-ray ## Long counts, the gate's certificate, Ray, the demo
+	$(PYTEST) -m "gate or nightly"
 
 fix: .venv/.installed-dev ## Format, and repair what the linter can
 	.venv/bin/ruff format .

@@ -12,7 +12,10 @@ The folders are the data flow:
     6  checkpoint    saving and loading
     7  evaluation/   held-out tasks, baselines, statistics, limits of adaptation, reports
        benchmarks/   how fast all that is, against other libraries and against the machine
-    8  cli/          the command line
+    8  recursive_self_improvement/
+                     proposals, training, a gate on fresh tasks, a ledger
+    9  rsi_daemon    the same for days; daemon/ keeps it alone and heard
+   10  cli/          the command line
 
 `types` has the glossary of shapes. Names below load on first use, so the import is cheap.
 """
@@ -33,6 +36,8 @@ _PUBLIC = {
     "MetaTrainer": "meta_rl.trainer",
     "MetaTrainingConfig": "config",
     "Policy": "core.policy",
+    "RSIConfig": "recursive_self_improvement.config",
+    "RecursiveSelfImprovementAgent": "recursive_self_improvement.agent",
     "Rollout": "types",
     "StandardAdaptationConfig": "config",
     "StandardAdapter": "adaptation.standard_adapter",

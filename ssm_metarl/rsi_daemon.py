@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,6 +60,8 @@ __all__ = [
     "stop",
 ]
 
+SUMMARY = "ssm_metarl.recursive_self_improvement.summary"
+LEDGER, HALTED = "ledger.sqlite", "HALTED"
 FAILED, BAD_INPUT, NOT_RUNNING, ALREADY_RUNNING, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 4, 130, 141
 
 
@@ -126,16 +129,39 @@ def _act(
     elif given.action == "stop":
         print("stopped" if stop(lineage, given.timeout) else "not running")
     elif given.action == "status":
-        return _print_status(status(lineage), given.json)
+        return _print_status(_with_ledger(status(lineage), lineage), given.json)
     elif given.action == "logs":
         for line in follow_log(lineage, given.lines, given.follow):
             print(line, end="", flush=given.follow)
     else:
         request(lineage, given.action)
+        told = "" if lock_is_held(lineage) else "; no daemon is running"
         if given.action == "resume" and given.ack:
             request(lineage, "ack")
-        print(f"{given.action}d" + ("" if lock_is_held(lineage) else "; no daemon is running"))
+        elif given.action == "resume" and status(lineage)["status"].get("state") == HALTED:
+            told += f"; still halted, look into it, then: {_ack(lineage)}"
+        print(f"{given.action}d{told}")
     return 0
+
+
+def _ack(lineage: Path) -> str:
+    return f"ssm-metarl rsi resume --ack --lineage {lineage}"
+
+
+def _with_ledger(found: dict[str, Any], lineage: Path) -> dict[str, Any]:
+    """What its ledger says of a lineage that no daemon works at; that takes numpy, so only then.
+
+    Raises:
+        ValueError: The ledger is damaged.
+    """
+    if found["state"] != "not running" or not (lineage / LEDGER).is_file():
+        return found
+    summary = {n: v for n, v in import_module(SUMMARY).read_summary(lineage).items()
+               if v is not None}  # fmt: skip
+    state = found["status"].get("state") if found["exit_code"] is not None else None
+    if summary["stage"] == HALTED:
+        state = HALTED
+    return found | {"status": ({"state": state} if state else {}) | summary}
 
 
 def _run(lineage: Path, given: argparse.Namespace, arguments: list[str], work: Work | None) -> int:
@@ -167,6 +193,9 @@ def _print_status(found: dict[str, Any], as_json: bool) -> int:
         print(json.dumps(found, indent=2))
     else:
         print(f"daemon: {found['state']}{', paused' if found['paused'] else ''}")
+        if found["status"].get("state") == HALTED:
+            print(f"HALTED: {found['status'].get('reason')}; look into it, then: "
+                  f"{_ack(Path(found['lineage']))}")  # fmt: skip
         print(f"lineage: {found['lineage']}")
         if running:
             print(f"pid: {found['pid']}")
@@ -194,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     added = {}
     for name, meaning in {
-        "start": "start the daemon; further arguments are for the work",
+        "start": "start the daemon; its flags: ssm-metarl rsi start --help",
         "stop": "ask the daemon to stop, and wait until it has",
         "restart": "stop, then start with the same arguments, or with others if given",
         "status": "how the daemon is; exit code 0 if it runs, 3 if none does",

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,24 @@ SMALL = {
     ],
     "adapt": ["--episodes", "1"],
     "evaluate": ["--num_tasks", "5"],
+    "rsi run": [
+        *("--cycles", "1", "--num_candidates", "1", "--train_steps", "2000"),
+        *("--screen_pairs", "2", "4", "--confirm_pairs", "4", "--attribution_pairs", "4"),
+        *("--canary_pairs", "4", "--batch_pairs", "4"),
+    ],
+    "rsi audit": ["--num_tasks", "4"],
 }
 
 
-def blocks(language: str) -> list[str]:
-    """The README's fenced blocks of a language, "" for none."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    """The fenced blocks of a language, "" for none; by default the README's."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def block_with(word: str) -> str:
+    """The README's one block of commands that has a word."""
+    (found,) = (block for block in blocks("") if word in block)
+    return found
 
 
 def commands(text: str) -> list[list[str]]:
@@ -50,7 +63,8 @@ def small(command: list[str]) -> list[str]:
     if command[0] == "evaluate" and "--num_tasks" in command:
         at = command.index("--num_tasks")
         command = command[:at] + command[at + 2 :]
-    return [*command, *SMALL.get(command[0], [])]
+    name = " ".join(command[:2]) if command[0] == "rsi" else command[0]
+    return [*command, *SMALL.get(name, [])]
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +75,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert [command[0] for command in recipe] == ["train", "adapt", "evaluate"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for command in [*recipe, commands(blocks("")[1])[0]]:
+        for command in [*recipe, commands(block_with("ssm-metarl train"))[0]]:
             assert main(small(command)) == 0, command
     return folder
 
 
 def test_the_commands_run_after_the_demo(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    train, *others = commands(blocks("")[1])
+    train, *others = commands(block_with("ssm-metarl train"))
     assert train[0] == "train"
     assert {command[0] for command in others} == {"adapt", "evaluate", "verify", "models"}
     for command in others:
@@ -84,10 +98,41 @@ def test_the_commands_with_a_shipped_model(folder: Path, monkeypatch: pytest.Mon
         rows.append(",".join(map(str, [*obs.tolist(), action])))
         obs, *_ = plant.step(action)
     (folder / "episode.csv").write_text("\n".join(rows))
-    shown = commands(blocks("")[2])
+    shown = commands(block_with("episode.csv"))
     assert [command[0] for command in shown] == ["adapt", "evaluate"]
     assert main(shown[0]) == 0  # as it stands: no simulated episodes to shorten
     assert main(small(shown[1])) == 0
+
+
+def test_the_commands_of_self_improvement(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    block = block_with("ssm-metarl rsi")
+    run, audit = commands(block)
+    assert [run[1], audit[1]] == ["run", "audit"]
+    for command in (run, audit):
+        assert main(small(command)) == 0, command
+    assert "champion - generation 0: " in capfd.readouterr().out
+    script, action, *flags = shlex.split(block.splitlines()[-1])
+    usage = subprocess.run([ROOT / script], capture_output=True, text=True, check=False)
+    assert usage.returncode == 2 and action in usage.stderr
+    assert flags == ["--model", "cartpole"]
+
+
+def test_the_page_on_self_improvement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = (ROOT / "docs/rsi.md").read_text()
+    (snippet,) = blocks("python", page)
+    exec(compile(snippet, "rsi.md", "exec"), {"__name__": "page"})
+    tables = importlib.import_module("update_rsi")
+    rows = json.loads((ROOT / "docs/results/rsi.json").read_text())
+    gate = json.loads((ROOT / "docs/results/rsi_gate.json").read_text())
+    assert tables.gate_table(gate) in page
+    assert tables.lineages_table(rows) in page
+    assert tables.readme_table(rows) in between("self-improvement")
+    assert len(rows) == 10 and all(row["num_tasks"] == 500 for row in rows)
 
 
 def test_the_demo_writes_its_report(folder: Path) -> None:

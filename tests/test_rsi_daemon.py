@@ -540,7 +540,7 @@ def test_it_runs_in_the_foreground_as_under_systemd(daemons: Daemons) -> None:
         (["logs", "-n", "-1"], "rsi: "),
         (["start", "--lineage", __file__], "rsi: lineage: expected a folder, received the file"),
         (["pause", "--lineage", "/none"], "rsi: lineage: expected the folder of a daemon"),
-        (["logs", "--lineage", "/none"], "rsi: /none/daemon.log: No such file or directory"),
+        (["logs", "--lineage", "/none"], "rsi: logs: expected the log of a daemon, received"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import tyro
 
@@ -66,6 +66,9 @@ examples:
 """
 
 
+Flags = TypeVar("Flags")
+
+
 class Command(Protocol):
     """A parsed command."""
 
@@ -102,6 +105,8 @@ def parse(arguments: Sequence[str]) -> Command:
             received = repr(rest[0]) if rest else "none"
             raise UsageError(f"rsi: expected one of {', '.join(RSI_ACTIONS)}, received {received}")
         if rest[0] in rsi.DAEMON_ACTIONS:
+            if rest[0] in ("start", "restart") and {"-h", "--help"} & set(rest):
+                read_flags(rsi.Start, f"rsi {rest[0]}", ["--help"])
             return rsi.DaemonAction(rest)
         name, rest = f"rsi {rest[0]}", rest[1:]
     elif name not in COMMANDS:
@@ -112,13 +117,29 @@ def parse(arguments: Sequence[str]) -> Command:
         if name == "train" and _mode(rest) == "policy_gradient"
         else (COMMANDS[name])
     )
+    command: Command = read_flags(kind, name, rest)
+    return command
+
+
+def read_flags(kind: type[Flags], name: str, arguments: list[str]) -> Flags:
+    """A dataclass from its flags.
+
+    Args:
+        kind: The dataclass.
+        name: Whose flags they are, for ``--help``.
+        arguments: The flags.
+
+    Raises:
+        UsageError: They do not fit.
+        SystemExit: With code 0, after printing ``--help``.
+    """
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return _read(kind, name, rest)
+            return _read(kind, name, arguments)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-    raise UsageError(_complaint(kind, name, rest))
+    raise UsageError(_complaint(kind, name, arguments))
 
 
 def _mode(arguments: list[str]) -> str:
@@ -131,9 +152,8 @@ def _mode(arguments: list[str]) -> str:
     return mode
 
 
-def _read(kind: type[Any], name: str, arguments: list[str]) -> Command:
-    command: Command = tyro.cli(kind, prog=f"{PROGRAM} {name}", args=arguments, config=CONFIG)
-    return command
+def _read(kind: type[Flags], name: str, arguments: list[str]) -> Flags:
+    return tyro.cli(kind, prog=f"{PROGRAM} {name}", args=arguments, config=CONFIG)
 
 
 def _complaint(kind: type[Any], name: str, arguments: list[str]) -> str:
@@ -198,7 +218,7 @@ def _is_rule(line: str) -> bool:
 
 WORDING = (
     (
-        r"Error parsing (--\S+): no type matching (\S+) could be instantiated from \['(.*?)'\]\.",
+        r"Error parsing (--\S+): no type matching (.+?) could be instantiated from \['(.*?)'\]\.",
         r"\1: expected \2, received '\3'",
     ),
     (
@@ -208,6 +228,10 @@ WORDING = (
     (
         r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)",
         r"\1: expected INT, received \2",
+    ),
+    (
+        r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*?)\]",
+        r"\1: expected numbers, as many as --help says, received \2",
     ),
     (r"Error parsing \w+: (.*)", r"\1"),  # a dataclass's own message says it all
     (
@@ -233,4 +257,5 @@ METAVARS = {
     "FLOAT": "a number",
     "{None}|INT": "a whole number or None",
     "{None}|FLOAT": "a number or None",
+    "{None}|{FLOAT FLOAT}": "two numbers or None",
 }

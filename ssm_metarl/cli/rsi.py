@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import Reporter, announce_compilation, interval, note, print_json
 from ssm_metarl.cli.flags import part_of
-from ssm_metarl.recursive_self_improvement.config import RSIConfig, RSIRun
+from ssm_metarl.recursive_self_improvement.config import RSIRun
 
 if TYPE_CHECKING:
     from ssm_metarl.daemon.control import Control
@@ -35,24 +35,25 @@ class LineageArgument:
 
     @property
     def folder(self) -> Path:
-        """The lineage's folder."""
+        """The lineage's folder.
+
+        Raises:
+            ValueError: It is a file.
+        """
         from ssm_metarl.rsi_daemon import default_lineage
 
-        return self.lineage or default_lineage()
+        folder = self.lineage or default_lineage()
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"lineage: expected a folder, received the file {folder}")
+        return folder
 
     def existing(self) -> Path:
         """The folder, which holds a lineage.
 
         Raises:
-            FileNotFoundError: It does not.
+            ValueError: It does not.
         """
-        from ssm_metarl.recursive_self_improvement.ledger import FILE_NAME
-
-        if not (self.folder / FILE_NAME).is_file():
-            raise FileNotFoundError(
-                f"lineage: expected the folder of one, received {self.folder}; "
-                f"begin one with: ssm-metarl rsi run --model NAME --lineage {self.folder}"
-            )
+        find_start(self.folder, None)
         return self.folder
 
 
@@ -69,15 +70,11 @@ class Run(RSIRun, LineageArgument):
     def run(self) -> int:
         """Run the generations, say what each did, draw the lineage."""
         from ssm_metarl.cli.rsi_view import LineageView
-        from ssm_metarl.recursive_self_improvement import service
 
         settings = part_of(self, RSIRun)
-        if self.model is None:
-            self.existing()
-        else:
-            from ssm_metarl.checkpoint import find_model
+        find_start(self.folder, self.model)
+        from ssm_metarl.recursive_self_improvement import service  # torch: a mistake need not wait
 
-            find_model(self.model)
         with foreground(self.folder) as control, LineageView() as view:
             announce_compilation()
             with service.open_agent(self.folder, settings, control, view.update) as agent:
@@ -104,9 +101,12 @@ class Run(RSIRun, LineageArgument):
             note(f"ssm-metarl: stopped, nothing is lost; continue with: "
                  f"ssm-metarl rsi run --lineage {agent.folder}")  # fmt: skip
             return EXIT_INTERRUPTED
-        if ended in (service.HALTED, service.USED_UP):
+        if ended == service.HALTED:
+            note(f"ssm-metarl: {agent.finished} --lineage {agent.folder}")
+            return EXIT_HALTED
+        if ended == service.USED_UP:
             note(f"ssm-metarl: {agent.finished}")
-        return EXIT_HALTED if ended == service.HALTED else 0
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,8 @@ class Audit(LineageArgument):
         from ssm_metarl.recursive_self_improvement.audit import audit
         from ssm_metarl.recursive_self_improvement.executor import Stopped
 
-        if self.num_tasks is not None and self.num_tasks < 1:
-            raise ValueError(f"num_tasks: expected at least 1, received {self.num_tasks}")
+        if self.num_tasks is not None and self.num_tasks < 2:  # an interval needs two
+            raise ValueError(f"num_tasks: expected at least 2, received {self.num_tasks}")
         folder = self.existing()
         with foreground(folder) as control, open_lineage(folder, control, self.workers) as agent:
             try:
@@ -199,16 +199,29 @@ class Plot(LineageArgument):
 
     def run(self) -> int:
         """Draw it."""
+        from ssm_metarl.cli.outputs import new_file
         from ssm_metarl.recursive_self_improvement.ledger import Ledger
         from ssm_metarl.recursive_self_improvement.lineage import Lineage
         from ssm_metarl.recursive_self_improvement.plot import draw_lineage
 
         folder = self.existing()
+        out = folder / "lineage.png" if self.out is None else new_file(self.out)
         ledger = Ledger(folder, read_only=True)
-        path = draw_lineage(Lineage(ledger.events()), self.out or folder / "lineage.png")
+        path = draw_lineage(Lineage(ledger.events()), out)
         ledger.close()
         print_json({"out": str(path)}) if self.json else print(path)
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(RSIRun):
+    """Improve a model for days: a daemon that goes on when nobody is logged in.
+
+    `rsi restart` stops it and starts it with the same flags, or with others if given.
+    """
+
+    lineage: Path | None = None
+    """Its folder; None for $SSM_METARL_HOME/rsi, in the platform's folder for user data."""
 
 
 @dataclass(frozen=True)
@@ -234,6 +247,34 @@ COMMANDS: dict[str, type[Any]] = {
 DAEMON_ACTIONS = ("start", "stop", "restart", "status", "logs", "pause", "resume")
 
 
+def find_start(folder: Path, model: str | None) -> None:
+    """See that there is what a run starts from, before anything is made.
+
+    Raises:
+        ValueError: There is no such model, or neither a model nor a lineage.
+        LedgerDamaged: The lineage's ledger cannot be read.
+    """
+    if model is not None:
+        from ssm_metarl.checkpoint import find_model
+
+        find_model(model)
+        return
+    from ssm_metarl.recursive_self_improvement.ledger import FILE_NAME, Ledger
+
+    events = 0  # a start that was refused may have left a ledger without any
+    if (folder / FILE_NAME).is_file():
+        ledger = Ledger(folder, read_only=True)
+        try:
+            events, _ = ledger.head
+        finally:
+            ledger.close()
+    if events == 0:
+        raise ValueError(
+            f"lineage: expected the folder of one, received {folder}; "
+            f"begin one with: ssm-metarl rsi run --model NAME --lineage {folder}"
+        )
+
+
 @contextmanager
 def foreground(folder: Path) -> Iterator[Control]:
     """Be the one process that works at a lineage; Ctrl-C and SIGTERM ask it to stop.
@@ -244,10 +285,12 @@ def foreground(folder: Path) -> Iterator[Control]:
     import os
 
     from ssm_metarl.daemon.control import Control
+    from ssm_metarl.daemon.lock import read_record
     from ssm_metarl.daemon.process import claim, whereabouts
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock = claim(folder, ["(in the foreground)"], None)
+    daemon = read_record(folder)  # what `restart` starts again: a run in between changes nothing
+    lock = claim(folder, daemon.get("arguments", ()), daemon.get("cwd"))
     if lock is None:
         raise ValueError(
             f"lineage: expected one that no process works at, received one of {whereabouts(folder)}"
@@ -290,10 +333,11 @@ def print_summary(summary: dict[str, Any]) -> None:
         f"{summary[name]} {name.replace('_', ' ')}"
         for name in ("accepted", "rejected", "inconclusive", "rolled_back", "failed")
     )
+    number = summary["generation"]
     print(
-        f"{summary['generation']} generations: {counts}\n"
+        f"{number} generation{'' if number == 1 else 's'}: {counts}\n"
         f"champion {summary['champion']} with {summary['parameters']:,} parameters; alpha left "
-        f"{summary['alpha_left']:.4f} of {RSIConfig.alpha}; {summary['env_steps']:,} environment "
+        f"{summary['alpha_left']:.4f} of {summary['alpha']}; {summary['env_steps']:,} environment "
         f"steps, {summary['disk_mb']:.1f} MB"
     )
 

@@ -28,10 +28,14 @@ QUIET = ("propose", "train", "attribute", "canary")
 
 
 class LineageView:
-    """Shows what the lineage does."""
+    """Shows what the lineage does.
 
-    def __init__(self) -> None:
-        console = Console(stderr=True)
+    Args:
+        console: Where; None for stderr.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        console = console or Console(stderr=True)
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
         self._detail = ""
 

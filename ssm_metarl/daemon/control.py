@@ -157,10 +157,12 @@ class Control:
         """Say how far the work is, and beat.
 
         Args:
-            status: Entries for JSON, such as generation=3; the others keep what they said.
+            status: Entries for JSON, such as generation=3; the others keep what they said, and one
+                that is None is there no more.
         """
         with self._writing:
-            self._status |= status
+            said = self._status | status
+            self._status = {name: value for name, value in said.items() if value is not None}
             self._shown = _fitting(self._status)
             self._reported = time.monotonic()
         with suppress(OSError):  # a status is never worth the work

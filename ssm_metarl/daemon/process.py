@@ -2,7 +2,7 @@
 
 Place in the flow: stage 9, between `control`, with which it speaks to the work, and
 `rsi_daemon`, the command line. It knows the work only as a callable, by default
-`recursive_self_improvement.service.serve`.
+`cli.rsi_serve.serve`, which it names and never imports before a daemon needs it.
 
 The trap: whoever loses a start must be cheap, and the lock comes before torch. Nothing here imports
 more than a little of the standard library until it is needed.
@@ -45,10 +45,11 @@ if TYPE_CHECKING:
 Work = Callable[[Path, Control, list[str]], int]
 """What a daemon does until `Control.stopping`: (lineage, control, arguments) -> exit code."""
 
-SERVICE = "ssm_metarl.recursive_self_improvement.service"
+SERVICE = "ssm_metarl.cli.rsi_serve"
 COMMAND = (sys.executable, "-m", "ssm_metarl.rsi_daemon", "run")
 LOG, LOG_BYTES = "daemon.log", 1_000_000  # above which a start begins a new one
 START_SECONDS, STOP_SECONDS = 10.0, 10.0
+REFUSED = 2  # the exit code of work that was given what it cannot work with
 SILENT_SECONDS = 30.0  # without a beat, after which a daemon is not responding
 
 
@@ -74,6 +75,9 @@ def start(
 ) -> bool:
     """Start the daemon, unless one is running; wait for its first beat.
 
+    Where the work is the default one, also wait for its first report: it has then understood its
+    arguments and opened the lineage, and what it refuses is refused here.
+
     Args:
         lineage: Its folder; made where it does not exist.
         arguments: For the work.
@@ -84,10 +88,12 @@ def start(
         False if one is running already.
 
     Raises:
+        ValueError: The work refused its arguments.
         DaemonError: It ended at once.
         OSError: The folder cannot be written to.
     """
     lineage = lineage.resolve()
+    before = read_record(lineage)
     lock = claim(lineage, arguments, cwd)
     if lock is None:
         return False
@@ -109,7 +115,12 @@ def start(
             )
     finally:
         os.close(lock)  # the child's copy keeps it locked
-    _await_beat(lineage, life, child)
+    try:
+        _await_beat(lineage, life, child, with_report=command is None)
+    except ValueError:  # `restart` is not to repeat the mistake
+        if (lock := claim(lineage, before.get("arguments", ()), before.get("cwd"))) is not None:
+            os.close(lock)
+        raise
     Thread(target=child.wait, daemon=True).start()  # no zombie where the caller lives on
     return True
 
@@ -216,7 +227,7 @@ def follow_log(lineage: Path, lines: int = 20, follow: bool = True) -> Iterator[
         Lines with their ends, the newest perhaps still without.
 
     Raises:
-        FileNotFoundError: There is no log, and it is not to be waited for.
+        ValueError: There is no log, and it is not to be waited for.
     """
     from collections import deque
 
@@ -232,7 +243,9 @@ def follow_log(lineage: Path, lines: int = 20, follow: bool = True) -> Iterator[
                 yield from log  # what came before it was rotated
         except FileNotFoundError:
             if not follow:
-                raise
+                raise ValueError(
+                    f"logs: expected the log of a daemon, received none at {path}"
+                ) from None
         if not follow:
             return
         time.sleep(0.1)
@@ -303,19 +316,24 @@ def claim(lineage: Path, arguments: Sequence[str], cwd: str | None) -> int | Non
     return lock
 
 
-def _await_beat(lineage: Path, life: str, child: Popen[bytes]) -> None:
-    """Wait until a new daemon beats; one that is only slow is left alone.
+def _await_beat(lineage: Path, life: str, child: Popen[bytes], with_report: bool) -> None:
+    """Wait until a new daemon beats, and has reported; one that is only slow is left alone.
 
     Raises:
-        DaemonError: It has ended without.
+        ValueError: It has ended, for its work refused the arguments.
+        DaemonError: It has ended without a beat, or its work failed before the first report.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         code = child.poll()
-        if read_in_place(lineage / HEARTBEAT).get("life") == life:
+        beat = read_in_place(lineage / HEARTBEAT)
+        beaten = beat.get("life") == life
+        if beaten and (beat.get("status") or not with_report or code == 0):
             return
         if code is not None:
             last = "".join(follow_log(lineage, 1, follow=False)).strip()
+            if beaten and code == REFUSED:
+                raise ValueError(last)
             raise DaemonError(
                 f"start: expected a daemon that lives, received exit code {code}; the last line "
                 f"of {lineage / LOG}: {last or 'none'}"

@@ -30,7 +30,6 @@ from ssm_metarl.recursive_self_improvement.executor import (
     Executor,
     InlineExecutor,
     Outcome,
-    Stopped,
 )
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY, Verdict
 from ssm_metarl.recursive_self_improvement.ledger import Ledger, LedgerDamaged
@@ -47,7 +46,7 @@ from ssm_metarl.recursive_self_improvement.metrics import (
 )
 from ssm_metarl.recursive_self_improvement.proposals import changes_of, propose, require_optuna
 from ssm_metarl.recursive_self_improvement.safety import evaluator_hash, require_room
-from ssm_metarl.recursive_self_improvement.store import WeightStore
+from ssm_metarl.recursive_self_improvement.store import WeightStore, name_of
 
 if TYPE_CHECKING:
     from ssm_metarl.checkpoint import Checkpoint
@@ -100,6 +99,14 @@ class RecursiveSelfImprovementAgent:
         self._on_update = on_update or (lambda lineage, kind, detail: None)
         self._compiled = False
         self.ledger = Ledger(self.folder)
+        try:
+            self._open(initial_model, env, config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, initial_model: Any, env: Any, config: RSIConfig | None) -> None:
+        """Begin a lineage, or go on with the one that is there."""
         self.store = WeightStore(self.folder / WEIGHTS)
         self.lineage = Lineage(self.ledger.events())
         if self.lineage.stage == Stage.INIT:
@@ -114,6 +121,11 @@ class RecursiveSelfImprovementAgent:
         from ssm_metarl.recursive_self_improvement.metrics import bounds_of
 
         bounds = bounds_of(self.family, config)
+        if parameters > config.max_parameters:
+            raise ValueError(
+                f"model: expected at most {config.max_parameters:,} parameters (max_parameters), "
+                f"received {parameters:,}"
+            )
         name = self.store.put(content)
         self._append(
             "init",
@@ -140,12 +152,18 @@ class RecursiveSelfImprovementAgent:
             )
         if initial_model is not None:
             content, _, _ = generation_zero(initial_model, env or lineage.family)
-            if self.store.put(content) != lineage.first:
+            if name_of(content) != lineage.first:
                 raise ValueError(
                     f"model: expected the one that this lineage began with, received another; "
                     f"leave it out, or begin another lineage than {self.folder}"
                 )
-        return family_of(env or lineage.family)
+        family = family_of(env or lineage.family)
+        if family.name != lineage.family:
+            raise ValueError(
+                f"env: expected {lineage.family!r}, which this lineage began with, received "
+                f"{family.name!r}; leave it out, or begin another lineage than {self.folder}"
+            )
+        return family
 
     @property
     def current_model(self) -> Policy:
@@ -192,23 +210,37 @@ class RecursiveSelfImprovementAgent:
         return self.lineage.records[-1]
 
     def step(self) -> None:
-        """Do what the stage asks for, and append its event."""
+        """Do what the stage asks for, and append its event.
+
+        Raises:
+            ValueError: It is halted.
+            Stopped: The executor was asked to stop; nothing is lost.
+            OSError: The disk is full; the champion is what it was.
+        """
+        if self.lineage.stage == Stage.HALTED:
+            raise ValueError(f"rsi: {self.finished}")
         require_room(self.folder, self.lineage.config.min_free_mb)
         if (found := evaluator_hash()) != self.lineage.evaluator:
-            reason = f"the evaluator changed from {self.lineage.evaluator} to {found}"
-            self._append("halt", {"reason": reason})
-            return
+            return self._halt(found)
+        body: Body = {}
         try:
-            self._append(*self._work())
-        except (Stopped, OSError, LedgerDamaged):
-            self._reload()
+            kind, body = self._work()
+            if (found := evaluator_hash()) != self.lineage.evaluator:
+                return self._halt(found)  # it may have changed before the numbers came
+            self._write(kind, body)
+        except LedgerDamaged:
             raise
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            self._reload()
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self._append("failure", {"reason": reason})
+            kind, body = "failure", {"reason": reason, "used": _stretch(self.lineage.stage, body)}
+            self._write(kind, body)
+        self._on_update(self.lineage, kind, "")
         if self.lineage.stage in (Stage.PROPOSE, Stage.HALTED):
             self._tidy()
+
+    def _halt(self, found: str) -> None:
+        reason = f"the evaluator changed from {self.lineage.evaluator} to {found}"
+        self._append("halt", {"reason": reason})
 
     def acknowledge(self) -> None:
         """Go on after a halt: a person has looked at its reason.
@@ -221,10 +253,17 @@ class RecursiveSelfImprovementAgent:
         self._append("acknowledge", {"evaluator": evaluator_hash()})
 
     def _append(self, kind: str, body: Body) -> None:
-        """Fold an event in and write it: what does not follow is not written."""
-        self.lineage.apply(kind, body)
-        self.ledger.append(kind, body, self.lineage.champion)
+        self._write(kind, body)
         self._on_update(self.lineage, kind, "")
+
+    def _write(self, kind: str, body: Body) -> None:
+        """Fold an event in and write it: what does not follow is not written."""
+        try:
+            self.lineage.apply(kind, body)
+            self.ledger.append(kind, body, self.lineage.champion)
+        except BaseException:  # a full disk, an interrupt: the state is what the ledger says
+            self._reload()
+            raise
 
     def _reload(self) -> None:
         """Forget what was not written."""
@@ -320,7 +359,8 @@ class RecursiveSelfImprovementAgent:
         ]
 
         def keep(index: int, outcome: Outcome) -> None:
-            result: Body = {"weights": "", "parameters": 0, "env_steps": 0}
+            # What a failed one took is not known: "equal compute" must not be too little.
+            result: Body = {"weights": "", "parameters": 0, "env_steps": config.train_steps}
             if outcome.failure is None:
                 trained: Trained = outcome.value
                 result = {
@@ -426,6 +466,14 @@ class RecursiveSelfImprovementAgent:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _stretch(stage: Stage, body: Body) -> Body:
+    """The tasks that a stage has used although its event does not count; empty for none."""
+    if "start" not in body:
+        return {}
+    stretch = {name: body[name] for name in ("start", "count", "env_steps")}
+    return {"stream": stage.value.lower(), **stretch}
 
 
 def _as_json(scores: dict[str, list[float]]) -> dict[str, list[float | None]]:

@@ -59,7 +59,7 @@ def audit(
         A JSON-ready object: ``arms`` and ``differences`` for each split.
 
     Raises:
-        RuntimeError: A training or a measurement failed.
+        ValueError: A training or a measurement failed.
     """
     lineage = agent.lineage
     num_tasks = num_tasks or lineage.config.audit_tasks
@@ -174,7 +174,10 @@ def _measure(
 
 def _value(outcome: Outcome) -> Any:
     if outcome.failure is not None:
-        raise RuntimeError(f"audit: {outcome.failure}")
+        raise ValueError(
+            f"audit: expected a result, received {outcome.failure}; run it again: plain training "
+            f"goes on from its checkpoint"
+        )
     return outcome.value
 
 

@@ -7,6 +7,7 @@ settings before it loads anything. Points are hundredths of the family's range o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -104,7 +105,8 @@ class RSIConfig:
         require(self.curve_steps[-1] == self.support_steps, "curve_steps",
                 f"{self.support_steps} (support_steps) as the last", self.curve_steps)  # fmt: skip
         bounds = self.return_bounds
-        require(bounds is None or (len(bounds) == 2 and bounds[0] < bounds[1]), "return_bounds",
+        require(bounds is None or (len(bounds) == 2 and bounds[0] < bounds[1]
+                                   and all(map(math.isfinite, bounds))), "return_bounds",
                 "None, or the least and the greatest return", bounds)  # fmt: skip
 
 

@@ -1,54 +1,54 @@
 """Where jobs run: in this process, or in a pool of spawned workers watched from outside.
 
 Place in the flow: stage 8, under `agent`: jobs are pure, so where they run changes nothing.
-`ray_executor` keeps the same contract on a cluster. Nothing heavy is imported here: jobs travel
-as bytes, and what they need (torch) is imported in the worker that unpickles them.
+`worker` is one process of the pool, and says what an outcome is; `ray_executor` keeps the same
+contract on a cluster. Nothing heavy is imported here.
 
 A job that crashes, hangs, raises or grows too big costs its own outcome and its worker, never
 another job. Failures are texts without process ids, addresses or measured sizes: the ledger
 hashes them, and two runs of the same jobs must tell the same story.
-
-The traps: `spawn` imports the supervisor's main module in each worker before `_work` runs, so a
-main module that imports torch does so before the thread variables are set. A value is unpickled
-in the supervisor: one that holds a tensor brings torch there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import multiprocessing
 import os
 import pickle
-import re
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any, Protocol, Self
 
-import psutil
+from ssm_metarl.recursive_self_improvement.worker import (
+    GRACE_SECONDS,
+    THREAD_VARIABLES,
+    Outcome,
+    Worker,
+    attempt,
+    failure_of,
+    read_outcome,
+)
 
-THREAD_VARIABLES = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-}
-"""A worker's environment: one thread each, or N workers on N cores would run N² threads."""
+__all__ = [
+    "THREAD_VARIABLES",
+    "Executor",
+    "InlineExecutor",
+    "Job",
+    "LocalExecutor",
+    "Outcome",
+    "Stopped",
+    "attempt",
+    "check_limits",
+    "failure_of",
+    "read_outcome",
+]
 
 _SLICE_SECONDS = 0.1  # the longest that a stop, a timeout or a death goes unnoticed
 _MEMORY_SECONDS = 0.5  # between two looks at the workers' memory
 _START_SECONDS = 60.0  # a worker that takes longer to start never will
-_GRACE_SECONDS = 1.0  # for idle workers to leave by themselves
 _LONGEST_TICK_SECONDS = 1.0  # what a standstill of this process counts against a job
-_READY, _BEGUN = b"ready", b"begun"  # a worker's messages beside pickled outcomes
-_SUPERVISORS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Job(Protocol):
@@ -60,17 +60,6 @@ class Job(Protocol):
     def __call__(self) -> Any:
         """Do the work and return its value, which must be picklable too."""
         ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of one job."""
-
-    value: Any = None
-    """The job's result; None where it failed."""
-    failure: str | None = None
-    """None: `value` is the result. Otherwise one line that starts with ``crash:``, ``timeout:``,
-    ``memory:`` or ``error:``, as in ``error: ValueError: no such task``."""
 
 
 class Stopped(Exception):
@@ -101,43 +90,6 @@ class Executor(Protocol):
     def close(self) -> None:
         """End what was started; may be called again. A later `run` starts afresh."""
         ...
-
-
-def failure_of(error: BaseException) -> str:
-    """An exception in one line: ``error: Type: message``, without addresses of objects."""
-    try:
-        message = str(error)
-    except Exception:
-        message = "its message cannot be read"
-    message = re.sub(r" at 0x[0-9a-fA-F]+", "", message)
-    return " ".join(f"error: {type(error).__name__}: {message}".split())
-
-
-def attempt(payload: bytes) -> bytes:
-    """Run a pickled job on one thread.
-
-    Args:
-        payload: The pickled job.
-
-    Returns:
-        A pickled `Outcome`; what cannot be unpickled, run or pickled is a failure in it.
-    """
-    try:
-        job = pickle.loads(payload)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(1)
-        return pickle.dumps(Outcome(job()))
-    except BaseException as error:  # SystemExit too: the worker is there for the next job
-        return pickle.dumps(Outcome(failure=failure_of(error)))
-
-
-def read_outcome(message: bytes) -> Outcome:
-    """Unpickle what `attempt` returned; a value that cannot be unpickled is a failure."""
-    try:
-        outcome: Outcome = pickle.loads(message)
-        return outcome
-    except Exception as error:
-        return Outcome(failure=failure_of(error))
 
 
 def check_limits(timeout_seconds: float, memory_limit_mb: float) -> None:
@@ -188,128 +140,7 @@ class InlineExecutor:
         self.close()
 
 
-def _work(connection: Connection) -> None:
-    """A worker's life: jobs as bytes in, outcomes as bytes out, until the pipe closes."""
-    for number in _SUPERVISORS_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SUPERVISORS_SIGNALS)
-    os.environ.update(THREAD_VARIABLES)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        connection.send_bytes(_READY)
-        while True:
-            payload = connection.recv_bytes()
-            connection.send_bytes(_BEGUN)
-            connection.send_bytes(attempt(payload))
-    except (EOFError, OSError):
-        return  # the supervisor has closed the pipe
-
-
-def _end_with_parent() -> None:
-    """Leave at once when the parent is gone, even in the middle of a computation."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    if hasattr(os, "O_ASYNC") and sys.platform == "linux":
-        # A thread must wait for the interpreter's lock, which compiled code may hold for hours.
-        # The kernel need not: SIGIO ends a process that does not handle it.
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
-        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
-    while not wait([parent.sentinel], timeout=1.0):
-        if os.getppid() != parent.pid:  # another child of the parent may hold the sentinel open
-            break
-    os._exit(1)
-
-
-class _Worker:
-    """One spawned process, the pipe to it, and the job it has.
-
-    It starts with the construction; what it is given before it is ready is sent when it is, so
-    that no big payload ever waits in a pipe that nobody reads.
-    """
-
-    def __init__(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
-        # Blocked signals stay blocked through the exec: a Ctrl-C cannot hit a worker that is
-        # still starting, and this process gets it a moment later.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SUPERVISORS_SIGNALS)
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            theirs.close()
-        self.usage = psutil.Process(self.process.pid)
-        self.ready = False
-        self.begun = False
-        self.ended = False
-        self.finished = 0
-        self.index: int | None = None
-        self.payload = b""
-        self.since = 0.0
-
-    def give(self, index: int, payload: bytes, now: float) -> None:
-        """Take a job; `now` is the supervisor's own time, in seconds."""
-        self.index, self.payload, self.since, self.begun = index, payload, now, False
-        if self.ready:
-            self._send()
-
-    def _send(self) -> None:
-        with contextlib.suppress(OSError):  # where it has died, the next look finds that
-            self.connection.send_bytes(self.payload)
-
-    def look(self, now: float) -> Outcome | None:
-        """What has come of the job so far: None while it runs."""
-        alive = self.process.is_alive()  # asked first: a result may come just before the end
-        try:
-            if not self.connection.poll():
-                return None if alive else self._crash()
-            message = self.connection.recv_bytes()
-        except (EOFError, OSError):
-            return self._crash()
-        if message == _READY:
-            self.ready, self.since = True, now
-            if self.index is not None:
-                self._send()
-            return None
-        if message == _BEGUN:
-            self.begun = True
-            return None
-        self.finished += 1
-        self.index, self.payload = None, b""
-        return read_outcome(message)
-
-    def _crash(self) -> Outcome:
-        self.process.join(_GRACE_SECONDS)  # the pipe may close a moment before the process ends
-        code = self.process.exitcode
-        self.end()
-        if code is None:
-            return Outcome(failure="crash: worker closed its pipe")
-        if code >= 0:
-            return Outcome(failure=f"crash: worker ended with exit code {code}")
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = str(-code)
-        return Outcome(failure=f"crash: worker ended with signal {name}")
-
-    def resident_mb(self) -> float:
-        """Its resident memory in units of 2**20 bytes; 0 if it has died."""
-        try:
-            return float(self.usage.memory_info().rss) / 2**20
-        except psutil.Error:
-            return 0.0
-
-    def end(self) -> None:
-        """Kill it: a pure job has nothing to save."""
-        self.ended = True
-        self.connection.close()
-        self.process.kill()
-        self.process.join(_GRACE_SECONDS)
-
-
-def _end_all(workers: list[_Worker], grace_seconds: float = 0.0) -> None:
+def _end_all(workers: list[Worker], grace_seconds: float = 0.0) -> None:
     """End all workers: idle ones may leave by themselves, which closing the pipe asks them to."""
     for worker in workers:
         worker.connection.close()
@@ -356,7 +187,7 @@ class LocalExecutor:
         self.timeout_seconds = timeout_seconds
         self.memory_limit_mb = memory_limit_mb
         self._should_stop = should_stop
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._awake = 0.0  # seconds; this process's own time, see `_now`
         self._last_tick = time.monotonic()
         # multiprocessing waits for all children when the interpreter exits, after finalizers.
@@ -379,7 +210,7 @@ class LocalExecutor:
 
     def close(self) -> None:
         """End all workers: idle ones leave, after a second they are killed."""
-        _end_all(self._workers, _GRACE_SECONDS)
+        _end_all(self._workers, GRACE_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -419,7 +250,7 @@ class LocalExecutor:
                 continue
             worker.give(index, payload, self._now())
 
-    def _free_worker(self) -> _Worker | None:
+    def _free_worker(self) -> Worker | None:
         """An idle worker, or a new one while there may be more, or None."""
         for worker in [w for w in self._workers if w.index is None]:
             if worker.process.is_alive():
@@ -428,12 +259,12 @@ class LocalExecutor:
             self._workers.remove(worker)
         return self._start_worker() if len(self._workers) < self.num_workers else None
 
-    def _start_worker(self) -> _Worker:
-        worker = _Worker()
+    def _start_worker(self) -> Worker:
+        worker = Worker()
         self._workers.append(worker)
         return worker
 
-    def _judge(self, worker: _Worker, memory_due: bool) -> Outcome | None:
+    def _judge(self, worker: Worker, memory_due: bool) -> Outcome | None:
         """The worker's outcome, by itself or by a limit it broke; None while its job goes on."""
         outcome = worker.look(self._now())
         # A fresh worker is always judged, so a job starts again once at most.
@@ -456,7 +287,7 @@ class LocalExecutor:
             return None
         return outcome
 
-    def _busy(self) -> list[_Worker]:
+    def _busy(self) -> list[Worker]:
         return [worker for worker in self._workers if worker.index is not None]
 
     def _now(self) -> float:

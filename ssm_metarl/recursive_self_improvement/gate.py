@@ -38,7 +38,7 @@ GUARDRAILS = ("average_reward", "adaptation_speed", "meta_learning_efficiency", 
 
 BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
 """The grid of lambda, as shares of its limit 1 / (1 + m)."""
-BLOCK = 256  # pairs: 1.9 ** 256 is no overflow
+BLOCK = 512  # pairs: 2 ** 512 is no overflow
 LARGEST = 700.0  # exp of more is one
 GAIN_OF_INTEREST = 0.03
 """`pairs_needed` is told for a gain of three points."""

@@ -101,4 +101,5 @@ def _recipe(checkpoint: Checkpoint, family: TaskFamily) -> MetaTrainingConfig:
         state_dim=config.state_dim,
         hidden_dim=config.hidden_dim,
         num_layers=config.num_layers,
+        norm_dim=config.norm_dim,
     )

@@ -8,10 +8,14 @@ deterministic fields only: when an event was written, and by which process, stan
 chain. So a lineage that was interrupted has, event for event, the hashes of one that was not.
 
 One transaction writes the event, the head of the chain and the champion's row, under WAL and
-``synchronous=FULL``: a commit that returned is on the disk, one that did not never was.
+``synchronous=FULL``: a commit that returned is on the disk, one that did not never was. SQLite
+checks its log but not its file, and takes a log that does not fit for one that ends earlier, which
+would be an old state of the lineage, silently. So every commit is moved to the file at once, and
+the hashes are what checks the file.
 
 Results of finished trainings are kept in a table of their own until the event that sums them up,
-so that a kill does not lose them; they are not part of the chain.
+so that a kill does not lose them. Neither they nor the audits are part of the chain; each has a
+hash of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +33,10 @@ from typing import Any
 
 FORMAT = "ssm-metarl-ledger-1"
 FILE_NAME = "ledger.sqlite"
+DISK_ERRORS = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)  # fmt: skip
 START = "0" * 32  # the hash before the first event
 SCHEMA = """
 CREATE TABLE head (only INTEGER PRIMARY KEY CHECK (only = 0),
@@ -38,9 +46,9 @@ CREATE TABLE events (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT 
                      hash TEXT NOT NULL);
 CREATE TABLE written (seq INTEGER PRIMARY KEY REFERENCES events, unix_time REAL NOT NULL,
                       pid INTEGER NOT NULL);
-CREATE TABLE results (key TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE results (key TEXT PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE audits (champion TEXT NOT NULL, seq INTEGER NOT NULL, body TEXT NOT NULL,
-                     PRIMARY KEY (champion, seq));
+                     hash TEXT NOT NULL, PRIMARY KEY (champion, seq));
 """
 
 
@@ -69,6 +77,7 @@ class Ledger:
     Raises:
         FileNotFoundError: There is none to read.
         LedgerDamaged: It cannot be read.
+        OSError: The disk is full, or broken.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -76,13 +85,14 @@ class Ledger:
         if read_only and not self.path.is_file():
             raise FileNotFoundError(f"{folder}: expected a lineage, found none")
         mode = "ro" if read_only else "rwc"
-        self._db = sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
-        )
-        with _damage(self.path):
+        with _errors(self.path):
+            self._db = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None
+            )
             if not read_only:
                 self._db.execute("PRAGMA journal_mode=WAL")
                 self._db.execute("PRAGMA synchronous=FULL")
+                self._db.execute("PRAGMA wal_autocheckpoint=1")
                 if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
                     self._create()
             (found,) = self._db.execute("SELECT format FROM head").fetchone() or (None,)
@@ -90,6 +100,9 @@ class Ledger:
             raise LedgerDamaged(f"{self.path}: expected format {FORMAT!r}, received {found!r}")
 
     def _create(self) -> None:
+        weights = self.path.parent / "weights"
+        if weights.is_dir() and any(weights.iterdir()):  # they are made after it, never before
+            raise LedgerDamaged(f"{self.path}: expected the ledger of {weights}, received none")
         with self._transaction():
             for statement in SCHEMA.split(";"):
                 self._db.execute(statement)
@@ -109,14 +122,14 @@ class Ledger:
     @property
     def head(self) -> tuple[int, str]:
         """Number and hash of the last event."""
-        with _damage(self.path):
+        with _errors(self.path):
             seq, digest = self._db.execute("SELECT seq, hash FROM head").fetchone()
         return seq, digest
 
     @property
     def champion(self) -> str | None:
         """Name of the champion's weights: one row, replaced in the transaction of its event."""
-        with _damage(self.path):
+        with _errors(self.path):
             (champion,) = self._db.execute("SELECT champion FROM head").fetchone()
         return None if champion is None else str(champion)
 
@@ -126,13 +139,15 @@ class Ledger:
         Raises:
             LedgerDamaged: A hash, a number or the head does not fit.
         """
-        with _damage(self.path):
+        with _errors(self.path):
             rows = self._db.execute(
                 "SELECT seq, kind, body, hash FROM events ORDER BY seq"
             ).fetchall()
         previous, events = START, []
         for expected, (seq, kind, body, digest) in enumerate(rows, start=1):
-            if seq != expected or digest != chained(previous, kind, body):
+            with _errors(self.path):  # a text may have become bytes
+                fits = seq == expected and digest == chained(previous, kind, body)
+            if not fits:
                 raise LedgerDamaged(
                     f"{self.path}: event {expected} does not fit the chain: it was changed, or one "
                     f"is missing"
@@ -157,7 +172,7 @@ class Ledger:
         text = json.dumps(body, sort_keys=True, allow_nan=False)
         seq, previous = self.head
         digest = chained(previous, kind, text)
-        with _disk_errors(self.path), self._transaction():
+        with _errors(self.path), self._transaction():
             self._db.execute(
                 "INSERT INTO events VALUES (?, ?, ?, ?)", (seq + 1, kind, text, digest)
             )
@@ -172,30 +187,51 @@ class Ledger:
 
     def keep_result(self, key: str, body: dict[str, Any]) -> None:
         """Keep what one job of the running stage gave, until the stage's event."""
-        with _disk_errors(self.path), self._transaction():
+        text = json.dumps(body)
+        with _errors(self.path), self._transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO results VALUES (?, ?)", (key, json.dumps(body))
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?)",
+                (key, text, chained(START, key, text)),
             )
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """What the running stage's finished jobs gave, by key."""
-        with _damage(self.path):
-            rows = self._db.execute("SELECT key, body FROM results").fetchall()
-        return {key: json.loads(body) for key, body in rows}
+        """What the running stage's finished jobs gave, by key.
+
+        Raises:
+            LedgerDamaged: One was changed.
+        """
+        with _errors(self.path):
+            rows = self._db.execute("SELECT key, body, hash FROM results").fetchall()
+            return {key: self._checked(START, key, body, digest) for key, body, digest in rows}
 
     def keep_audit(self, champion: str, body: dict[str, Any]) -> None:
         """Keep an audit of a champion, after the events so far."""
-        with _disk_errors(self.path), self._transaction():
+        seq, head = self.head
+        text = json.dumps(body)
+        with _errors(self.path), self._transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO audits VALUES (?, ?, ?)",
-                (champion, self.head[0], json.dumps(body)),
+                "INSERT OR REPLACE INTO audits VALUES (?, ?, ?, ?)",
+                (champion, seq, text, chained(head, champion, text)),
             )
 
     def last_audit(self) -> dict[str, Any] | None:
-        """The audit of the latest state, if there is any."""
-        with _damage(self.path):
-            row = self._db.execute("SELECT body FROM audits ORDER BY seq DESC LIMIT 1").fetchone()
-        return None if row is None else json.loads(row[0])
+        """The audit of the latest state, if there is any.
+
+        Raises:
+            LedgerDamaged: It was changed, or is of another lineage.
+        """
+        with _errors(self.path):
+            row = self._db.execute(
+                "SELECT events.hash, champion, audits.body, audits.hash "
+                "FROM audits LEFT JOIN events USING (seq) ORDER BY seq DESC LIMIT 1"
+            ).fetchone()
+            return None if row is None else self._checked(*row)
+
+    def _checked(self, previous: str, name: str, body: str, digest: str) -> dict[str, Any]:
+        """A body that stands beside the chain, its hash checked."""
+        if digest != chained(previous, name, body):
+            raise LedgerDamaged(f"{self.path}: a result or an audit of {name} was changed")
+        return dict(json.loads(body))
 
     def close(self) -> None:
         """Close the file."""
@@ -209,20 +245,13 @@ def chained(previous: str, kind: str, body: str) -> str:
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Say of a file that SQLite cannot read that it is damaged."""
+def _errors(path: Path) -> Iterator[None]:
+    """Tell a disk that is full or broken, an OSError, from a file that is no ledger."""
     try:
         yield
-    except (sqlite3.DatabaseError, TypeError, UnicodeDecodeError) as error:
+    except (sqlite3.DatabaseError, TypeError, UnicodeError) as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in DISK_ERRORS:
+            raise OSError(None, str(error), str(path)) from None
         raise LedgerDamaged(
             f"{path}: expected a ledger, received a damaged one ({error})"
         ) from None
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's word for a disk that is full or broken into an OSError."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OSError(None, str(error), str(path)) from None

@@ -197,6 +197,10 @@ class Lineage:
         """Mark a stretch of a stream as used, and its steps as spent."""
         start, expected = body["start"], self.next_index.get(stream, 0)
         self._require(start == expected, f"{stream} tasks from {expected} on", start)
+        self._require(body["count"] >= 1, "at least 1 task", body["count"])
+        for scores in _lists(body):
+            self._require(len(scores) == body["count"], f"scores of {body['count']} tasks",
+                          len(scores))  # fmt: skip
         self.next_index[stream] = start + body["count"]
         self.env_steps += body["env_steps"]
 
@@ -246,15 +250,19 @@ class Lineage:
         self._enter("propose", Stage.PROPOSE)
         self._require(body["generation"] == self.generation + 1,
                       f"generation {self.generation + 1}", body["generation"])  # fmt: skip
+        self._clear()
         self.generation = body["generation"]
         self.candidates = [
             Candidate(Role(c["role"]), dict(c["proposal"]), dict(c["changes"]))
             for c in body["candidates"]
         ]
+        self.stage = Stage.TRAIN
+
+    def _clear(self) -> None:
+        """Forget the generation before."""
         self.chosen, self.confirmation, self.attribution, self.canary = None, None, None, None
         self.label = self.reason = ""
-        self.screened_returns = []
-        self.stage = Stage.TRAIN
+        self.candidates, self.screened_returns = [], []
 
     def _on_train(self, body: Body) -> None:
         self._enter("train", Stage.TRAIN)
@@ -325,11 +333,12 @@ class Lineage:
         self.chosen = max(self._contenders(), key=lambda i: self.candidates[i].mean)
         best = self.candidates[self.chosen]
         size, champion_size = best.parameters, self.sizes[self.champion]
-        self.opponent, margin = self.champion, 0.0
+        # The best ever, not the champion, which may be a smaller one that is a little worse.
+        self.opponent, margin = self.best, 0.0
         if size > champion_size:
             margin = self.config.margin
         elif size < champion_size:
-            self.opponent, margin = self.best, -self.config.smaller_tolerance
+            margin = -self.config.smaller_tolerance
         if best.mean <= margin:
             self._decide(Outcome.REJECTED, "screening found nothing better")
             return
@@ -439,7 +448,9 @@ class Lineage:
             or harm.num_pairs >= self.config.canary_pairs
             or self.budget_left <= 0
         ):
-            if self._running().margin >= 0:  # what merely is no worse is no new best
+            # What merely is no worse is no new best, unless the canary has proven it better.
+            proven = gain.crossed_at is not None and self.previous == self.best
+            if self._running().margin >= 0 or proven:
                 self.best = self.champion
             self._decide(Outcome.ACCEPTED, self._why_accepted())
 
@@ -474,7 +485,11 @@ class Lineage:
         """Something that no stage expects went wrong: a crash, a score out of bounds."""
         self._require(self.stage not in (Stage.INIT, Stage.HALTED), "a failure while at work",
                       self.stage)  # fmt: skip
-        if self.stage == Stage.CANARY:  # a champion that was never watched is none
+        if used := body.get("used"):
+            self._use(used["stream"], used)
+        if self.stage in (Stage.BASELINE, Stage.PROPOSE):
+            self._clear()
+        if self.stage in (Stage.CANARY, Stage.ROLLED_BACK):  # never watched to the end, or harmful
             self.champion = self.previous
             self.champions.pop()
         self._fail(str(body["reason"]))
@@ -505,7 +520,9 @@ class Lineage:
 
     def _on_halt(self, body: Body) -> None:
         """The evaluator is not the one that the lineage began with: nothing it says counts."""
-        if self.stage not in (Stage.BASELINE, Stage.PROPOSE):
+        if self.stage in (Stage.DECIDED, Stage.FAILED):
+            self._close()  # it had ended
+        elif self.stage not in (Stage.BASELINE, Stage.PROPOSE):
             self._on_failure(body)
         self.reason, self.stage = str(body["reason"]), Stage.HALTED
 
@@ -523,6 +540,13 @@ class Lineage:
         if self.stage in (Stage.PROPOSE, Stage.HALTED, Stage.BASELINE):
             in_use = set()
         return {self.first, self.best, self.champion, *recent} | in_use
+
+
+def _lists(raw: Any) -> list[list[Any]]:
+    """All lists in an event's body."""
+    if isinstance(raw, Mapping):
+        return [found for value in raw.values() for found in _lists(value)]
+    return [raw] if isinstance(raw, list) else []
 
 
 def scores_of(raw: Mapping[str, Sequence[float | None]]) -> dict[str, list[float]]:

@@ -29,7 +29,8 @@ def draw_lineage(lineage: Lineage, path: Path) -> Path:
     """Draw a lineage of at least one generation; returns the picture's path.
 
     Raises:
-        ValueError: No generation has ended yet, or matplotlib is not installed.
+        ValueError: No generation has ended yet, matplotlib is not installed, or it does not know
+            the picture's format.
     """
     if not lineage.records:
         raise ValueError("plot: expected a lineage with a generation that ended, received none")
@@ -40,11 +41,15 @@ def draw_lineage(lineage: Lineage, path: Path) -> Path:
             "plot: expected matplotlib, received none; pip install 'ssm-metarl[report]'"
         ) from None
     figure = Figure(figsize=(10, 4.2), layout="constrained")
+    formats = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix.removeprefix(".") not in formats:
+        raise ValueError(f"plot: expected a name that ends in one of {', '.join(formats)}, "
+                         f"received {path}")  # fmt: skip
     returns, wealth = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_returns(returns, lineage)
     _draw_wealth(wealth, lineage)
     figure.suptitle(
-        f"{lineage.family}: {len(lineage.records)} generations, "
+        f"{lineage.family}: {len(lineage.records)} generation(s), "
         f"{lineage.env_steps / 1e6:.1f} million environment steps", fontsize=11
     )  # fmt: skip
     figure.savefig(path, dpi=110)

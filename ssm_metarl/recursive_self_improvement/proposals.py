@@ -61,6 +61,10 @@ HYPERPARAMETERS = {
     "spread_starts": Move(0.05, 1.0),
 }
 MOVES = ARCHITECTURE | HYPERPARAMETERS
+WHOLE = (*ARCHITECTURE, "tasks_per_epoch", "episodes_per_task", "update_epochs")
+"""Fields that are whole numbers."""
+MOST_DRAWS = 100
+"""Draws of single moves in vain after which there are no more: few fields, many proposals."""
 FIRST_TRIALS = 12
 """Trials that TPE draws at random before it models anything."""
 
@@ -84,12 +88,13 @@ def changes_of(proposal: Mapping[str, float], config: MetaTrainingConfig) -> Cha
         move, old = allowed[name], getattr(config, name)
         if name == "hidden_dim":
             old = config.width
-        new = old + by if move.step else old * by
-        new = min(max(new, move.low), move.high)
-        if isinstance(old, int):
+        # A recipe that lies outside moves towards the bounds, never because it lies outside.
+        low, high = min(move.low, old), max(move.high, old)
+        new = min(max(old + by if move.step else old * by, low), high)
+        if name in WHOLE:
             new = round(new)
             if new == old and by != move.nothing:  # 20 % of a small number is less than one
-                new = int(min(max(old + (1 if by > move.nothing else -1), move.low), move.high))
+                new = int(min(max(old + (1 if by > move.nothing else -1), low), high))
         if new != old:
             changes[name] = new
     return changes
@@ -119,9 +124,10 @@ def propose(
     rng = seeding.generator(seed, "rsi-proposals", generation)
     study = _study(allowed, history, int(rng.integers(2**31)))
     proposals: list[Proposal] = []
+    in_vain = 0
     while len(proposals) < count:
         kind = (ARCHITECTURE, HYPERPARAMETERS, None)[len(proposals) % 3]
-        if kind is None:
+        if kind is None or in_vain > MOST_DRAWS:
             proposal = dict(study.ask(_distributions(allowed)).params)
         else:
             name = str(rng.choice([n for n in kind if n in allowed]))
@@ -129,6 +135,9 @@ def propose(
             proposal = {name: float(rng.choice(moves or [SMALLER, LARGER]))}
         if changes_of(proposal, config) and proposal not in proposals:
             proposals.append(proposal)
+            in_vain = 0
+        else:
+            in_vain += 1
     return proposals
 
 

@@ -25,7 +25,8 @@ def replay(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is no lineage.
-        LedgerDamaged: The chain, the champion's row or its weights do not fit.
+        LedgerDamaged: The chain, a result, an audit or the champion's row do not fit.
+        ValueError: The weights of the champion, the first or the best are damaged.
         DecisionMismatch: An event does not follow from those before it.
     """
     ledger = Ledger(folder, read_only=True)
@@ -40,6 +41,8 @@ def replay(folder: Path) -> dict[str, Any]:
         store = WeightStore(folder / "weights")
         for name in {lineage.first, lineage.best, lineage.champion} - {""}:
             store.get(name)
+        ledger.results()
+        ledger.last_audit()
         return {
             "events": len(events),
             "decisions": sum(event.kind in DECISIONS for event in events),

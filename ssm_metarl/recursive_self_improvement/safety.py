@@ -8,6 +8,7 @@ evaluators cannot be compared. A person may look, and acknowledge.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -18,7 +19,8 @@ PACKAGE = Path(__file__).parent.parent
 EVALUATOR = (
     "action_space.py", "adaptation", "checkpoint.py", "compiled.py", "config.py", "core",
     "env_runner", "evaluation/episodes.py", "experience", "objectives",
-    "recursive_self_improvement/config.py", "recursive_self_improvement/gate.py",
+    "recursive_self_improvement/agent.py", "recursive_self_improvement/config.py",
+    "recursive_self_improvement/gate.py",
     "recursive_self_improvement/lineage.py", "recursive_self_improvement/metrics.py",
     "seeding.py", "tasks", "types.py",
 )  # fmt: skip
@@ -26,19 +28,17 @@ EVALUATOR = (
 
 
 def evaluator_hash(package: Path = PACKAGE) -> str:
-    """Hash of the evaluator's source, 32 hexadecimal digits.
+    """Hash of the evaluator's source, 32 hexadecimal digits; a part that is missing changes it.
 
     Raises:
-        OSError: A part is missing, or cannot be read.
+        OSError: A part cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in EVALUATOR:
         path = package / part
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-        if not files:
-            raise FileNotFoundError(errno.ENOENT, "expected the evaluator's source", str(path))
         for file in files:
-            content = file.read_bytes()
+            content = file.read_bytes() if file.is_file() else b"missing"
             digest.update(f"{file.relative_to(package).as_posix()} {len(content)}\n".encode())
             digest.update(content)
     return digest.hexdigest()
@@ -64,7 +64,9 @@ def is_disk_trouble(error: OSError) -> bool:
 
 def disk_usage(path: Path) -> int:
     """Bytes on disk of a folder and all below it."""
-    return sum(
-        entry.stat().st_size if entry.is_file() else disk_usage(Path(entry))
-        for entry in os.scandir(path)
-    )
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the daemon has just deleted it
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total

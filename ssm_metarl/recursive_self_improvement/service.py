@@ -14,7 +14,7 @@ the process's state, and say so through `Control.report`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,31 +46,6 @@ class Control(Protocol):
         """Say how far the work is."""
 
 
-def serve(lineage: Path, control: Control, arguments: Sequence[str]) -> int:
-    """The daemon's work.
-
-    Args:
-        lineage: The lineage's folder.
-        control: What a person asks for.
-        arguments: Flags of `RSIRun`.
-
-    Returns:
-        The exit code.
-    """
-    import tyro
-
-    try:
-        run = tyro.cli(RSIRun, prog="rsi start", args=list(arguments))
-        agent = open_agent(lineage, run, control, log)
-    except (ValueError, OSError) as error:
-        print(f"rsi: {error}", flush=True)
-        return 2
-    with agent:
-        ended = supervise(agent, control, cycles=run.cycles, wait_when_halted=True)
-        print(f"{ended}: {agent.finished or ''}".rstrip(": "), flush=True)
-    return 0
-
-
 def open_agent(
     folder: Path, run: RSIRun, control: Control, on_update: Update
 ) -> RecursiveSelfImprovementAgent:
@@ -81,13 +56,15 @@ def open_agent(
         control.report(state="RUNNING", **summarize_lineage(lineage))
         on_update(lineage, kind, detail)
 
-    return RecursiveSelfImprovementAgent(
+    agent = RecursiveSelfImprovementAgent(
         initial_model=run.model,
         config=run.settings,
         folder=folder,
         executor=make_executor(run, control.stopping),
         on_update=update,
     )
+    control.report(state="RUNNING", **summarize_lineage(agent.lineage))
+    return agent
 
 
 def make_executor(run: RSIRun, should_stop: Callable[[], bool]) -> Executor:
@@ -133,13 +110,13 @@ def supervise(
             elif wait_when_halted:
                 _rest(agent, control, "HALTED", agent.lineage.reason)
             else:
-                return _ended(control, HALTED)
+                return _ended(agent, control, HALTED)
         elif control.paused():
             _rest(agent, control, "PAUSED", "asked for")
         elif goal is not None and len(agent.lineage.records) >= goal:
-            return _ended(control, DONE)
+            return _ended(agent, control, DONE)
         elif agent.finished:
-            return _ended(control, USED_UP)
+            return _ended(agent, control, USED_UP)
         else:
             try:
                 agent.step()
@@ -149,11 +126,11 @@ def supervise(
                 if not is_disk_trouble(error):
                     raise
                 _rest(agent, control, "PAUSED", str(error), DISK_POLL_SECONDS)
-    return _ended(control, STOPPED)
+    return _ended(agent, control, STOPPED)
 
 
-def _ended(control: Control, why: str) -> str:
-    control.report(state=why.upper())
+def _ended(agent: RecursiveSelfImprovementAgent, control: Control, why: str) -> str:
+    control.report(**(summarize_lineage(agent.lineage) | {"state": why.upper()}))
     return why
 
 

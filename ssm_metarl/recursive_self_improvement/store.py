@@ -24,7 +24,9 @@ class WeightStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            sync_folder(folder.parent)
 
     def put(self, content: bytes) -> str:
         """Keep some weights; returns their name, the hash of their content.
@@ -35,6 +37,7 @@ class WeightStore:
         name = name_of(content)
         path = self.path(name)
         if path.is_file() and name_of(path.read_bytes()) == name:
+            sync_folder(self.folder)  # a kill may have come between its rename and this
             return name
         temporary = path.with_name(f"{path.name}.tmp")
         try:

@@ -22,7 +22,11 @@ def summarize_lineage(lineage: Lineage, folder: Path | None = None) -> dict[str,
     Args:
         lineage: Its state.
         folder: Where it lives, to say how much disk it takes.
+
+    Returns:
+        Always the same entries (but ``disk_mb``, without a folder): None is "does not apply now".
     """
+    gate = lineage.confirmation
     result: dict[str, Any] = {
         "stage": str(lineage.stage),
         "generation": lineage.generation,
@@ -30,20 +34,17 @@ def summarize_lineage(lineage: Lineage, folder: Path | None = None) -> dict[str,
         "parameters": lineage.sizes.get(lineage.champion, 0),
         **{str(o).replace(" ", "_"): lineage.count(o) for o in Outcome},
         "alpha_left": round(lineage.alpha_left, 6),
+        "alpha": lineage.config.alpha,
         "env_steps": lineage.env_steps,
+        "reason": lineage.reason or None,
+        "pairs": gate and gate.primary.num_pairs,
+        "most_pairs": gate and gate.cap,
+        "wealth": gate and float(f"{gate.primary.wealth:.3g}"),
+        "threshold": gate and round(gate.primary.threshold, 1),
+        "mean_difference": gate and round(gate.mean, 5),
+        "spread": gate and round(gate.spread, 5),
+        "pairs_for_3_points": gate and gate.pairs_needed,
     }
-    if lineage.reason:
-        result["reason"] = lineage.reason
-    if (gate := lineage.confirmation) is not None:
-        result |= {
-            "pairs": gate.primary.num_pairs,
-            "most_pairs": gate.cap,
-            "wealth": float(f"{gate.primary.wealth:.3g}"),
-            "threshold": round(gate.primary.threshold, 1),
-            "mean_difference": round(gate.mean, 5),
-            "spread": round(gate.spread, 5),
-            "pairs_for_3_points": gate.pairs_needed,
-        }
     if folder is not None:
         result["disk_mb"] = round(disk_usage(folder) / 1e6, 1)
     return result

@@ -21,9 +21,9 @@ from ssm_metarl.version import __version__
 from .conftest import Cli
 
 MISTAKES = {
-    "trian": "command: expected one of train, adapt, evaluate, verify, models, bench, "
+    "trian": "command: expected one of train, adapt, evaluate, verify, models, bench, rsi, "
     "received 'trian'",
-    "--json": "command: expected one of train, adapt, evaluate, verify, models, bench, "
+    "--json": "command: expected one of train, adapt, evaluate, verify, models, bench, rsi, "
     "received '--json'",
     "train --tasks_per_epoc 3": "train: expected a flag that ssm-metarl train --help lists, "
     "received --tasks_per_epoc; did you mean --tasks-per-epoch?",
@@ -31,8 +31,7 @@ MISTAKES = {
     "received --num_tasks=3",
     "train extra": "arguments: expected flags only, received extra",
     "train --json=yes": "arguments: expected flags only, received yes",
-    "evaluate": "--model: expected a value, received none (A shipped name, a run's folder, a "
-    "checkpoint or a .pth file.)",
+    "evaluate": "--model: expected a value, received none (or --compare A B)",
     "evaluate --model": "--model: expected a value, received none",
     "train --num_epochs": "--num-epochs: expected a value, received none",
     "train --num_epochs abc": "--num-epochs: expected a whole number or None, received 'abc'",

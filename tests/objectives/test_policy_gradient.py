@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssm_metarl.core.distributions import Categorical
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.objectives.policy_gradient import (
     MAX_RATIO,
+    Guide,
     clipped_policy_loss,
     policy_gradient_loss,
 )
@@ -172,3 +174,57 @@ def test_a_tasks_loss_is_its_own(loss: Loss, policy: Policy, make_rollout: MakeR
     for k in range(3):
         alone = loss(policy, rollout.task(k), advantage[:, k : k + 1])
         torch.testing.assert_close(alone[0], together[k])
+
+
+# A teacher.
+
+
+def taught(policy: Policy, rollout: Rollout, guide: Guide | None, advantage: float = 0.0) -> Tensor:
+    return clipped_policy_loss(
+        policy,
+        policy.meta_params(),
+        rollout,
+        torch.full(rollout.mask.shape, advantage),
+        clip_coef=0.2,
+        entropy_coef=0.0,
+        guide=guide,
+    )
+
+
+def test_a_guides_known_divergence(
+    constant_policy: Callable[..., Policy], make_rollout: MakeRollout
+) -> None:
+    """The teacher takes the second action with 3/4, the policy with 1/2."""
+    policy = constant_policy((0.0, 0.0, 0.0, 0.0))
+    rollout = make_rollout(3, mask=torch.tensor([True, True, False])[:, None, None])
+    logits = torch.tensor([0.0, math.log(3)]).expand(3, 1, 1, 2)
+    losses = taught(policy, rollout, Guide(Categorical(logits), 0.5))
+    there_to_here = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    here_to_there = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    assert losses.tolist() == [pytest.approx(0.5 * there_to_here, rel=1e-5)]
+    assert abs(there_to_here - here_to_there) > 0.01, "the other direction is another number"
+
+
+def test_a_guide_pulls_towards_the_teacher(
+    constant_policy: Callable[..., Policy], make_rollout: MakeRollout
+) -> None:
+    policy = constant_policy((0.0, 0.0, 0.0, 0.0))
+    rollout = make_rollout(3)
+    for sign in (1.0, -1.0):
+        logits = torch.tensor([0.0, 2.0 * sign]).expand(3, 1, 1, 2)
+        losses = taught(policy, rollout, Guide(Categorical(logits), 2.0))
+        pull = -gradients(policy, losses)["core.feedthrough.bias"][:2]
+        p = logits[0, 0, 0].softmax(-1)
+        torch.testing.assert_close(pull, 2.0 * (p - 0.5))  # of KL: policy - teacher
+    same = torch.zeros(3, 1, 1, 2)
+    losses = taught(policy, rollout, Guide(Categorical(same), 2.0))
+    assert losses.tolist() == [pytest.approx(0.0, abs=1e-7)]
+    assert gradients(policy, losses)["core.feedthrough.bias"].abs().max() < 1e-7
+
+
+def test_a_guide_of_no_weight_is_none(policy: Policy, make_rollout: MakeRollout) -> None:
+    rollout = make_rollout(6, 2, 2)
+    teacher = Categorical(torch.randn(6, 2, 2, 2, generator=torch.Generator().manual_seed(2)))
+    without = taught(policy, rollout, None, 1.0)
+    assert torch.equal(taught(policy, rollout, Guide(teacher, 0.0), 1.0), without)
+    assert (taught(policy, rollout, Guide(teacher, 1.0), 1.0) > without).all()
