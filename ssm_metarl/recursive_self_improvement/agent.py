@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssm_metarl import seeding
 from ssm_metarl.recursive_self_improvement.candidates import Trained, Training
-from ssm_metarl.recursive_self_improvement.config import RSIConfig
+from ssm_metarl.recursive_self_improvement.config import OPERATIONAL, RSIConfig
 from ssm_metarl.recursive_self_improvement.executor import (
     Executor,
     InlineExecutor,
@@ -70,7 +70,8 @@ class RecursiveSelfImprovementAgent:
             others get the default recipe. None continues the lineage in ``folder``.
         env: The task family: an `Environment` that belongs to one, its name, or a `TaskFamily`.
             None for the one that the model was trained on.
-        config: Budgets, thresholds, tolerances.
+        config: Budgets, thresholds, tolerances. A lineage keeps those that it began with: to go on
+            with it, what is at its default here stands for what it was.
         folder: Where the lineage lives; None for a folder that ends with the agent.
         executor: What runs trainings and measurements; None for this very process.
         on_update: Called with the lineage, the kind of event, and a detail: after every event, and
@@ -98,6 +99,7 @@ class RecursiveSelfImprovementAgent:
         self.executor = executor or InlineExecutor()
         self._on_update = on_update or (lambda lineage, kind, detail: None)
         self._compiled = False
+        self._min_free_mb = (config or RSIConfig()).min_free_mb
         self.ledger = Ledger(self.folder)
         try:
             self._open(initial_model, env, config)
@@ -144,8 +146,14 @@ class RecursiveSelfImprovementAgent:
         from ssm_metarl.recursive_self_improvement.generation_zero import family_of, generation_zero
 
         lineage = self.lineage
-        if config is not None and config != lineage.config:
-            changed = [n for n, v in asdict(config).items() if v != getattr(lineage.config, n)]
+        asked = asdict(config or lineage.config)
+        changed = [
+            name
+            for name, value in asked.items()
+            if value not in (getattr(RSIConfig(), name), getattr(lineage.config, name))
+            and name not in OPERATIONAL
+        ]
+        if changed:
             raise ValueError(
                 f"lineage: expected the settings that it began with, received others for "
                 f"{', '.join(changed)}; leave them out, or begin another lineage than {self.folder}"
@@ -219,7 +227,7 @@ class RecursiveSelfImprovementAgent:
         """
         if self.lineage.stage == Stage.HALTED:
             raise ValueError(f"rsi: {self.finished}")
-        require_room(self.folder, self.lineage.config.min_free_mb)
+        require_room(self.folder, self._min_free_mb)
         if (found := evaluator_hash()) != self.lineage.evaluator:
             return self._halt(found)
         body: Body = {}
@@ -370,7 +378,13 @@ class RecursiveSelfImprovementAgent:
                 }
             results[str(waiting[index])] = result | {"failure": outcome.failure}
             self.ledger.keep_result(str(waiting[index]), results[str(waiting[index])])
-            self._on_update(lineage, "trained", f"{len(results)} of {len(lineage.candidates)}")
+            failed = sum(r["failure"] is not None for r in results.values())
+            self._on_update(
+                lineage,
+                "trained",
+                f"{len(results)} of {len(lineage.candidates)}"
+                + (f", {failed} failed" if failed else ""),
+            )
 
         if len(jobs) > 1 and not self._compiled:
             # Workers that compile side by side can get code that rounds differently: one first.

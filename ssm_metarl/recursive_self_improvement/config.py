@@ -13,6 +13,9 @@ from typing import Literal
 
 from ssm_metarl.config import require
 
+OPERATIONAL = ("train_timeout", "memory_limit_mb", "min_free_mb")
+"""Settings that decide nothing, and may be others whenever a lineage goes on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RSIConfig:
@@ -133,7 +136,6 @@ class RSIRun(RSIConfig):
         require(self.executor in ("local", "ray"), "executor", "'local' or 'ray'", self.executor)
 
     @property
-    def settings(self) -> RSIConfig | None:
-        """The lineage's settings; None where all are the defaults: an old lineage keeps its own."""
-        settings = RSIConfig(**{f.name: getattr(self, f.name) for f in fields(RSIConfig)})
-        return None if settings == RSIConfig() else settings
+    def settings(self) -> RSIConfig:
+        """The lineage's settings, without those of the run."""
+        return RSIConfig(**{f.name: getattr(self, f.name) for f in fields(RSIConfig)})

@@ -235,6 +235,9 @@ class Lineage:
     def _on_baseline(self, body: Body) -> None:
         self._enter("baseline", Stage.BASELINE)
         self._use("baseline", body)
+        if all(score is None for scores in body["scores"].values() for score in scores):
+            self._fail("generation 0 could not be measured")
+            return
         low, high = self.bounds
         self.baseline = {
             name: float(np.mean([low if s is None else s for s in scores]))

@@ -400,7 +400,7 @@ def test_another_model_family_or_setting_is_refused_in_one_line(make_agent, gene
     for arguments, message in (
         ({"initial_model": other}, "model: expected the one"),
         ({"env": other_family}, "env: expected 'cartpole'"),
-        ({"config": RSIConfig(seed=1, **FEW)}, "others for seed, min_free_mb"),
+        ({"config": RSIConfig(seed=1, **FEW)}, "others for seed;"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             RecursiveSelfImprovementAgent(folder=folder, **arguments)
@@ -445,3 +445,25 @@ def test_the_documented_use(generation_zero):
         config = unpack(agent.store.get(agent.lineage.champion), "x").training
         assert config["max_env_steps"] and config["calibration_tasks"] == 0
     assert not folder.exists()
+
+
+def test_limits_of_the_run_may_be_others_when_a_lineage_goes_on(make_agent, simulated):
+    first = make_agent(seed=3)
+    first.close()
+    again = RecursiveSelfImprovementAgent(
+        config=RSIConfig(train_timeout=5.0, min_free_mb=1e9),
+        folder=first.folder,
+        executor=simulated(),
+    )
+    assert again.lineage.config.seed == 3, "what is at its default stands for what it was"
+    with again, pytest.raises(OSError, match="MB of free disk"):
+        again.improve()
+
+
+def test_a_first_model_that_cannot_be_measured_is_a_failure(make_agent, simulated):
+    agent = make_agent(simulated(break_job=lambda job: "crash: gone"))
+    for _ in range(3):
+        assert agent.lineage.stage != Stage.HALTED
+        agent.improve()
+    assert agent.lineage.stage == Stage.HALTED
+    assert agent.lineage.reason == "generation 0 could not be measured"

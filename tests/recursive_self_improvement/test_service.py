@@ -25,6 +25,8 @@ from ssm_metarl.recursive_self_improvement.lineage import Lineage, Stage
 from ssm_metarl.recursive_self_improvement.replay import replay
 from ssm_metarl.rsi_daemon import DaemonError, status, stop
 
+pytestmark = pytest.mark.slow  # real daemons, real trainings
+
 ROOT = Path(__file__).parents[2]
 GENERATIONS = 2
 SETTINGS = (
