@@ -35,6 +35,8 @@ _PUBLIC = {
     "MetaMAML": "meta_rl.meta_maml",
     "MetaTrainer": "meta_rl.trainer",
     "MetaTrainingConfig": "config",
+    "OnlineAdaptationConfig": "config",
+    "OnlineAdapter": "adaptation.online_adapter",
     "Policy": "core.policy",
     "RSIConfig": "recursive_self_improvement.config",
     "RecursiveSelfImprovementAgent": "recursive_self_improvement.agent",
