@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ssm_metarl.cli.console import (
     SPLIT_TITLES,
@@ -17,6 +17,7 @@ from ssm_metarl.cli.console import (
     announce_compilation,
     note,
     print_comparison,
+    print_drift,
     print_evaluation,
     print_json,
     print_safety,
@@ -37,6 +38,8 @@ class Evaluate(EvaluationConfig):
     """A shipped name, a run's folder, a checkpoint or a .pth file."""
     compare: tuple[str, str] | None = None
     """Instead of --model: two models, for a paired test of the first against the second."""
+    drift: Literal["flip", "parameters"] | None = None
+    """Instead: the plant changes inside an episode, its actuator or everything else; who holds?"""
     safety: bool = False
     """Also measure what the safeguard and the change detector do: 17 more arms to run."""
     report: Path | None = None
@@ -54,6 +57,8 @@ class Evaluate(EvaluationConfig):
         if self.model is None:
             raise ValueError("--model: expected a value, received none (or --compare A B)")
         opened = open_model(self.model, self.family)
+        if self.drift is not None:
+            return self._drift(self.drift, opened, config)
         if self.report is not None:  # an hour of evaluation should not end in a typing mistake
             prepare_report(self.report)
         if self.safety:
@@ -86,8 +91,10 @@ class Evaluate(EvaluationConfig):
         from ssm_metarl.cli.opened_model import open_model
         from ssm_metarl.recursive_self_improvement.comparison import compare_models
 
-        if self.model is not None or self.safety or self.report is not None:
-            raise ValueError("compare: expected no --model, --safety or --report beside it")
+        if self.model or self.drift or self.safety or self.report:
+            raise ValueError(
+                "compare: expected no --model, --drift, --safety or --report beside it"
+            )
         first, second = (open_model(name, self.family) for name in names)
         if first.family != second.family:
             raise ValueError(
@@ -105,6 +112,25 @@ class Evaluate(EvaluationConfig):
             print_json(result)
         else:
             print_comparison(result)
+        return 0
+
+    def _drift(
+        self, drift: Literal["flip", "parameters"], opened: OpenedModel, config: EvaluationConfig
+    ) -> int:
+        """Let plants change inside an episode."""
+        from ssm_metarl.evaluation.drift import measure_drift
+
+        if self.safety or self.report:
+            raise ValueError("drift: expected no --safety or --report beside it")
+        with Reporter("evaluating") as reporter:
+            result = measure_drift(
+                opened.policy, opened.family, drift, config, opened.trained, on_step=reporter.update
+            )
+        result = {"model": opened.name} | result
+        if self.json:
+            print_json(result)
+        else:
+            print_drift(result)
         return 0
 
     def _check_adaptable(self, opened: OpenedModel) -> None:

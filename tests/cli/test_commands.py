@@ -154,6 +154,16 @@ def test_evaluate_measures_safety(cli: Cli, model: Path) -> None:
     assert "10 step(s): mean" in printed and "change detector: false alarms" in printed
 
 
+def test_evaluate_lets_plants_change_inside_an_episode(cli: Cli, model: Path) -> None:
+    few = ("evaluate", "--model", model, "--num_tasks", 2, "--drift", "parameters")
+    result = cli(*few, "--json").json
+    assert set(result["arms"]) == {"frozen", "standard", "online"}
+    assert result["drift"] == "parameters" and result["trained_on_changes"] is False
+    printed = cli(*few).out
+    assert "the physics move inside an episode" in printed and "control period 20 ms" in printed
+    assert "--safety" in cli(*few, "--safety").refusal()
+
+
 def test_evaluate_on_shuffled_actions_and_without_rollback(cli: Cli, model: Path) -> None:
     honest = evaluate(cli, model, "--no_rollback")
     lied = evaluate(cli, model, "--no_rollback", "--shuffle_actions")
