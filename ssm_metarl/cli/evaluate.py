@@ -93,7 +93,8 @@ class Evaluate(EvaluationConfig):
 
         if self.model or self.drift or self.safety or self.report:
             raise ValueError(
-                "compare: expected no --model, --drift, --safety or --report beside it"
+                "compare: expected no --model, --drift, --safety or --report beside it, "
+                "received one"
             )
         first, second = (open_model(name, self.family) for name in names)
         if first.family != second.family:
@@ -121,7 +122,7 @@ class Evaluate(EvaluationConfig):
         from ssm_metarl.evaluation.drift import measure_drift
 
         if self.safety or self.report:
-            raise ValueError("drift: expected no --safety or --report beside it")
+            raise ValueError("drift: expected no --safety or --report beside it, received one")
         with Reporter("evaluating") as reporter:
             result = measure_drift(
                 opened.policy, opened.family, drift, config, opened.trained, on_step=reporter.update
