@@ -94,7 +94,7 @@ def test_evaluate_writes_a_report_on_both_splits(cli: Cli, model: Path, tmp_path
     assert "training_curve.png" in names  # the model's run has a log
     text = (tmp_path / "a report" / "report.md").read_text()
     assert "## in distribution" in text and "## out of distribution" in text
-    assert f"ssm-metarl evaluate --model {model} --num-tasks 2 --report 'a report'" in text
+    assert f"ssm-metarl evaluate --num-tasks 2 --model {model} --report 'a report'" in text
 
 
 def test_the_film_is_adapted_with_the_evaluations_settings(
