@@ -23,6 +23,7 @@ import tyro
 
 from ssm_metarl.cli import rsi
 from ssm_metarl.cli.adapt import Adapt
+from ssm_metarl.cli.app import App
 from ssm_metarl.cli.bench import Bench
 from ssm_metarl.cli.evaluate import Evaluate
 from ssm_metarl.cli.models import Models
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type[Any]] = {
     "verify": Verify,
     "models": Models,
     "bench": Bench,
+    "app": App,
     **{f"rsi {name}": kind for name, kind in rsi.COMMANDS.items()},
 }
 RSI_ACTIONS = (*rsi.COMMANDS, *rsi.DAEMON_ACTIONS)
