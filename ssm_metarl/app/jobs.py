@@ -31,7 +31,7 @@ GRACE_SECONDS = 20.0
 ABANDONED_SECONDS = 300.0
 """A hidden browser tab still asks for news every minute."""
 POLL_SECONDS = 0.1
-NICENESS = 10
+NICENESS = 3
 MESSAGE_BYTES = 4000
 
 

@@ -67,6 +67,7 @@ def test_a_second_press_equals_one_with_twice_the_data_and_steps(server: Server)
     second = press(server, twice)
     one = press(server, once, support_steps=40, num_adapt_steps=2)
     assert (second.presses, one.presses) == (2, 1)
+    assert (second.asked, one.asked) == ((20, 1), (40, 2))
     assert second.report == one.report and second.report.env_steps == 40
     assert second.after == one.after
 
@@ -109,6 +110,23 @@ def test_a_plant_beyond_its_sliders_is_refused(
     (name,) = values
     with pytest.raises(FieldError, match=f"{name}: expected"):
         press(server, visitor, Plant({**FLIPPED.values, **values}, True))
+
+
+def test_every_field_that_is_wrong_is_named() -> None:
+    plant = Plant({**FLIPPED.values, "force": 0.5, "mass": "x"}, False)  # type: ignore[dict-item]
+    found = adapting.problems(plant, CARTPOLE, 20, 99)
+    assert found == {
+        "force": "expected 1 to 20, received 0.5",
+        "mass": "expected a number from 0.01 to 1",
+        "num_adapt_steps": "expected 1 to 5, received 99",
+    }
+    assert adapting.problems(FLIPPED, CARTPOLE, 20, 1) == {}
+
+
+def test_a_plant_that_is_being_set_is_kept_if_it_is_one(server: Server, visitor: Visitor) -> None:
+    adapting.keep(visitor, FLIPPED, CARTPOLE)
+    adapting.keep(visitor, Plant({**FLIPPED.values, "force": 500}, True), CARTPOLE)
+    assert visitor.plant == FLIPPED
 
 
 def test_presses_end_somewhere(server: Server, visitor: Visitor) -> None:

@@ -12,7 +12,8 @@ from ssm_metarl.checkpoint import load_pretrained, shipped_models
 
 def test_a_shipped_model_is_ready_for_a_new_visitor(server: Server, visitor: Visitor) -> None:
     view = server.models.view(visitor)
-    assert view.name == "cartpole" and view.modes == [WITHOUT, "standard", "hybrid"]
+    assert view.name == "cartpole"
+    assert server.models.modes(visitor) == [WITHOUT, "standard", "hybrid"]
     facts = dict(view.facts)
     assert facts["parameters"] == f"{load_pretrained('cartpole').num_parameters():,}"
     assert facts["meta-trained for"] == "2,917,218 environment steps"

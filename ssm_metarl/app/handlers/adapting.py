@@ -12,7 +12,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from ssm_metarl.command_line import PROGRAM
 from ssm_metarl.evaluation.episodes import can_flip, collect_support, episodes_of
 from ssm_metarl.evaluation.opened_model import OpenedModel
 from ssm_metarl.tasks.cartpole import TIME_STEP
-from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks, Uniform
+from ssm_metarl.tasks.task_family import Split, TaskFamily, TaskParameter, Tasks, Uniform
 from ssm_metarl.types import Rollout
 
 EPISODES = 4
@@ -67,16 +67,28 @@ class Plant:
         Raises:
             FieldError: A value that is no number, or outside what the page offers.
         """
-        values = {}
-        for parameter in family.parameters:
-            if parameter.name == "sign":
-                values["sign"] = -direction if self.flipped else direction
-                continue
-            low, high = slider_range(parameter.id, parameter.ood)
-            values[parameter.name] = number(
-                parameter.name, self.values.get(parameter.name), low, high
-            )
+        for name, message in self.problems(family).items():
+            raise FieldError(name, message)
+        values = {p.name: self.values[p.name] for p in _sliders(family)}
+        if any(p.name == "sign" for p in family.parameters):
+            values["sign"] = -direction if self.flipped else direction
         return family.task(values)
+
+    def problems(self, family: TaskFamily) -> dict[str, str]:
+        """What is wrong, by parameter; empty where nothing is."""
+        found: dict[str, str] = {}
+        for parameter in _sliders(family):
+            low, high = slider_range(parameter.id, parameter.ood)
+            try:
+                number(parameter.name, self.values.get(parameter.name), low, high)
+            except FieldError as error:
+                found[parameter.name] = error.message
+        return found
+
+
+def _sliders(family: TaskFamily) -> list[TaskParameter]:
+    """The parameters that have a slider."""
+    return [p for p in family.parameters if p.name != "sign"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,8 @@ class Adaptation:
     support_steps: int
     """Asked for by all presses together."""
     num_adapt_steps: int
+    asked: tuple[int, int]
+    """Data and steps of the last press alone."""
     plant: Plant
     task: dict[str, float]
     before: Side
@@ -134,6 +148,7 @@ def adapt(
         raise FieldError("mode", f"expected {' or '.join((WITHOUT, *opened.modes))}")
     data = int(number("support_steps", support_steps, *SUPPORT_STEPS))
     steps = int(number("num_adapt_steps", num_adapt_steps, *ADAPT_STEPS))
+    asked = data, steps
     tasks = plant.tasks(opened.family, models.direction(visitor))
     with visitor.lock, kernels.operations():
         last, presses = visitor.adaptation, 1
@@ -148,8 +163,31 @@ def adapt(
         if steps > MAX_STEPS:
             raise FieldError("num_adapt_steps", f"at most {MAX_STEPS} in all: start over")
         visitor.plant = plant
-        visitor.adaptation = _adapted(opened, tasks, str(mode), data, steps, plant, presses)
+        done = _adapted(opened, tasks, str(mode), data, steps, plant, presses)
+        visitor.adaptation = replace(done, asked=asked)
         return visitor.adaptation
+
+
+def problems(
+    plant: Plant, family: TaskFamily, support_steps: object, num_adapt_steps: object
+) -> dict[str, str]:
+    """What is wrong with what was entered, by field; empty where nothing is."""
+    found = plant.problems(family)
+    for name, value, limits in (
+        ("support_steps", support_steps, SUPPORT_STEPS),
+        ("num_adapt_steps", num_adapt_steps, ADAPT_STEPS),
+    ):
+        try:
+            number(name, value, *limits)
+        except FieldError as error:
+            found[name] = error.message
+    return found
+
+
+def keep(visitor: Visitor, plant: Plant, family: TaskFamily) -> None:
+    """Remember a plant as it is being set, if it is one."""
+    if not plant.problems(family):
+        visitor.plant = plant
 
 
 def start_over(visitor: Visitor) -> None:
@@ -241,6 +279,7 @@ def _adapted(
         mode=mode,
         support_steps=support_steps,
         num_adapt_steps=num_adapt_steps,
+        asked=(support_steps, num_adapt_steps),
         plant=plant,
         task=tasks.as_dicts()[0],
         before=sides[0],

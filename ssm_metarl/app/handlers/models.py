@@ -42,8 +42,6 @@ class ModelView:
     """Its model card, Markdown; empty for a visitor's own run."""
     log: list[dict[str, Any]]
     """Its training log, a line an epoch."""
-    modes: list[str]
-    """Ways in which it can run; `WITHOUT` first."""
 
 
 class Models:
@@ -105,6 +103,10 @@ class Models:
                 self._directions[key] = played_direction(opened.policy, opened.family)
         return self._directions[key]
 
+    def modes(self, visitor: Visitor) -> list[str]:
+        """Ways in which the visitor's model can run; `WITHOUT` first."""
+        return [WITHOUT, *self.of(visitor).modes]
+
     def view(self, visitor: Visitor) -> ModelView:
         """What the page says about the visitor's model."""
         opened = self.of(visitor)
@@ -115,7 +117,6 @@ class Models:
             facts=list(_facts(opened, lines)),
             card=_card(self._shipped.get(visitor.model)),
             log=lines,
-            modes=[WITHOUT, *opened.modes],
         )
 
 

@@ -7,6 +7,7 @@ ssm.live = (element, props, trigger, watch) => {
   const STEP = 20; // milliseconds
   const AHEAD = 90; // steps in hand below which more are asked for
   const FLIP_AHEAD = 12; // steps between the button and the flip
+  const UPRIGHT = [0, 0, 0, 0]; // before it begins
   const PATIENCE = 5000; // milliseconds, after which a request counts as lost
   const $ = (selector) => element.querySelector(selector);
   let run = null, states = [], events = [], clock = 0, playing = false, last = null;
@@ -38,7 +39,7 @@ ssm.live = (element, props, trigger, watch) => {
   function tell() { // events that the picture has reached
     const now = step();
     const due = events.filter((e) => e.step <= now);
-    if (due.length === shown) return;
+    if (due.length === shown || due.length === 0) return;
     shown = due.length;
     const list = $("[data-log]");
     list.replaceChildren(...due.slice(-8).reverse().map((e) => {
@@ -65,10 +66,9 @@ ssm.live = (element, props, trigger, watch) => {
   }
 
   function paint() {
-    if (states.length === 0) return;
     colours = colours || ssm.pole.palette(element);
-    const at = step(), part = Math.min(clock / STEP - at, 1);
-    const a = states[at], b = states[Math.min(at + 1, states.length - 1)];
+    const at = Math.max(step(), 0), part = Math.min(clock / STEP - at, 1);
+    const a = states[at] || UPRIGHT, b = states[at + 1] || a;
     const jump = Math.abs(a[0] - b[0]) > 0.5; // a new episode: nothing lies between
     const mix = (i) => (jump ? a[i] : a[i] + (b[i] - a[i]) * part);
     ssm.pole.draw($("canvas"), [mix(0), mix(1)],

@@ -9,7 +9,7 @@ import gradio as gr
 
 from ssm_metarl.app import markup
 from ssm_metarl.app.handlers import adapting, live
-from ssm_metarl.app.handlers.adapting import ADAPT_STEPS, SUPPORT_STEPS, FieldError
+from ssm_metarl.app.handlers.adapting import ADAPT_STEPS, SUPPORT_STEPS
 from ssm_metarl.app.handlers.live import LiveRun, Piece
 from ssm_metarl.app.handlers.models import MODE_MEANINGS
 from ssm_metarl.app.tabs.parts import COMPUTE, PRIVATE, QUIET, Page, beside_fields, shown, text
@@ -59,6 +59,7 @@ Flip its actuator whenever you like: within two steps (0.04 s) the controller no
 happens as it predicted, adapts to what it sees while it goes on, and turns round before the pole
 falls. One that never adapts falls, again and again.</p></div>
 """
+DEFAULT_DATA = 20  # environment steps
 ONLINE, FROZEN = "adapt while it runs", "never adapt"
 
 
@@ -110,17 +111,15 @@ def build(page: Page) -> None:
             visitor = page.visitor(token)
             family = server.models.of(visitor).family
             *about, _, support_steps, num_adapt_steps = values
-            problems: dict[str, str] = {}
-            for part in (
-                lambda: plant.read(about, family).tasks(family, 1.0),
-                lambda: adapting.number("support_steps", support_steps, *SUPPORT_STEPS),
-                lambda: adapting.number("num_adapt_steps", num_adapt_steps, *ADAPT_STEPS),
-            ):
-                try:
-                    part()
-                except FieldError as error:
-                    problems[error.name] = error.message
+            problems = adapting.problems(
+                plant.read(about, family), family, support_steps, num_adapt_steps
+            )
             return beside_fields(names, problems, leading=1)
+
+        def on_set(token: Any, *about: Any) -> None:
+            visitor = page.visitor(token)
+            family = server.models.of(visitor).family
+            adapting.keep(visitor, plant.read(about, family), family)
 
         @shown
         def on_over(token: Any) -> Sequence[Any]:
@@ -142,6 +141,10 @@ def build(page: Page) -> None:
             **PRIVATE, **COMPUTE,
         )  # fmt: skip
         over.click(on_over, page.token, outcome, **QUIET)
+        gr.on(
+            [component.input for component in plant.inputs], shown(on_set),
+            [page.token, *plant.inputs], None, trigger_mode="always_last", **QUIET,
+        )  # fmt: skip
         inside.click(surprise("id"), page.token, plant.outputs, **QUIET)
         outside.click(surprise("ood"), page.token, plant.outputs, **QUIET)
 
@@ -161,18 +164,18 @@ def build(page: Page) -> None:
 
     def values(visitor: Visitor) -> Sequence[Any]:
         family = server.models.of(visitor).family
-        modes = server.models.view(visitor).modes
-        kept = (
-            visitor.adaptation.mode if visitor.adaptation else modes[-1 if len(modes) == 1 else 1]
-        )
+        modes, last = server.models.modes(visitor), visitor.adaptation
+        chosen = last.mode if last is not None else modes[min(1, len(modes) - 1)]
         choices = [(f"{m}: {MODE_MEANINGS.get(m, m)}", m) for m in modes]
+        asked = last.asked if last is not None else (DEFAULT_DATA, ADAPT_STEPS[0])
         return [
             *plant.updates(visitor.plant, family),
-            gr.update(choices=choices, value=kept),
+            gr.update(choices=choices, value=chosen),
+            *asked,
             *show(visitor),
         ]
 
-    page.restores([*plant.outputs, mode, *outcome], values)
+    page.restores([*plant.outputs, *how, *outcome], values)
 
 
 def _how() -> tuple[gr.Radio, gr.Slider, gr.Slider]:
@@ -180,7 +183,7 @@ def _how() -> tuple[gr.Radio, gr.Slider, gr.Slider]:
     with gr.Accordion("How it adapts", open=False):
         mode = gr.Radio([("standard", "standard")], value="standard", label="Mode", elem_id="mode")
         data = gr.Slider(
-            *SUPPORT_STEPS, value=20, step=1, label="Data (environment steps)",
+            *SUPPORT_STEPS, value=DEFAULT_DATA, step=1, label="Data (environment steps)",
             info="random pushes that it tries first; 20 are 0.4 s", elem_id="support-steps",
         )  # fmt: skip
         steps = gr.Slider(
