@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import tempfile
-import threading
+import time
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_QUEUE = 64
 """Events that wait at once; one more is told that the server is busy."""
 MAX_THREADS = 16
+POLL_SECONDS = 0.1
 
 
 @dataclass
@@ -115,9 +116,9 @@ def serve(config: AppConfig) -> int:
     """
     if find_spec("gradio") is None:
         raise ValueError("app: expected gradio, received none; pip install 'ssm-metarl[web]'")
-    ended = threading.Event()
+    asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, lambda number, _: asked.append(number))
     server = Server(config)
     try:
         try:
@@ -128,7 +129,9 @@ def serve(config: AppConfig) -> int:
             ) from None
         host = "localhost" if config.is_local else config.host
         print(f"http://{host}:{blocks.server_port}", flush=True)
-        ended.wait()
+        # Not an event's wait(): a thread that waits for a lock does not always hear of a signal.
+        while not asked:
+            time.sleep(POLL_SECONDS)
         blocks.close(verbose=False)
     finally:
         server.close()
