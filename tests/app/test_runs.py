@@ -31,6 +31,7 @@ def wait(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_training_is_watched_stopped_and_used(server: Server, visitor: Visitor) -> None:
     assert training.view(visitor, server.jobs).state is None
     training.start(visitor, server.jobs, SMALL)
@@ -97,6 +98,7 @@ def test_a_form_with_two_mistakes_names_both() -> None:
     assert set(ImprovementForm(cycles=99, effort="all").problems()) == {"cycles", "effort"}
 
 
+@pytest.mark.slow
 def test_a_cycle_of_self_improvement_and_its_audit(
     server: Server, visitor: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
