@@ -101,6 +101,7 @@ def launch(server: Server) -> Blocks:
         pwa=False,
         footer_links=[],
         max_file_size=1,
+        state_session_capacity=config.max_visitors,
         app_kwargs={"middleware": [guard]},
         **page_options(),
     )
