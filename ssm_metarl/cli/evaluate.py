@@ -22,12 +22,12 @@ from ssm_metarl.cli.console import (
     print_json,
     print_safety,
 )
-from ssm_metarl.cli.flags import command_line, part_of
 from ssm_metarl.cli.outputs import make_folder
+from ssm_metarl.command_line import command_line, part_of
 from ssm_metarl.config import EvaluationConfig
 
 if TYPE_CHECKING:
-    from ssm_metarl.cli.opened_model import OpenedModel
+    from ssm_metarl.evaluation.opened_model import OpenedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Evaluate(EvaluationConfig):
 
     def run(self) -> int:
         """Evaluate, print, and write the report if one is asked for."""
-        from ssm_metarl.cli.opened_model import open_model
+        from ssm_metarl.evaluation.opened_model import open_model
 
         config = part_of(self, EvaluationConfig)
         if self.compare is not None:
@@ -64,7 +64,7 @@ class Evaluate(EvaluationConfig):
         if self.safety:
             self._check_adaptable(opened)
         with Reporter("evaluating") as reporter:
-            result = opened.evaluate(config, reporter)
+            result = opened.evaluate(config, reporter.update)
         if self.safety:
             result["safety"] = measured_safety(opened, config)
         if self.json:
@@ -78,7 +78,7 @@ class Evaluate(EvaluationConfig):
             with Reporter("evaluating the other split") as reporter:
                 results: dict[str, dict[str, Any]] = {
                     config.split: result,
-                    other.split: opened.evaluate(other, reporter),
+                    other.split: opened.evaluate(other, reporter.update),
                 }
             if not self.json:
                 print_evaluation(results[other.split])
@@ -88,7 +88,7 @@ class Evaluate(EvaluationConfig):
 
     def _compare(self, names: tuple[str, str], config: EvaluationConfig) -> int:
         """Run the gate's paired test on its own."""
-        from ssm_metarl.cli.opened_model import open_model
+        from ssm_metarl.evaluation.opened_model import open_model
         from ssm_metarl.recursive_self_improvement.comparison import compare_models
 
         if self.model or self.drift or self.safety or self.report:
@@ -153,7 +153,7 @@ class Evaluate(EvaluationConfig):
         return write_report(
             out,
             evaluations={SPLIT_TITLES[split]: results[split] for split in ("id", "ood")},
-            training_log=training_log(opened.name),
+            training_log=opened.training_log,
             **film(opened, part_of(self, EvaluationConfig)),
             command=command_line("evaluate", self),
         )
@@ -185,15 +185,6 @@ def prepare_report(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"report: expected a folder, received the file {out}")
     make_folder(out)
-
-
-def training_log(model: str) -> Path | None:
-    """The log beside a model, where there is one with at least a line."""
-    from ssm_metarl.checkpoint import find_model
-    from ssm_metarl.meta_rl.training_run import LOG_NAME
-
-    log = find_model(model).parent / LOG_NAME
-    return log if log.is_file() and log.stat().st_size > 0 else None
 
 
 def film(opened: OpenedModel, config: EvaluationConfig) -> dict[str, Any]:

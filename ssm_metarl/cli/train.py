@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ssm_metarl.cli.console import Reporter, interval, note, print_evaluation, print_json
-from ssm_metarl.cli.flags import changed, command_line, flag, part_of
+from ssm_metarl.command_line import changed, command_line, flag, part_of
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class Train(MetaTrainingConfig):
 
     def _open(self, reporter: Reporter) -> TrainingRun:
         """The training, new or resumed, which reports its progress."""
-        from ssm_metarl.cli.opened_model import readable
         from ssm_metarl.cli.outputs import free_folder, new_folder
         from ssm_metarl.evaluation.meta_evaluator import learning_curve_point
+        from ssm_metarl.evaluation.opened_model import readable
         from ssm_metarl.meta_rl.trainer import usable_device
         from ssm_metarl.meta_rl.training_run import TrainingRun
         from ssm_metarl.tasks.registry import family_of_env
@@ -129,10 +129,10 @@ class Train(MetaTrainingConfig):
 
     def _finish(self, run: TrainingRun, memory_before: int) -> None:
         """Evaluate the last checkpoint, record its verification, say what came of it."""
-        from ssm_metarl.cli.opened_model import open_model
         from ssm_metarl.evaluation.calibration import calibrate
         from ssm_metarl.evaluation.episodes import MetaTrained
         from ssm_metarl.evaluation.meta_evaluator import verify
+        from ssm_metarl.evaluation.opened_model import open_model
 
         trainer = run.trainer
         trainer.policy = policy = trainer.policy_on_cpu()
@@ -159,7 +159,7 @@ class Train(MetaTrainingConfig):
         export_pth(run.out)
         with Reporter("evaluating") as reporter:
             config = EvaluationConfig(num_tasks=FINAL_TASKS)
-            result = open_model(str(run.out)).evaluate(config, reporter)
+            result = open_model(str(run.out)).evaluate(config, reporter.update)
         result |= {"epochs": trainer.epoch, "env_steps": trainer.env_steps}
         result["peak_memory_mb"] = (peak_memory() - memory_before) / 1e6
         if self.json:

@@ -12,10 +12,10 @@ import pytest
 
 from ssm_metarl.cli.adapt import Adapt
 from ssm_metarl.cli.evaluate import Evaluate
-from ssm_metarl.cli.flags import changed, command_line
 from ssm_metarl.cli.parsing import COMMANDS, UsageError, parse
 from ssm_metarl.cli.policy_gradient import TrainPolicyGradient
 from ssm_metarl.cli.train import Train
+from ssm_metarl.command_line import changed, command_line
 from ssm_metarl.version import __version__
 
 from .conftest import Cli
