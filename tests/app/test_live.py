@@ -8,6 +8,7 @@ from ssm_metarl.app.handlers import live
 from ssm_metarl.app.handlers.live import PIECE_STEPS, LiveRun, Piece
 from ssm_metarl.checkpoint import load_pretrained
 from ssm_metarl.tasks.cartpole import CARTPOLE, THETA_LIMIT
+from ssm_metarl.tasks.task_family import TaskFamily
 
 
 def run(adapting: bool, sign: float = -1.0) -> LiveRun:
@@ -80,6 +81,12 @@ def test_a_live_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MAX_STEPS", 120)
     plant = run(adapting=False)
     assert [len(plant.advance().states) for _ in range(3)] == [100, 20, 0]
+
+
+def test_another_family_has_no_live_view() -> None:
+    pendulum = TaskFamily.from_gymnasium("Pendulum-v1", {})
+    with pytest.raises(ValueError, match="live: expected a family with CartPole's state"):
+        LiveRun(load_pretrained("cartpole"), pendulum.task(), adapting=False, seed=0)
 
 
 def test_the_policy_stays_untouched() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.evaluation.episodes import can_flip
 from ssm_metarl.tasks.cartpole import TIME_STEP
 from ssm_metarl.tasks.task_family import Dynamics, Tasks
 from ssm_metarl.types import Actor
@@ -89,7 +90,7 @@ class LiveRun:
 
     Args:
         policy: Stays untouched.
-        tasks: The plant, one task of a family with batched physics.
+        tasks: The plant, one task of a family with CartPole's state (`can_flip`).
         adapting: Whether the controller adapts, or stays as it is.
         seed: Names the initial states.
     """
@@ -103,9 +104,12 @@ class LiveRun:
     """Simulated so far."""
 
     def __post_init__(self) -> None:
-        dynamics = self.tasks.family.dynamics
-        if dynamics is None:
-            raise ValueError(f"live: expected batched physics, received {self.tasks.family.name!r}")
+        family, dynamics = self.tasks.family, self.tasks.family.dynamics
+        if dynamics is None or not can_flip(family):
+            raise ValueError(
+                f"live: expected a family with CartPole's state and a parameter 'sign', "
+                f"received {family.name!r}"
+            )
         self._dynamics: Dynamics = dynamics
         adapter = OnlineAdapter(self.policy) if self.adapting else None
         actor = adapter or _FrozenActor(self.policy)
