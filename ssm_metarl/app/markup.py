@@ -132,7 +132,10 @@ def table(rows: Sequence[dict[str, Any]], caption: str = "") -> str:
     """Records as a table that scrolls sideways where it is wide."""
     if not rows:
         return ""
-    head = "".join(f"<th scope='col'>{escape(str(c).replace('_', ' '))}</th>" for c in rows[0])
+    head = "".join(
+        f"<th scope='col'{_align(_first(rows, c))}>{escape(str(c).replace('_', ' '))}</th>"
+        for c in rows[0]
+    )
     body = "".join(
         "<tr>" + "".join(f"<td{_align(v)}>{escape(cell(v))}</td>" for v in row.values()) + "</tr>"
         for row in rows
@@ -143,6 +146,11 @@ def table(rows: Sequence[dict[str, Any]], caption: str = "") -> str:
         f'<div class="ssm-table" tabindex="0" role="region" aria-label="{name}">'
         f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _first(rows: Sequence[dict[str, Any]], column: str) -> object:
+    """The first value of a column that is one."""
+    return next((row[column] for row in rows if row[column] is not None), "")
 
 
 def cell(value: object) -> str:
