@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -109,8 +110,12 @@ def launch(server: Server) -> Blocks:
     return blocks
 
 
-def serve(config: AppConfig) -> int:
+def serve(config: AppConfig, announce: Callable[[str], None]) -> int:
     """Serve the page until Ctrl-C or SIGTERM.
+
+    Args:
+        config: Its settings.
+        announce: Called with the page's address as soon as it is served.
 
     Raises:
         ValueError: Gradio is not installed, or the port is taken.
@@ -129,7 +134,7 @@ def serve(config: AppConfig) -> int:
                 f"port: expected one that is free, received {config.port}, which is taken"
             ) from None
         host = "localhost" if config.is_local else config.host
-        print(f"http://{host}:{blocks.server_port}", flush=True)
+        announce(f"http://{host}:{blocks.server_port}")
         # Not an event's wait(): a thread that waits for a lock does not always hear of a signal.
         while not asked:
             time.sleep(POLL_SECONDS)

@@ -5,9 +5,11 @@ Place in the flow: a command; the work is `app.server`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from ssm_metarl.app.config import AppConfig
+from ssm_metarl.command_line import part_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +20,14 @@ class App(AppConfig):
     nobody can.
     """
 
+    json: bool = False
+    """Print the page's address as one JSON object."""
+
     def run(self) -> int:
         """Serve until Ctrl-C."""
         from ssm_metarl.app.server import serve
 
-        return serve(self)
+        return serve(part_of(self, AppConfig), self._announce)
+
+    def _announce(self, url: str) -> None:
+        print(json.dumps({"url": url}) if self.json else url, flush=True)
