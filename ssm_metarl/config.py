@@ -86,6 +86,8 @@ class PolicyConfig:
     """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
     mirror: bool = False
     """Act on a mirrored history with the mirrored action, exactly (see `TaskFamily.mirror`)."""
+    in_context: bool = False
+    """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
 
     def __post_init__(self) -> None:
         require(self.core in ("diagonal", "state_space"), "core",
@@ -93,6 +95,8 @@ class PolicyConfig:
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
+        require(not self.in_context or (self.core == "diagonal" and not self.mirror), "in_context",
+                "False, or core 'diagonal' without mirror", self.in_context)  # fmt: skip
         size = len(self.obs_scale)
         require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -252,6 +252,14 @@ class Worlds(Protocol):
 
 Actor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(obs (K, N, O), reset (K, N)) -> (action (K, N[, A]), log_prob (K, N))``; may hold a state."""
+
+
+@runtime_checkable
+class RewardedActor(Protocol):
+    """An `Actor` that is told what its actions brought."""
+
+    def rewarded(self, reward: Tensor) -> None:
+        """The reward (K, N) of the step that the last action took."""
 
 
 class Kernel(Protocol):

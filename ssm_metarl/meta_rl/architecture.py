@@ -5,10 +5,12 @@ Place in the flow: stage 5, the first thing that `trainer` and `single_task` do.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, SingleTaskConfig
+from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.tasks.task_family import TaskFamily
 
@@ -40,3 +42,11 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         mirror=family.mirror,
         **actions,
     )
+
+
+def in_context_architecture(config: InContextConfig, family: TaskFamily) -> PolicyConfig:
+    """The architecture of an in-context policy for a family."""
+    sizes = MetaTrainingConfig(
+        state_dim=config.state_dim, hidden_dim=config.hidden_dim, num_layers=config.num_layers
+    )
+    return replace(architecture(sizes, family), mirror=False, in_context=True)

@@ -1,0 +1,119 @@
+"""What an in-context policy sees at each step of a trial: RL²'s inputs, as numbers of one size.
+
+Place in the flow: stage 3, in front of the core of an in-context `policy`; `trial_actor` makes the
+same inputs step by step.
+
+A trial is several episodes of one task (Duan et al. 2016, arXiv 1611.02779). Its hidden state runs
+through all of them, so an episode's end is an *input*, and only a trial's start clears the memory.
+With z the clipped and scaled observation, squash_k(v) = asinh(k v) / asinh(k), and a task of O
+observations and C numbers an action's code::
+
+    level       squash_25(z)                                    O
+    change      squash_100(z - z of the step before)            O      0 at an episode's first step
+    actions     code of the last 3 actions of this episode      3 C    0 where there was none
+    products    change x level, change x actions                O O + 3 O C
+    reward      asinh(last reward)                              1      0 at a trial's first step
+    flags       first step of the trial, first of a later episode      2
+
+For two actions the code is +-1 and 0 for none: one-hot and "none yet" in one number. The products
+are the entries of the regression that tells how observations and actions move the plant; the memory
+has only to sum them. Without them `cartpole_scrambled` takes five times the steps.
+
+The trap: an action that still travels through a slow actuator belongs to its episode. The next
+episode starts with an empty line, hence without the last one's actions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+ACTIONS_SEEN = 3
+LEVEL, CHANGE = 25.0, 100.0
+"""How much closer to zero than 1 an observation, and its change in a step, is told from zero."""
+
+
+def trial_input_dim(obs_dim: int, code_dim: int) -> int:
+    """Size of the input: O observations, C numbers an action."""
+    actions = ACTIONS_SEEN * code_dim
+    return 2 * obs_dim + actions + obs_dim * (obs_dim + actions) + 3
+
+
+def step_input(
+    z: Tensor, before: Tensor, actions: Tensor, reward: Tensor, first: Tensor, later: Tensor
+) -> Tensor:
+    """The input of single steps.
+
+    Args:
+        z: Clipped and scaled observation, shape (..., O).
+        before: That of the step before; z itself at an episode's first step.
+        actions: Codes of the last actions, newest first, shape (..., 3 C); 0 for none.
+        reward: Last reward, 0 at a trial's first step, shape (...).
+        first: True at a trial's first step, shape (...).
+        later: True at the first step of a trial's later episodes, shape (...).
+
+    Returns:
+        Shape (..., I).
+    """
+    level = squash(z, LEVEL)
+    change = squash(z - before, CHANGE)
+    moved_by = torch.cat([level, actions], dim=-1)
+    products = (change[..., :, None] * moved_by[..., None, :]).flatten(-2)
+    flags = torch.stack([torch.asinh(reward), first.to(z.dtype), later.to(z.dtype)], dim=-1)
+    return torch.cat([level, change, actions, products, flags], dim=-1)
+
+
+def squash(x: Tensor, sharpness: float) -> Tensor:
+    """Linear near zero, logarithmic far off, 1 at 1."""
+    return torch.asinh(x * sharpness) / math.asinh(sharpness)
+
+
+def trial_inputs(
+    z: Tensor, code: Tensor, reward: Tensor, episode_start: Tensor, trial_start: Tensor
+) -> Tensor:
+    """The inputs of whole sequences, each of which starts with a trial.
+
+    Args:
+        z: Clipped and scaled observations, shape (T, ..., O).
+        code: Codes of the actions taken at these steps, shape (T, ..., C).
+        reward: Of these steps, shape (T, ...).
+        episode_start: True at the first step of an episode, shape (T, ...).
+        trial_start: True at the first step of a trial, shape (T, ...).
+
+    Returns:
+        Shape (T, ..., I).
+    """
+    start = episode_start[..., None]
+    before = torch.where(start, z, _delayed(z, 1))
+    actions, running = [], torch.ones_like(start)
+    for ago in range(1, ACTIONS_SEEN + 1):
+        running = running & ~_delayed(start, ago - 1)  # no episode began since that action
+        actions.append(torch.where(running, _delayed(code, ago), 0.0))
+    last_reward = torch.where(trial_start, 0.0, _delayed(reward, 1))
+    later = episode_start & ~trial_start
+    return step_input(z, before, torch.cat(actions, dim=-1), last_reward, trial_start, later)
+
+
+def _delayed(x: Tensor, steps: int) -> Tensor:
+    """What stood in x so many steps before; zeros before the first step."""
+    if steps == 0:
+        return x
+    return torch.cat([torch.zeros_like(x[:steps]), x[:-steps]])[: len(x)]
+
+
+def trial_starts(episode_start: Tensor, trial_episodes: int | None) -> Tensor:
+    """Where trials of so many episodes start, one after the other, in each environment.
+
+    Args:
+        episode_start: True at the first step of an episode, shape (T, ...); True at t = 0.
+        trial_episodes: Episodes of a trial; None for one trial without an end.
+
+    Returns:
+        Shape (T, ...), bool.
+    """
+    number = episode_start.long().cumsum(dim=0) - 1
+    if trial_episodes is None:
+        return episode_start & (number == 0)
+    return episode_start & (number % trial_episodes == 0)
