@@ -20,6 +20,7 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.core.fused import KernelRun, can_fuse
 from ssm_metarl.core.fused_actor import choose
+from ssm_metarl.core.identification import Identification
 from ssm_metarl.core.trial_input import ACTIONS_SEEN, step_input
 from ssm_metarl.types import FlatParams
 
@@ -59,6 +60,7 @@ class TrialActor:
         self._actions = torch.zeros(*self._shape, codes, **options)
         self._reward = torch.zeros(self._shape, **options)
         self._episode = torch.zeros(self._shape, dtype=torch.int64, device=options["device"])
+        self._plant = Identification(num_tasks * num_envs, policy.obs_dim, codes)
         self._hidden = policy.init_hidden(*self._rows)
         self._run = self._fused_run()
 
@@ -88,7 +90,10 @@ class TrialActor:
         self._actions.masked_fill_(start, 0.0)
         before = torch.where(start, z, self._before)
         reward = self._reward.masked_fill(first, 0.0)
-        x = step_input(z, before, self._actions, reward, first, reset & ~first)
+        plant = self._plant.update(
+            *(v.flatten(0, 1)[None] for v in (z, before, self._actions, reset, first))
+        ).view(*self._shape, -1)
+        x = step_input(z, before, self._actions, plant, reward, first, reset & ~first)
         action, log_prob = self._choose(x, first)
         code = self._policy.action_space.code(action)
         self._actions = torch.cat([code, self._actions[..., : -code.shape[-1]]], dim=-1)

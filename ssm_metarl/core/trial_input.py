@@ -8,16 +8,14 @@ through all of them, so an episode's end is an *input*, and only a trial's start
 With z the clipped and scaled observation, squash_k(v) = asinh(k v) / asinh(k), and a task of O
 observations and C numbers an action's code::
 
-    level       squash_25(z)                                    O
-    change      squash_100(z - z of the step before)            O      0 at an episode's first step
+    level       squash_50(z)                                    O
+    change      squash_200(z - z of the step before)            O      0 at an episode's first step
     actions     code of the last 3 actions of this episode      3 C    0 where there was none
-    products    change x level, change x actions                O O + 3 O C
+    plant       squash_100(W): least squares up to now          O O + 3 O C    `identification`
     reward      asinh(last reward)                              1      0 at a trial's first step
     flags       first step of the trial, first of a later episode      2
 
-For two actions the code is +-1 and 0 for none: one-hot and "none yet" in one number. The products
-are the entries of the regression that tells how observations and actions move the plant; the memory
-has only to sum them. Without them `cartpole_scrambled` takes five times the steps.
+For two actions the code is +-1 and 0 for none: one-hot and "none yet" in one number.
 
 The trap: an action that still travels through a slow actuator belongs to its episode. The next
 episode starts with an empty line, hence without the last one's actions.
@@ -30,9 +28,11 @@ import math
 import torch
 from torch import Tensor
 
+from ssm_metarl.core.identification import Identification
+
 ACTIONS_SEEN = 3
-LEVEL, CHANGE = 25.0, 100.0
-"""How much closer to zero than 1 an observation, and its change in a step, is told from zero."""
+LEVEL, CHANGE, PLANT = 50.0, 200.0, 100.0
+"""How much closer to zero than 1 observation, change and coefficient are told from zero."""
 
 
 def trial_input_dim(obs_dim: int, code_dim: int) -> int:
@@ -42,7 +42,13 @@ def trial_input_dim(obs_dim: int, code_dim: int) -> int:
 
 
 def step_input(
-    z: Tensor, before: Tensor, actions: Tensor, reward: Tensor, first: Tensor, later: Tensor
+    z: Tensor,
+    before: Tensor,
+    actions: Tensor,
+    plant: Tensor,
+    reward: Tensor,
+    first: Tensor,
+    later: Tensor,
 ) -> Tensor:
     """The input of single steps.
 
@@ -50,6 +56,7 @@ def step_input(
         z: Clipped and scaled observation, shape (..., O).
         before: That of the step before; z itself at an episode's first step.
         actions: Codes of the last actions, newest first, shape (..., 3 C); 0 for none.
+        plant: What `identification` has found, shape (..., (O + 3 C) O).
         reward: Last reward, 0 at a trial's first step, shape (...).
         first: True at a trial's first step, shape (...).
         later: True at the first step of a trial's later episodes, shape (...).
@@ -59,10 +66,8 @@ def step_input(
     """
     level = squash(z, LEVEL)
     change = squash(z - before, CHANGE)
-    moved_by = torch.cat([level, actions], dim=-1)
-    products = (change[..., :, None] * moved_by[..., None, :]).flatten(-2)
     flags = torch.stack([torch.asinh(reward), first.to(z.dtype), later.to(z.dtype)], dim=-1)
-    return torch.cat([level, change, actions, products, flags], dim=-1)
+    return torch.cat([level, change, actions, squash(plant, PLANT), flags], dim=-1)
 
 
 def squash(x: Tensor, sharpness: float) -> Tensor:
@@ -92,8 +97,15 @@ def trial_inputs(
         running = running & ~_delayed(start, ago - 1)  # no episode began since that action
         actions.append(torch.where(running, _delayed(code, ago), 0.0))
     last_reward = torch.where(trial_start, 0.0, _delayed(reward, 1))
+    seen = torch.cat(actions, dim=-1)
+    rows = math.prod(z.shape[1:-1])
+    plant = Identification(rows, z.shape[-1], seen.shape[-1]).update(
+        *(x.reshape(len(z), rows, -1) for x in (z, before, seen)),
+        *(x.reshape(len(z), rows) for x in (episode_start, trial_start)),
+    )
+    plant = plant.view(*z.shape[:-1], -1)
     later = episode_start & ~trial_start
-    return step_input(z, before, torch.cat(actions, dim=-1), last_reward, trial_start, later)
+    return step_input(z, before, seen, plant, last_reward, trial_start, later)
 
 
 def _delayed(x: Tensor, steps: int) -> Tensor:

@@ -5,7 +5,8 @@ JSON object, which `report` draws. Support data and episodes are made in `episod
 
 The arms are paired, and support data are collected once and shared by all arms that use any.
 An arm that does not apply is absent: ``hybrid`` without experience, ``standard`` where the model
-has no outputs for the inner objective, the CartPole controllers elsewhere.
+has no outputs for the inner objective or was trained in context only, ``in_context`` where it was
+not, the CartPole controllers elsewhere.
 """
 
 from __future__ import annotations
@@ -41,19 +42,25 @@ from ssm_metarl.evaluation.episodes import (
     check_family,
     collect_support,
     run_arm,
+    run_trials,
     shuffle_actions,
     uniform_actor,
 )
-from ssm_metarl.evaluation.statistics import paired_interval, summarize, worst_tenth
+from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize, worst_tenth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 from ssm_metarl.version import __version__
 
-PAIRS = (("standard", "frozen"), ("hybrid", "frozen"), ("hybrid", "standard"))
+PAIRS = (
+    ("in_context", "frozen"),
+    ("standard", "frozen"),
+    ("hybrid", "frozen"),
+    ("hybrid", "standard"),
+)
 COST_SUPPORT = ("standard", "hybrid", "sign_probe")
 """Arms that use the support data."""
-MAX_ARMS = 6
+MAX_ARMS = 7
 """Most arms that an evaluation has, for progress bars."""
 
 DEFINITIONS = {
@@ -69,6 +76,8 @@ DEFINITIONS = {
     "in arms, of the mean difference in paired",
     "worst10": "mean of the worst tenth of tasks",
     "frozen": "no gradient; hidden state reset every episode",
+    "in_context": "no gradient; hidden state carried through one trial of all of a task's episodes",
+    "by_episode": "scores of the trial's first episode, of its second, and so on",
     "standard": "gradient steps on the support data",
     "hybrid": "gradient steps on the support data and replayed experience",
     "random": "uniform actions",
@@ -124,13 +133,15 @@ def evaluate(
     support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
     if config.shuffle_actions:
         support = shuffle_actions(support, seed=config.seed)
-    adapted = _adapted_params(policy, support, standard, hybrid, buffer)
+    adapted: dict[str, Callable[[], Adapted]] = {}
+    if trained.gradient:
+        adapted = _adapted_params(policy, support, standard, hybrid, buffer)
     reports: dict[str, list[AdaptationReport]] = {}
     returns: dict[str, np.ndarray] = {}
-    for arm, make_actor in _arms(policy, tasks, support, config, adapted, reports).items():
+    for arm, run in _arms(policy, tasks, support, config, adapted, reports).items():
         if on_arm is not None:
             on_arm(arm)
-        returns[arm] = run_arm(tasks, make_actor(), config)
+        returns[arm] = run()
     cost = int(support.steps_taken().max())
     return {
         "model": model,
@@ -140,7 +151,11 @@ def evaluate(
         "seed": config.seed,
         "version": __version__,
         "arms": {
-            arm: {**summarize(r, seed=config.seed), "env_steps": cost * (arm in COST_SUPPORT)}
+            arm: {
+                **summarize(r, seed=config.seed),
+                "env_steps": cost * (arm in COST_SUPPORT),
+                **({"by_episode": _by_episode(r, config.seed)} if arm == "in_context" else {}),
+            }
             for arm, r in returns.items()
         },
         "paired": _paired(returns, config.seed),
@@ -191,24 +206,32 @@ def _arms(
     config: EvaluationConfig,
     adapted: Mapping[str, Callable[[], Adapted]],
     reports: dict[str, list[AdaptationReport]],
-) -> dict[str, Callable[[], Actor]]:
-    """Every arm that applies, in the order of the result; ``reports`` fills as they run."""
-    num_envs = config.episodes_per_task
+) -> dict[str, Callable[[], np.ndarray]]:
+    """What runs each arm that applies, in the order of the result; ``reports`` fills with it."""
+    num_envs, meta = config.episodes_per_task, policy.meta_params()
+
+    def run(make_actor: Callable[[], Actor]) -> Callable[[], np.ndarray]:
+        return lambda: run_arm(tasks, make_actor(), config)
 
     def adapting(arm: str) -> Actor:
         params, reports[arm] = adapted[arm]()
         return policy.actor(params, len(tasks), num_envs)
 
-    arms: dict[str, Callable[[], Actor]] = {
-        "frozen": lambda: policy.actor(policy.meta_params(), len(tasks), num_envs)
-    }
+    arms = {"frozen": run(lambda: policy.actor(meta, len(tasks), num_envs))}
+    if policy.in_context:
+        arms["in_context"] = lambda: run_trials(policy, meta, tasks, config)
     for arm in adapted:
-        arms[arm] = partial(adapting, arm)
-    arms["random"] = lambda: uniform_actor(tasks, config)
+        arms[arm] = run(partial(adapting, arm))
+    arms["random"] = run(lambda: uniform_actor(tasks, config))
     if can_flip(tasks.family):
-        arms["lqr"] = lambda: lqr_actor(tasks, num_envs)
-        arms["sign_probe"] = lambda: sign_probe_actor(support, num_envs)
+        arms["lqr"] = run(lambda: lqr_actor(tasks, num_envs))
+        arms["sign_probe"] = run(lambda: sign_probe_actor(support, num_envs))
     return arms
+
+
+def _by_episode(returns: np.ndarray, seed: int) -> list[Summary]:
+    """Scores of each episode of a trial, from returns (K, episodes)."""
+    return [summarize(episode[:, None], seed=seed) for episode in returns.T]
 
 
 def _mean_or_none(values: list[float]) -> float | None:
@@ -271,12 +294,34 @@ def learning_curve_point(
     return point
 
 
+def in_context_curve_point(
+    policy: Policy, family: TaskFamily, *, num_tasks: int = 40, trial_episodes: int = 2
+) -> dict[str, float]:
+    """Return of the episodes of one trial on a few held-out tasks: a look on the way.
+
+    Returns:
+        ``episode_1_mean``, ``episode_1_iqm``, ``episode_2_mean``, ... on ID tasks, and
+        ``ood_episode_1_mean``, ...
+    """
+    config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=trial_episodes, seed=1)
+    point = {}
+    splits: tuple[tuple[Split, str], ...] = (("id", ""), ("ood", "ood_"))
+    for split, prefix in splits:
+        tasks = family.sample(split, num_tasks, seed=config.seed)
+        returns = run_trials(policy, policy.meta_params(), tasks, config)
+        for number, scores in enumerate(_by_episode(returns, config.seed), start=1):
+            point[f"{prefix}episode_{number}_mean"] = scores["mean"]
+            point[f"{prefix}episode_{number}_iqm"] = scores["iqm"]
+    return point
+
+
 def verify(
     policy: Policy | StateSpaceModel, family: TaskFamily, trained: MetaTrained, *, seed: int = 0
 ) -> dict[str, Any]:
     """Ten seeded episodes, each on an ID task of its own, adapted from 20 environment steps.
 
-    A model without the outputs that its inner objective needs runs them as it is.
+    A model that was not trained for a gradient step, or without the outputs that its inner
+    objective needs, runs them as it is.
 
     Returns:
         Mean, standard deviation, minimum and maximum of the returns, the episodes' lengths,
@@ -288,7 +333,8 @@ def verify(
     tasks = family.sample("id", config.num_tasks, seed=seed)
     params: Params = policy.meta_params()
     frozen = run_arm(tasks, policy.actor(params, 10, 1), config)
-    support_steps = config.support_steps if can_adapt(policy, trained.objective) else 0
+    adapts = trained.gradient and can_adapt(policy, trained.objective)
+    support_steps = config.support_steps if adapts else 0
     if support_steps > 0:
         support = collect_support(policy, tasks, support_steps, trained.support_policy, seed=seed)
         params, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)

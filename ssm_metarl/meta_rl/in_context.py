@@ -32,11 +32,15 @@ from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.meta_rl.meta_maml import FINAL_LR_SHARE, TrainingDiverged
+from ssm_metarl.meta_rl.optimizer_state import optimizer_tensors, restore_optimizer
 from ssm_metarl.objectives.trial_advantage import trial_advantage
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Rollout
+
+INNER_LR = 0.01
+"""Step size of a gradient step, for which this training does not prepare."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,8 @@ class InContextTrainer:
     def __init__(self, config: InContextConfig, family: TaskFamily | None = None) -> None:
         self.config = config
         self.family = family or family_of_env(config.family)
-        self.policy = build_policy(
-            in_context_architecture(config, self.family), seed=config.seed, inner_lr=0.01
-        )
+        self.policy_config = in_context_architecture(config, self.family)
+        self.policy = build_policy(self.policy_config, seed=config.seed, inner_lr=INNER_LR)
         self.optimizer = torch.optim.Adam(
             self.policy.meta_params().values(), lr=config.lr, eps=1e-5
         )
@@ -267,6 +270,37 @@ class InContextTrainer:
                     )
                 self.optimizer.step()
         return loss.item(), entropy.item(), norm.item()
+
+    def policy_on_cpu(self) -> Policy:
+        """The policy, which lives there."""
+        return self.policy
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a resumed training needs, but for the counters."""
+        moments = optimizer_tensors(self.optimizer, list(self.policy.meta_params()))
+        return {
+            **{f"policy.{n}": v.detach().clone() for n, v in self.policy.state_dict().items()},
+            **{f"optimizer.{n}": v for n, v in moments.items()},
+        }
+
+    def counters(self) -> dict[str, int | float]:
+        """The numbers that a resumed training starts from."""
+        return {
+            "epoch": self.epoch,
+            "env_steps": self.env_steps,
+            "recent_return": self.recent_return,
+        }
+
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, int | float]) -> None:
+        """Put back what :meth:`tensors` and :meth:`counters` gave."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}
+
+        self.policy.load_state_dict(part("policy."))
+        restore_optimizer(self.optimizer, list(self.policy.meta_params()), part("optimizer."))
+        self.epoch, self.env_steps = int(counters["epoch"]), int(counters["env_steps"])
+        self.recent_return = float(counters["recent_return"])
 
 
 def ppo_loss(

@@ -102,8 +102,9 @@ class MetaTrainer:
         self.config = config
         self.family = family or family_of_env(config.family)
         self.device = usable_device(config.device)
+        self.policy_config = architecture(config, self.family)
         self.policy = build_policy(
-            architecture(config, self.family), seed=config.seed, inner_lr=config.inner_lr
+            self.policy_config, seed=config.seed, inner_lr=config.inner_lr
         ).to(self.device)
         self.maml = MetaMAML(self.policy, config)
         self.buffer = ExperienceBuffer(config.buffer_size)

@@ -158,7 +158,7 @@ def _wiring() -> tuple[TaskParameter, ...]:
 CARTPOLE_SCRAMBLED = TaskFamily(
     name="cartpole_scrambled",
     dynamics=CartPoleScrambledDynamics(),
-    obs_scale=(0.4,) * len(SENSORS),
+    obs_scale=(0.2,) * len(SENSORS),
     obs_names=tuple(f"sensor_{place}" for place in range(len(SENSORS))),
     effect_dims=tuple(range(len(SENSORS))),
     return_bounds=CARTPOLE.return_bounds,
