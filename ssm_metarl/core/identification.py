@@ -41,8 +41,8 @@ class Identification:
 
     def __init__(self, rows: int, obs_dim: int, actions_dim: int) -> None:
         size = obs_dim + actions_dim
-        self._gram = torch.zeros(rows, size, size, dtype=torch.float64)
-        self._cross = torch.zeros(rows, size, obs_dim, dtype=torch.float64)
+        self.gram = torch.zeros(rows, size, size, dtype=torch.float64)
+        self.cross = torch.zeros(rows, size, obs_dim, dtype=torch.float64)
 
     def update(
         self, z: Tensor, before: Tensor, actions: Tensor, episode_start: Tensor, trial_start: Tensor
@@ -65,7 +65,7 @@ class Identification:
         out = torch.empty(*z.shape[:2], phi.shape[-1], z.shape[-1], dtype=torch.float64)
         _update(
             phi.numpy(), (z - before).double().numpy(), episode_start.numpy(), trial_start.numpy(),
-            self._gram.numpy(), self._cross.numpy(), out.numpy(),
+            self.gram.numpy(), self.cross.numpy(), out.numpy(),
         )  # fmt: skip
         return out.flatten(2).to(z.dtype)
 
@@ -73,7 +73,7 @@ class Identification:
         self, z: Tensor, before: Tensor, actions: Tensor, episode_start: Tensor, trial_start: Tensor
     ) -> Tensor:
         """The same by PyTorch's own operations, on any device."""
-        gram, cross = self._gram.to(z.device), self._cross.to(z.device)
+        gram, cross = self.gram.to(z.device), self.cross.to(z.device)
         ridge = RIDGE * torch.eye(gram.shape[-1], dtype=torch.float64, device=z.device)
         solutions = []
         for t in range(len(z)):
@@ -85,49 +85,55 @@ class Identification:
             gram = gram + new * phi[:, :, None] * phi[:, None, :]
             cross = cross + new * phi[:, :, None] * y[:, None, :]
             solutions.append(torch.linalg.solve(gram + ridge, cross).flatten(1))
-        self._gram, self._cross = gram, cross
+        self.gram, self.cross = gram, cross
         return torch.stack(solutions).to(z.dtype)
 
 
 @compiled
 def _update(phi, y, episode_start, trial_start, gram, cross, out):  # type: ignore[no-untyped-def]
-    """`Identification.update_plainly`, number by number, by Cholesky's decomposition."""
-    T, R, F = phi.shape
-    O = y.shape[2]
-    root = np.empty((F, F))
-    for r in range(R):
-        for t in range(T):
-            if trial_start[t, r]:
-                for i in range(F):
-                    for j in range(F):
-                        gram[r, i, j] = 0.0
-                    for j in range(O):
-                        cross[r, i, j] = 0.0
-            if not episode_start[t, r]:
-                for i in range(F):
-                    for j in range(F):
-                        gram[r, i, j] = KEEP * gram[r, i, j] + phi[t, r, i] * phi[t, r, j]
-                    for j in range(O):
-                        cross[r, i, j] = KEEP * cross[r, i, j] + phi[t, r, i] * y[t, r, j]
-            for i in range(F):
-                for j in range(i + 1):
-                    total = gram[r, i, j]
-                    if i == j:
-                        total += RIDGE
-                    for k in range(j):
-                        total -= root[i, k] * root[j, k]
-                    if i == j:
-                        root[i, i] = math.sqrt(max(total, 0.1 * RIDGE))
-                    else:
-                        root[i, j] = total / root[j, j]
-            for column in range(O):
-                for i in range(F):
-                    total = cross[r, i, column]
-                    for k in range(i):
-                        total -= root[i, k] * out[t, r, k, column]
-                    out[t, r, i, column] = total / root[i, i]
-                for i in range(F - 1, -1, -1):
-                    total = out[t, r, i, column]
-                    for k in range(i + 1, F):
-                        total -= root[k, i] * out[t, r, k, column]
-                    out[t, r, i, column] = total / root[i, i]
+    """`Identification.update_plainly`, number by number."""
+    root = np.empty(gram.shape[1:])
+    for r in range(phi.shape[1]):
+        for t in range(phi.shape[0]):
+            regress(phi[t, r], y[t, r], episode_start[t, r], trial_start[t, r], gram[r], cross[r],
+                    root, out[t, r])  # fmt: skip
+
+
+@compiled
+def regress(phi, y, episode_start, trial_start, gram, cross, root, out):  # type: ignore[no-untyped-def]
+    """One step of one environment: (F,) and (O,) into the sums, and W (F, O) by Cholesky's roots.
+
+    root (F, F) is scratch.
+    """
+    size, dims = cross.shape
+    for i in range(size):
+        for j in range(size):
+            if trial_start:
+                gram[i, j] = 0.0
+            if not episode_start:
+                gram[i, j] = KEEP * gram[i, j] + phi[i] * phi[j]
+        for j in range(dims):
+            if trial_start:
+                cross[i, j] = 0.0
+            if not episode_start:
+                cross[i, j] = KEEP * cross[i, j] + phi[i] * y[j]
+    for i in range(size):
+        for j in range(i + 1):
+            total = gram[i, j]
+            for k in range(j):
+                total -= root[i, k] * root[j, k]
+            if i > j:
+                root[i, j] = total / root[j, j]
+            else:  # rounding may leave less than the ridge, even less than nothing
+                root[i, i] = math.sqrt(max(total + RIDGE, 0.1 * RIDGE))
+    for column in range(dims):
+        for i in range(size):
+            total = cross[i, column]
+            for k in range(i):
+                total -= root[i, k] * out[k, column]
+            out[i, column] = total / root[i, i]
+        for i in range(size - 1, -1, -1):
+            total = out[i, column]
+            for k in range(i + 1, size):
+                total -= root[k, i] * out[k, column]
+            out[i, column] = total / root[i, i]
