@@ -48,6 +48,7 @@ from ssm_metarl.evaluation.episodes import (
 )
 from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize, worst_tenth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.tasks.regulator import has_expert
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 from ssm_metarl.version import __version__
@@ -223,8 +224,9 @@ def _arms(
     for arm in adapted:
         arms[arm] = run(partial(adapting, arm))
     arms["random"] = run(lambda: uniform_actor(tasks, config))
-    if can_flip(tasks.family):
+    if has_expert(tasks.family):
         arms["lqr"] = run(lambda: lqr_actor(tasks, num_envs))
+    if can_flip(tasks.family):
         arms["sign_probe"] = run(lambda: sign_probe_actor(support, num_envs))
     return arms
 
