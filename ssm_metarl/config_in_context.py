@@ -61,8 +61,9 @@ class InContextConfig:
     """Weight of the value loss."""
     entropy_coef: float = 0.003
     """Weight of the entropy bonus."""
-    prediction_coef: float = 0.0
-    """Weight of the loss of predicting the next observation."""
+    imitation_coef: float = 0.0
+    """Weight of imitating a regulator that is told the task (training only): its action is the label
+    in the states that the policy got into (DAgger). Only for families that have one."""
     gamma: float = 0.99
     """Discount factor of a step."""
     episode_gamma: float = 0.5
@@ -88,7 +89,7 @@ class InContextConfig:
         require(self.gamma < 1, "gamma", "less than 1", self.gamma)
         for name in ("lr", "clip_coef", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        for name in ("entropy_coef", "value_coef", "prediction_coef", "full_horizon_every"):
+        for name in ("entropy_coef", "value_coef", "imitation_coef", "full_horizon_every"):
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         require(self.steps_per_epoch % self.sequence_steps == 0, "sequence_steps",
                 f"a divisor of steps_per_epoch = {self.steps_per_epoch}",

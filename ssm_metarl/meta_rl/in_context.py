@@ -9,6 +9,10 @@ Place in the flow: stage 5, a sibling of `trainer` behind the same interface. On
 arXiv 1707.06347). The policy is told what it did and what came of it (`core.trial_input`); adapting
 is what its hidden state does, and at test time no weight changes.
 
+Where the family has a regulator that is told the task (`tasks.regulator`), the policy may also
+imitate it in the states that it gets into itself (Ross et al. 2011, arXiv 1011.0686): the
+parameters are known in training, and a label at every step says more than the episode's length.
+
 Two kinds of end. An episode's end is an input. A trial's end clears the memory and cuts the
 advantage. Every number belongs to (seed, purpose, task or epoch), as in `trainer`.
 """
@@ -36,9 +40,11 @@ from ssm_metarl.meta_rl.optimizer_state import optimizer_tensors, restore_optimi
 from ssm_metarl.objectives.trial_advantage import trial_advantage
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.regulator import expert_for
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Rollout
 
+NO_EXPERT = -1
 INNER_LR = 0.01
 """Step size of a gradient step, for which this training does not prepare."""
 
@@ -87,6 +93,8 @@ class Sequences:
     """Mean 0, standard deviation 1 over all, shape (S, M)."""
     target: Tensor
     """What the value head should say, shape (S, M)."""
+    expert: Tensor
+    """What a told expert would have done, shape (S, M); -1 where there is none."""
 
     def minibatches(self, order: Tensor, count: int) -> Iterator[Sequences]:
         """The sequences in the given order, in ``count`` parts."""
@@ -97,7 +105,7 @@ class Sequences:
             )
 
 
-_TIMED = ("inputs", "reset", "action", "log_prob", "advantage", "target")
+_TIMED = ("inputs", "reset", "action", "log_prob", "advantage", "target", "expert")
 
 
 class InContextTrainer:
@@ -111,6 +119,8 @@ class InContextTrainer:
     def __init__(self, config: InContextConfig, family: TaskFamily | None = None) -> None:
         self.config = config
         self.family = family or family_of_env(config.family)
+        if config.imitation_coef > 0:
+            expert_for(self.family.task())  # whoever asks for one that is not there hears it now
         self.policy_config = in_context_architecture(config, self.family)
         self.policy = build_policy(self.policy_config, seed=config.seed, inner_lr=INNER_LR)
         self.optimizer = torch.optim.Adam(
@@ -150,7 +160,10 @@ class InContextTrainer:
             start=self.epoch * config.tasks_per_epoch,
         )
         rollout, horizon = self._collect(tasks)
-        sequences, value_error = self._rate(rollout)
+        expert = torch.full_like(rollout.action, NO_EXPERT)
+        if config.imitation_coef > 0:
+            expert = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
+        sequences, value_error = self._rate(rollout, expert)
         loss, entropy, norm = self._update(sequences)
 
         self.epoch += 1
@@ -197,7 +210,7 @@ class InContextTrainer:
         return collect_rollout(worlds, actor, steps, autoreset=True), worlds.max_episode_steps
 
     @torch.no_grad()
-    def _rate(self, rollout: Rollout) -> tuple[Sequences, float]:
+    def _rate(self, rollout: Rollout, expert: Tensor) -> tuple[Sequences, float]:
         """Values, advantages, and the states that acting had where sequences start.
 
         The weights are still those that acted, so running over the inputs once more gives the very
@@ -234,6 +247,7 @@ class InContextTrainer:
             "log_prob": flat.log_prob,
             "advantage": scaled,
             "target": target * (1 - config.gamma),  # the head's unit: a mean reward
+            "expert": expert.flatten(1, 2)[:, None],
         }
 
         def cut_up(x: Tensor) -> Tensor:
@@ -321,4 +335,6 @@ def ppo_loss(
     value_loss = (policy.value(out.output)[:, 0] - sequences.target).square().mean()
     entropy = distribution.entropy().mean()
     loss = config.value_coef * value_loss - gain - config.entropy_coef * entropy
+    if config.imitation_coef > 0:
+        loss = loss - config.imitation_coef * distribution.log_prob(sequences.expert).mean()
     return loss, entropy

@@ -15,10 +15,12 @@ from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import DEFAULT_ENV_STEPS, InContextConfig
 from ssm_metarl.evaluation.episodes import run_trials
 from ssm_metarl.meta_rl import training_run
-from ssm_metarl.meta_rl.in_context import InContextTrainer, ppo_loss
+from ssm_metarl.meta_rl.in_context import NO_EXPERT, InContextTrainer, ppo_loss
 from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
 from ssm_metarl.meta_rl.training_run import LOG_NAME, TrainingRun, recorded_config, training_record
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from ssm_metarl.tasks.regulator import expert_for
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 
 
@@ -37,6 +39,9 @@ def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_run, "_event_writer", lambda *_: None)
 
 
+NOBODY = torch.full((49, 4, 1), NO_EXPERT)
+
+
 def collected(trainer: InContextTrainer) -> Any:
     tasks = trainer.family.sample("train", trainer.config.tasks_per_epoch, seed=0)
     return trainer._collect(tasks)[0]
@@ -45,7 +50,7 @@ def collected(trainer: InContextTrainer) -> Any:
 def test_sequences_start_from_the_states_that_acting_had() -> None:
     trainer = InContextTrainer(tiny())
     rollout = collected(trainer)
-    sequences, _ = trainer._rate(rollout)
+    sequences, _ = trainer._rate(rollout, NOBODY)
     assert sequences.inputs.shape[:2] == (16, 3 * 4)
     with torch.no_grad():
         out, _ = trainer.policy.unroll(
@@ -65,7 +70,7 @@ def test_sequences_start_from_the_states_that_acting_had() -> None:
 def test_an_episodes_end_is_an_input_and_a_trials_end_clears() -> None:
     trainer = InContextTrainer(tiny(trial_episodes=2))
     rollout = collected(trainer)
-    sequences, _ = trainer._rate(rollout)
+    sequences, _ = trainer._rate(rollout, NOBODY)
     starts = rollout.reset[:48, :, 0].reshape(3, 16, 4).transpose(0, 1).flatten(1)
     flags = sequences.inputs[..., -2:]
     assert torch.equal(flags[..., 0].bool(), sequences.reset)
@@ -77,7 +82,7 @@ def test_an_episodes_end_is_an_input_and_a_trials_end_clears() -> None:
 def test_one_step_of_ppo_is_the_policy_gradient() -> None:
     # At the weights that acted the ratio is 1 everywhere: clipping changes nothing.
     trainer = InContextTrainer(tiny())
-    sequences, _ = trainer._rate(collected(trainer))
+    sequences, _ = trainer._rate(collected(trainer), NOBODY)
     gradients = []
     for clip_coef in (0.2, 1e-6, 1e6):
         config = replace(trainer.config, clip_coef=clip_coef, value_coef=0.0, entropy_coef=0.0)
@@ -181,6 +186,32 @@ def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
 def test_the_default_limit() -> None:
     assert InContextConfig().env_step_limit == DEFAULT_ENV_STEPS
     assert InContextConfig(num_epochs=5).env_step_limit is None
+
+
+def test_imitation_makes_the_experts_actions_likelier() -> None:
+    family = CARTPOLE_SCRAMBLED
+    config = tiny(imitation_coef=1.0, value_coef=0.0, entropy_coef=0.0, lr=1e-3)
+    trainer = InContextTrainer(config, family)
+    tasks = family.sample("train", 4, seed=0)
+    rollout, _ = trainer._collect(tasks)
+    expert = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
+    sequences, _ = trainer._rate(rollout, expert)
+    untouched = replace(sequences, advantage=torch.zeros_like(sequences.advantage))
+
+    def agreement() -> float:
+        loss, _ = ppo_loss(trainer.policy, untouched, config)
+        return -loss.item()
+
+    before = agreement()
+    for _ in range(5):
+        trainer._update(untouched)
+    assert agreement() > before + 0.001
+
+
+def test_imitation_needs_an_expert() -> None:
+    family = TaskFamily.from_gymnasium("Pendulum-v1", {})
+    with pytest.raises(ValueError, match="received family 'Pendulum-v1'"):
+        InContextTrainer(tiny(imitation_coef=1.0), family)
 
 
 @pytest.mark.slow
