@@ -47,7 +47,10 @@ MODES: dict[str, type[Any]] = {
     "policy_gradient": TrainPolicyGradient,
 }
 """Trainings with flags of their own, by the value of --mode."""
-ALIASES = {Train: ("--env-name",), TrainInContext: ("--env-name",)}
+ALIASES: dict[type[Any], tuple[str, ...]] = {
+    Train: ("--env-name",),
+    TrainInContext: ("--env-name",),
+}
 CONFIG = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
 
 OVERVIEW = f"""\

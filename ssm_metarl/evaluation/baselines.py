@@ -1,7 +1,7 @@
 """What a controller scores that is *told* what a policy must find out: yardsticks for CartPole.
 
-Place in the flow: stage 7, arms that the evaluator runs beside the policy's. Each is a deterministic
-`Actor`.
+Place in the flow: stage 7, arms that the evaluator runs beside the policy's. Each is an `Actor`
+without chance in it.
 
 - `lqr_actor`: the regulator of `tasks.regulator`, told every parameter of its task.
 - `sign_probe_actor`: one fixed controller for all tasks, which knows only the actuator's sign,

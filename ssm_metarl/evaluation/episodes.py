@@ -152,7 +152,9 @@ def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
 
 @threads_for_kernels()
 @torch.no_grad()
-def run_trials(policy: Policy, params: Params, tasks: Tasks, config: EvaluationConfig) -> np.ndarray:
+def run_trials(
+    policy: Policy, params: Params, tasks: Tasks, config: EvaluationConfig
+) -> np.ndarray:
     """Returns of the ``episodes_per_task`` episodes of one greedy trial a task.
 
     Args:

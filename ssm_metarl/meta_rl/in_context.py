@@ -222,7 +222,8 @@ class InContextTrainer:
         reset = start.flatten(1, 2)[:, None]
         inputs = policy.inputs(flat, reset)  # (T, 1, R, I)
         hidden = policy.init_hidden(1, reset.shape[2])
-        values, states = [], []
+        values: list[Tensor] = []
+        states: list[Tensor] = []
         for part in inputs.split(config.sequence_steps):
             states.append(hidden)
             first = config.sequence_steps * len(values)

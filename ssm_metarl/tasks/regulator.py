@@ -24,7 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ssm_metarl.tasks.cartpole import CART_MASS, CARTPOLE, TIME_STEP, CartPoleDynamics
+from ssm_metarl.tasks.cartpole import CART_MASS, TIME_STEP, CartPoleDynamics
 from ssm_metarl.tasks.cartpole_scrambled import (
     LONGEST_DELAY,
     PLACES,
@@ -169,7 +169,11 @@ class ScrambledExpert:
 
     def __init__(self, tasks: Tasks) -> None:
         values = tasks.values
-        self._regulator, self._values = CartPoleExpert(tasks), values
+        self._regulator, self._values, self._physics = (
+            CartPoleExpert(tasks),
+            values,
+            CartPoleDynamics(),
+        )
         self._place = torch.from_numpy(PLACES)[values["order"].long()]  # (K, 4)
         factors = [values[f"sensor_sign_{n}"] * values[f"gain_{n}"] for n in SENSORS]
         self._factor = torch.stack(factors, dim=-1)[:, None]  # (K, 1, 4)
@@ -189,7 +193,7 @@ class ScrambledExpert:
         for ago in range(LONGEST_DELAY, 0, -1):
             waiting = _chosen(action, episode_start, ago).to(rows)
             arriving = parameters["sign"] * waiting.transpose(0, 1).flatten(1, 2)
-            after, _, _ = CARTPOLE.dynamics.step(rows, push, {**parameters, "sign": arriving})
+            after, _, _ = self._physics.step(rows, push, {**parameters, "sign": arriving})
             rows = torch.where((parameters["delay"] >= ago)[..., None], after, rows)
         ahead = rows.view(tasks, steps, envs, -1).transpose(0, 1)
         return self._regulator(ahead, action, episode_start)

@@ -1,4 +1,4 @@
-"""In-context least squares: the plant it finds, step by step and all at once, and what it forgets."""
+"""In-context least squares: the plant it finds, step by step or all at once; what it forgets."""
 
 import numpy as np
 import pytest
