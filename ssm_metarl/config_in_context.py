@@ -62,8 +62,8 @@ class InContextConfig:
     entropy_coef: float = 0.003
     """Weight of the entropy bonus."""
     imitation_coef: float = 0.0
-    """Weight of imitating a regulator that is told the task (training only): its action is the label
-    in the states that the policy got into (DAgger). Only for families that have one."""
+    """Weight of imitating a regulator that is told the task, in the states that the policy got into
+    (training only, and only for families that have one)."""
     gamma: float = 0.99
     """Discount factor of a step."""
     episode_gamma: float = 0.5

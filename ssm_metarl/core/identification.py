@@ -3,7 +3,7 @@
 Place in the flow: stage 3, a part of `trial_input`. With phi the last observation and the last
 actions, and y the change of the observation, ridge regression over the trial up to now gives::
 
-    G_t = keep G_{t-1} + phi phi'        C_t = keep C_{t-1} + phi y'        both 0 at a trial's start
+    G_t = keep G_{t-1} + phi phi'     C_t = keep C_{t-1} + phi y'     both 0 at a trial's start
     W_t = (G_t + ridge I)^-1 C_t         y is about W' phi
 
 G and C are a diagonal linear recurrence on products, the same kind of memory as the layers behind

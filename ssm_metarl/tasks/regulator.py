@@ -169,11 +169,8 @@ class ScrambledExpert:
 
     def __init__(self, tasks: Tasks) -> None:
         values = tasks.values
-        self._regulator, self._values, self._physics = (
-            CartPoleExpert(tasks),
-            values,
-            CartPoleDynamics(),
-        )
+        self._regulator, self._physics = CartPoleExpert(tasks), CartPoleDynamics()
+        self._values = values
         self._place = torch.from_numpy(PLACES)[values["order"].long()]  # (K, 4)
         factors = [values[f"sensor_sign_{n}"] * values[f"gain_{n}"] for n in SENSORS]
         self._factor = torch.stack(factors, dim=-1)[:, None]  # (K, 1, 4)
