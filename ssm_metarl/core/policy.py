@@ -172,13 +172,13 @@ class Policy(nn.Module):
         holder: object = core  # apart, or the type checker takes `core` for a Module alone
         if not isinstance(holder, nn.Module):
             raise TypeError(f"core: expected a torch module, received {type(core).__name__}")
-        expected = len(obs_scale)
         if in_context:
-            expected = trial_input_dim(len(obs_scale), heads.action_space.code_dim)
-        if core.input_dim != expected:
+            needed = trial_input_dim(len(obs_scale), heads.action_space.code_dim)
+            if core.input_dim != needed:
+                raise ValueError(f"core: expected {needed} inputs, received {core.input_dim}")
+        elif core.input_dim != len(obs_scale):
             raise ValueError(
-                f"core: expected {expected} inputs for {len(obs_scale)} factors in obs_scale, "
-                f"received {core.input_dim}"
+                f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
             )
         self.core, self.heads, self.config = core, heads, config
         self.mirror, self.in_context = mirror, in_context

@@ -135,7 +135,7 @@ def test_out_of_distribution_is_out_of_range_in_gains_and_delay():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_fixed_linear_controllers_do_not_keep_the_pole_up(seed):
-    # The random search over 2,000 of them that docs/adaptation.md tells of found none above 60.
+    # The cross-entropy search that docs/in_context.md tells of found none above 70 on any tasks.
     tasks = FAMILY.sample("id", 100, seed=0)
     gain = torch.from_numpy(np.random.default_rng(seed).normal(size=4)).float()
 
@@ -143,4 +143,4 @@ def test_fixed_linear_controllers_do_not_keep_the_pole_up(seed):
         return ((obs * gain).sum(-1) > 0).long(), torch.zeros(obs.shape[:2])
 
     worlds = make_worlds(tasks, 1, seed=0, purpose="test")
-    assert collect_rollout(worlds, act, 500).episode_returns().mean() < 60
+    assert collect_rollout(worlds, act, 500).episode_returns().mean() < 100
