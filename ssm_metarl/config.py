@@ -215,6 +215,10 @@ class MetaTrainingConfig:
     norm_dim: int | None = None
     """Leading channels of the residual stream that its normalisation takes mean and variance over;
     None for all. Growing a model's width sets it, so that the function stays."""
+    in_context: bool = False
+    """The policy also remembers from episode to episode: a gradient step on top of its context."""
+    start: str | None = None
+    """Model whose weights to start from, of the same architecture; None for fresh ones."""
     seed: int = 0
     """Names every random number of the training."""
     device: str = "cpu"
@@ -309,6 +313,8 @@ class MetaTrainingConfig:
         for name, allowed in choices.items():
             require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.width)
+        require(not self.in_context or self.core == "diagonal", "in_context",
+                "False, or core 'diagonal'", self.in_context)  # fmt: skip
 
     @property
     def env_step_limit(self) -> int | None:

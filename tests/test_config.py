@@ -70,7 +70,7 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
             ),
             COUNT,
         ),
-        "tasks_per_epoch": (*COUNT, 3),
+        "tasks_per_epoch": COUNT,
         "minibatches": (*COUNT, 65),
         "sequence_steps": (*COUNT, 100),
         **dict.fromkeys(
@@ -167,7 +167,7 @@ FREE: dict[type, set[str]] = {  # any value of the type will do, or another fiel
     Calibration: {"objective", "target_spread"},
     StandardAdaptationConfig: {"rollback"},
     HybridAdaptationConfig: {"num_adapt_steps", "objective", "gae_lambda", "rollback", "seed"},
-    MetaTrainingConfig: {"family", "seed", "device", "first_order"},
+    MetaTrainingConfig: {"family", "seed", "device", "first_order", "in_context", "start"},
     SingleTaskConfig: {"env_name", "seed"},
     EvaluationConfig: {"family", "seed", "rollback", "shuffle_actions"},
     InContextConfig: {"family", "seed"},

@@ -6,7 +6,7 @@ without meta-learning, `policy_gradient`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from ssm_metarl.config import MetaTrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingCommand, MetaTrainingConfig):
-    """Meta-train a policy over a task family (--mode in_context, policy_gradient: otherwise).
+    """Meta-train a policy over a task family for a gradient step (--mode both: and a memory).
 
     Ctrl-C finishes the epoch, saves, and says how to resume. The last checkpoint counts.
     """
@@ -27,6 +27,7 @@ class Train(TrainingCommand, MetaTrainingConfig):
     family: Annotated[str, tyro.conf.arg(aliases=("--env-name",))] = "cartpole"
     """Task family, or the Gymnasium id that names it."""
     norm_dim: Annotated[int | None, tyro.conf.Suppress] = None  # growing a model sets it
+    in_context: Annotated[bool, tyro.conf.Suppress] = False  # --mode both sets it
     mode: Mode = "meta_rl"
     """in_context and policy_gradient have other flags: see ssm-metarl train --mode MODE --help."""
     out: Path | None = None
@@ -38,4 +39,4 @@ class Train(TrainingCommand, MetaTrainingConfig):
 
     def settings(self) -> MetaTrainingConfig:
         """What is to be trained."""
-        return part_of(self, MetaTrainingConfig)
+        return replace(part_of(self, MetaTrainingConfig), in_context=self.mode == "both")

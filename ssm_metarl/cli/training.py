@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ssm_metarl.core.policy import Policy
     from ssm_metarl.meta_rl.training_run import Metrics, Trainer, TrainingRun
 
-Mode = Literal["meta_rl", "in_context", "policy_gradient"]
+Mode = Literal["meta_rl", "in_context", "both", "policy_gradient"]
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130
 FINAL_TASKS = 100
@@ -162,8 +162,7 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     trainer = run.trainer
     config, trained = trainer.config, MetaTrained.from_training(training_record(trainer.config))
     trainer.policy = policy = trainer.policy_on_cpu()
-    gradient = isinstance(config, MetaTrainingConfig)
-    command = command_line("train" if gradient else "train --mode in_context", config)
+    command = recorded_command(config)
     if resumed_further:
         # The learning rate decays towards the limit, so no one command does the same.
         command += "  # its limits were changed on resuming"
@@ -181,6 +180,15 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     result |= {"epochs": trainer.epoch, "env_steps": trainer.env_steps}
     result["peak_memory_mb"] = (peak_memory() - memory_before) / 1e6
     return result
+
+
+def recorded_command(config: MetaTrainingConfig | InContextConfig) -> str:
+    """The shell command that does this training."""
+    if isinstance(config, InContextConfig):
+        return command_line("train --mode in_context", config)
+    if config.in_context:  # which is what --mode both means
+        return command_line("train --mode both", replace(config, in_context=False))
+    return command_line("train", config)
 
 
 def print_result(result: dict[str, Any], out: Path) -> None:

@@ -55,13 +55,16 @@ from ssm_metarl.version import __version__
 
 PAIRS = (
     ("in_context", "frozen"),
+    ("both", "in_context"),
     ("standard", "frozen"),
     ("hybrid", "frozen"),
     ("hybrid", "standard"),
 )
-COST_SUPPORT = ("standard", "hybrid", "sign_probe")
+COST_SUPPORT = ("standard", "hybrid", "both", "sign_probe")
 """Arms that use the support data."""
-MAX_ARMS = 7
+TRIALS = ("in_context", "both")
+"""Arms whose episodes follow each other in one trial."""
+MAX_ARMS = 8
 """Most arms that an evaluation has, for progress bars."""
 
 DEFINITIONS = {
@@ -78,6 +81,7 @@ DEFINITIONS = {
     "worst10": "mean of the worst tenth of tasks",
     "frozen": "no gradient; hidden state reset every episode",
     "in_context": "no gradient; hidden state carried through one trial of all of a task's episodes",
+    "both": "gradient steps on the support data, then hidden state carried through one trial",
     "by_episode": "scores of the trial's first episode, of its second, and so on",
     "standard": "gradient steps on the support data",
     "hybrid": "gradient steps on the support data and replayed experience",
@@ -155,7 +159,7 @@ def evaluate(
             arm: {
                 **summarize(r, seed=config.seed),
                 "env_steps": cost * (arm in COST_SUPPORT),
-                **({"by_episode": _by_episode(r, config.seed)} if arm == "in_context" else {}),
+                **({"by_episode": _by_episode(r, config.seed)} if arm in TRIALS else {}),
             }
             for arm, r in returns.items()
         },
@@ -223,6 +227,8 @@ def _arms(
         arms["in_context"] = lambda: run_trials(policy, meta, tasks, config)
     for arm in adapted:
         arms[arm] = run(partial(adapting, arm))
+    if policy.in_context and "standard" in adapted:
+        arms["both"] = lambda: run_trials(policy, adapted["standard"]()[0], tasks, config)
     arms["random"] = run(lambda: uniform_actor(tasks, config))
     if has_expert(tasks.family):
         arms["lqr"] = run(lambda: lqr_actor(tasks, num_envs))

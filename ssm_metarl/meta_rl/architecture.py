@@ -5,7 +5,6 @@ Place in the flow: stage 5, the first thing that `trainer` and `single_task` do.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ssm_metarl.action_space import Discrete
@@ -23,6 +22,7 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
     """
     obs_dim, space = observation_and_action(family)
     nonlinear = config.core == "state_space"
+    in_context = isinstance(config, MetaTrainingConfig) and config.in_context
     effects = space.code_dim * len(family.effect_dims)
     actions: dict[str, Any] = (
         {"num_actions": space.n}
@@ -39,7 +39,8 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         obs_scale=(1.0,) * obs_dim if nonlinear or not family.obs_scale else family.obs_scale,
         obs_limit=tuple(1 / scale for scale in family.obs_scale or ()),
         predicted_dims=family.effect_dims if nonlinear else (),
-        mirror=family.mirror,
+        mirror=family.mirror and not in_context,
+        in_context=in_context,
         **actions,
     )
 
@@ -47,6 +48,9 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
 def in_context_architecture(config: InContextConfig, family: TaskFamily) -> PolicyConfig:
     """The architecture of an in-context policy for a family."""
     sizes = MetaTrainingConfig(
-        state_dim=config.state_dim, hidden_dim=config.hidden_dim, num_layers=config.num_layers
+        state_dim=config.state_dim,
+        hidden_dim=config.hidden_dim,
+        num_layers=config.num_layers,
+        in_context=True,
     )
-    return replace(architecture(sizes, family), mirror=False, in_context=True)
+    return architecture(sizes, family)

@@ -114,6 +114,20 @@ class MetaTrainer:
         self.env_steps = 0
         self.recent_return = 0.0
 
+    def start_from(self, model: Policy) -> None:
+        """Take a model's weights, not its step sizes: it may have been trained without any.
+
+        Raises:
+            ValueError: It is of another architecture.
+        """
+        if model.config != self.policy_config:
+            raise ValueError(
+                f"start: expected a model of {self.policy_config}, received one of {model.config}"
+            )
+        with torch.no_grad():
+            for name, weights in model.meta_params().items():
+                self.policy.get_parameter(name).copy_(weights)
+
     @property
     def progress(self) -> float:
         """Share of the training that is done, in [0, 1]."""

@@ -20,7 +20,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from ssm_metarl.checkpoint import (
+    FILE_NAME,
+    Checkpoint,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+)
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
@@ -66,7 +72,9 @@ class TrainingRun:
         """A new training in a folder that holds none yet.
 
         Raises:
-            ValueError: The folder holds a training already; nothing is overwritten.
+            ValueError: The folder holds a training already; nothing is overwritten. Or the model
+                to start from is of another architecture.
+            FileNotFoundError: There is no model to start from.
         """
         if (out / FILE_NAME).exists():
             raise ValueError(
@@ -74,6 +82,8 @@ class TrainingRun:
                 f"continue it with --resume {out}, or choose another --out"
             )
         trainer = make_trainer(config)
+        if isinstance(trainer, MetaTrainer) and trainer.config.start is not None:
+            trainer.start_from(load_pretrained(trainer.config.start))
         out.mkdir(parents=True, exist_ok=True)
         run = cls(trainer, out, **callbacks)
         (out / LOG_NAME).write_text("")
