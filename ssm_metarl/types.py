@@ -289,8 +289,8 @@ class SequenceModel(Protocol):
     output_dim: int
     hidden_size: int
 
-    def kernel(self, readouts: Sequence[tuple[int, int]]) -> Kernel:
-        """The compiled form of the model and of linear readouts of its output.
+    def kernel(self, readouts: Sequence[tuple[int, int]]) -> Kernel | None:
+        """The compiled form of the model and of linear readouts of its output; None without one.
 
         Args:
             readouts: Of each, where its weight starts among all parameters laid out one after

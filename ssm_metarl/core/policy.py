@@ -244,7 +244,7 @@ class Policy(nn.Module):
             x, reset = torch.cat([x, -x], dim=2), torch.cat([reset, reset], dim=2)
             hidden = torch.cat(hidden.chunk(2, dim=-1), dim=1)
         params = FlatParams(flatten(params, self._shapes), self._shapes)
-        if can_fuse(params.flat, x, hidden):
+        if self.kernel is not None and can_fuse(params.flat, x, hidden):
             output, hidden = fused_unroll(
                 self.kernel, params.flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
             )
@@ -351,9 +351,8 @@ class Policy(nn.Module):
                 self, params, num_tasks, num_envs, samples, trial_episodes=trial_episodes
             )
         hidden = self.init_hidden(num_tasks, num_envs)
-        if isinstance(self.action_space, Discrete) and can_fuse(
-            params.flat, self.obs_scale, hidden
-        ):
+        fused = isinstance(self.action_space, Discrete) and self.kernel is not None
+        if fused and can_fuse(params.flat, self.obs_scale, hidden):
             return FusedActor(self, params, num_tasks, num_envs, samples)
 
         def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:

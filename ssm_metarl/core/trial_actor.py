@@ -56,8 +56,9 @@ class TrialActor:
         self._memory = TrialMemory(policy, num_tasks * num_envs, trial_episodes)
         self._hidden = policy.init_hidden(*self._rows)
         self._run: KernelRun | None = None
-        discrete = isinstance(policy.action_space, Discrete)
-        if discrete and can_fuse(params.flat, policy.obs_scale, self._hidden):
+        fused = isinstance(policy.action_space, Discrete) and policy.kernel is not None
+        if fused and can_fuse(params.flat, policy.obs_scale, self._hidden):
+            assert policy.kernel is not None
             self._run = KernelRun(
                 policy.kernel,
                 params.flat.expand(self._rows[0], -1),
@@ -85,7 +86,7 @@ class TrialActor:
         self, obs: Tensor, reset: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """From observations (R, O): actions (R[, A]) and log-probabilities (R,)."""
-        x, first = self._memory.observe_plainly(obs, reset)
+        x, first = self._memory.observe(obs, reset)
         rows = (1, *self._rows)
         out, self._hidden = self._policy.unroll(
             self._params, x.view(*rows, -1), self._hidden, first.view(rows)
@@ -102,7 +103,7 @@ class TrialActor:
     ) -> tuple[Tensor, Tensor]:
         run, count = self._run, len(obs)
         assert run is not None
-        self._memory.observe(obs, reset, run.x.reshape(count, -1), run.reset.reshape(count))
+        self._memory.fill(obs, reset, run.x.reshape(count, -1), run.reset.reshape(count))
         run.forward(self._out, run.hidden)
         numbers = self._none if noise is None else noise.reshape(*self._rows, 1).numpy()
         action, log_prob = torch.empty(self._rows, dtype=torch.int64), torch.empty(self._rows)

@@ -50,11 +50,20 @@ class TrialMemory:
         """What these actions brought, (R,)."""
         self._reward = reward.to(self._reward)
 
-    def observe(self, obs: Tensor, reset: Tensor, x: np.ndarray, first: np.ndarray) -> None:
+    def observe(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """The next step's observations (R, O), and where they start an episode (R,).
 
-        Fills the inputs x (R, I), and first (R,): True where a trial starts.
+        Returns:
+            Inputs (R, I), and where a trial starts (R,).
         """
+        if obs.device.type != "cpu" or obs.dtype != torch.float32:
+            return self.observe_plainly(obs, reset)
+        x, first = obs.new_empty(len(obs), self._policy.input_dim), torch.empty_like(reset)
+        self.fill(obs, reset, x.numpy(), first.numpy())
+        return x, first
+
+    def fill(self, obs: Tensor, reset: Tensor, x: np.ndarray, first: np.ndarray) -> None:
+        """`observe` into arrays that are there already."""
         policy, plant = self._policy, self._plant
         _observe(
             obs.numpy(), reset.numpy(), policy.obs_limit.numpy(), policy.obs_scale.numpy(),
@@ -64,7 +73,7 @@ class TrialMemory:
         )  # fmt: skip
 
     def observe_plainly(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """The same by PyTorch's own operations, on any device: inputs (R, I) and starts (R,)."""
+        """`observe` by PyTorch's own operations, on any device."""
         number = self._episode % self._trial_episodes if self._trial_episodes else self._episode
         first = reset & (number == 0)
         self._episode = self._episode + reset
