@@ -78,9 +78,7 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         ),
         "gamma": (*SHARE, 1.0),
         **dict.fromkeys(("lr", "clip_coef", "max_grad_norm"), POSITIVE),
-        **dict.fromkeys(
-            ("entropy_coef", "value_coef", "imitation_coef", "full_horizon_every"), (-0.1, NAN)
-        ),
+        **dict.fromkeys(("entropy_coef", "value_coef", "imitation_coef"), (-0.1, NAN)),
     },
     Calibration: {
         "max_loss": ((), (1.0, 2.0), (NAN,)),

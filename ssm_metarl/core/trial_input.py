@@ -5,7 +5,7 @@ same inputs step by step.
 
 A trial is several episodes of one task (Duan et al. 2016, arXiv 1611.02779). Its hidden state runs
 through all of them, so an episode's end is an *input*, and only a trial's start clears the memory.
-With z the clipped and scaled observation, squash_k(v) = asinh(k v) / asinh(k), and a task of O
+With z the scaled observation, squash_k(v) = asinh(k v) / asinh(k), and a task of O
 observations and C numbers an action's code::
 
     level       squash_50(z)                                    O
@@ -53,7 +53,7 @@ def step_input(
     """The input of single steps.
 
     Args:
-        z: Clipped and scaled observation, shape (..., O).
+        z: Scaled observation, shape (..., O).
         before: That of the step before; z itself at an episode's first step.
         actions: Codes of the last actions, newest first, shape (..., 3 C); 0 for none.
         plant: What `identification` has found, shape (..., (O + 3 C) O).
@@ -81,7 +81,7 @@ def trial_inputs(
     """The inputs of whole sequences, each of which starts with a trial.
 
     Args:
-        z: Clipped and scaled observations, shape (T, ..., O).
+        z: Scaled observations, shape (T, ..., O).
         code: Codes of the actions taken at these steps, shape (T, ..., C).
         reward: Of these steps, shape (T, ...).
         episode_start: True at the first step of an episode, shape (T, ...).

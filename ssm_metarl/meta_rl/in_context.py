@@ -69,8 +69,6 @@ class InContextMetrics:
     """Share of the returns' variance that the values leave unexplained."""
     grad_norm: float
     """Norm of the gradient before clipping, at the last gradient step."""
-    horizon: int
-    """Limit of the episodes."""
     seconds: float
     """Wall time of the epoch."""
 
@@ -159,7 +157,7 @@ class InContextTrainer:
             seed=config.seed,
             start=self.epoch * config.tasks_per_epoch,
         )
-        rollout, horizon = self._collect(tasks)
+        rollout = self._collect(tasks)
         expert = torch.full_like(rollout.action, NO_EXPERT)
         if config.imitation_coef > 0:
             expert = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
@@ -180,20 +178,18 @@ class InContextTrainer:
             entropy=entropy,
             value_error=value_error,
             grad_norm=norm,
-            horizon=horizon,
             seconds=time.perf_counter() - started,
         )
 
-    def _collect(self, tasks: Tasks) -> tuple[Rollout, int]:
-        config, every, policy = self.config, self.config.full_horizon_every, self.policy
-        full = every > 0 and self.epoch % every == every - 1
+    def _collect(self, tasks: Tasks) -> Rollout:
+        config, policy = self.config, self.policy
         batched = self.family.dynamics is not None  # a Gymnasium environment's state is hidden
         worlds = make_worlds(
             tasks,
             1,
             seed=config.seed,
             purpose="train-trial",
-            max_episode_steps=None if full else config.horizon,
+            max_episode_steps=config.horizon,
             push_probability=config.push_probability if batched else 0.0,
             spread_starts=config.spread_starts if batched else 0.0,
         )
@@ -207,7 +203,7 @@ class InContextTrainer:
             num_steps=steps,
             trial_episodes=config.trial_episodes,
         )
-        return collect_rollout(worlds, actor, steps, autoreset=True), worlds.max_episode_steps
+        return collect_rollout(worlds, actor, steps, autoreset=True)
 
     @torch.no_grad()
     def _rate(self, rollout: Rollout, expert: Tensor) -> tuple[Sequences, float]:

@@ -28,7 +28,6 @@ def tiny(**changes: Any) -> InContextConfig:
     settings: dict[str, Any] = {
         "state_dim": 4, "hidden_dim": 6, "num_layers": 1, "num_epochs": 3, "tasks_per_epoch": 4,
         "steps_per_epoch": 48, "sequence_steps": 16, "minibatches": 2, "horizon": 12,
-        "full_horizon_every": 2,
     }  # fmt: skip
     return InContextConfig(**(settings | changes))
 
@@ -44,7 +43,7 @@ NOBODY = torch.full((49, 4, 1), NO_EXPERT)
 
 def collected(trainer: InContextTrainer) -> Any:
     tasks = trainer.family.sample("train", trainer.config.tasks_per_epoch, seed=0)
-    return trainer._collect(tasks)[0]
+    return trainer._collect(tasks)
 
 
 def test_sequences_start_from_the_states_that_acting_had() -> None:
@@ -107,7 +106,6 @@ def test_an_epoch_is_counted() -> None:
     metrics = [trainer.run_epoch() for _ in range(3)]
     assert [m.epoch for m in metrics] == [1, 2, 3]
     assert [m.env_steps for m in metrics] == [4 * 49 * n for n in (1, 2, 3)]
-    assert [m.horizon for m in metrics] == [12, 500, 12]
     assert all(1 <= m.average_return <= 49 for m in metrics)
     assert trainer.progress == 1
 
@@ -193,7 +191,7 @@ def test_imitation_makes_the_experts_actions_likelier() -> None:
     config = tiny(imitation_coef=1.0, value_coef=0.0, entropy_coef=0.0, lr=1e-3)
     trainer = InContextTrainer(config, family)
     tasks = family.sample("train", 4, seed=0)
-    rollout, _ = trainer._collect(tasks)
+    rollout = trainer._collect(tasks)
     expert = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
     sequences, _ = trainer._rate(rollout, expert)
     untouched = replace(sequences, advantage=torch.zeros_like(sequences.advantage))
