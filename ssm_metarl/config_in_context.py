@@ -35,8 +35,8 @@ class InContextConfig:
     tasks_per_epoch: int = 64
     """Tasks in a batch, each in an environment of its own."""
     steps_per_epoch: int = 512
-    """Steps in each environment; a trial that they cut is bootstrapped. With fewer than an episode may
-    have, nobody sees how it ends: with 256 on cartpole, one seed in ten let the carts drift."""
+    """Steps in each environment; a trial that they cut is bootstrapped. They should hold a whole
+    episode: with 256 on cartpole one training seed in ten let the carts drift."""
     trial_episodes: int = 3
     """Episodes of a trial, after which the memory is cleared."""
     horizon: int | None = None

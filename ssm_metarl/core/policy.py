@@ -269,9 +269,8 @@ class Policy(nn.Module):
             trial_start: True where a trial starts, shape (T, K, N).
         """
         code = self.action_space.code(rollout.action).to(rollout.obs.dtype)
-        return trial_inputs(
-            self.scaled(rollout.obs), code, rollout.reward, rollout.reset, trial_start
-        )
+        z, limit = rollout.obs * self.obs_scale, self.obs_limit * self.obs_scale
+        return trial_inputs(z, limit, code, rollout.reward, rollout.reset, trial_start)
 
     def look(self, params: Params, rollout: Rollout) -> PolicyOutput:
         """What it says about a (cleaned) rollout, from an empty memory.

@@ -8,7 +8,7 @@ through all of them, so an episode's end is an *input*, and only a trial's start
 With z the scaled observation, squash_k(v) = asinh(k v) / asinh(k), and a task of O
 observations and C numbers an action's code::
 
-    level       squash_50(z)                                    O
+    level       squash_50(z), z clipped to what training meets  O
     change      squash_200(z - z of the step before)            O      0 at an episode's first step
     actions     code of the last 3 actions of this episode      3 C    0 where there was none
     plant       squash_100(W): least squares up to now          O O + 3 O C    `identification`
@@ -43,6 +43,7 @@ def trial_input_dim(obs_dim: int, code_dim: int) -> int:
 
 def step_input(
     z: Tensor,
+    limit: Tensor,
     before: Tensor,
     actions: Tensor,
     plant: Tensor,
@@ -54,6 +55,7 @@ def step_input(
 
     Args:
         z: Scaled observation, shape (..., O).
+        limit: Bound of what is told of it either side of zero, shape (O,). Least squares takes all.
         before: That of the step before; z itself at an episode's first step.
         actions: Codes of the last actions, newest first, shape (..., 3 C); 0 for none.
         plant: What `identification` has found, shape (..., (O + 3 C) O).
@@ -64,7 +66,7 @@ def step_input(
     Returns:
         Shape (..., I).
     """
-    level = squash(z, LEVEL)
+    level = squash(z.clamp(-limit, limit), LEVEL)
     change = squash(z - before, CHANGE)
     flags = torch.stack([torch.asinh(reward), first.to(z.dtype), later.to(z.dtype)], dim=-1)
     return torch.cat([level, change, actions, squash(plant, PLANT), flags], dim=-1)
@@ -76,12 +78,18 @@ def squash(x: Tensor, sharpness: float) -> Tensor:
 
 
 def trial_inputs(
-    z: Tensor, code: Tensor, reward: Tensor, episode_start: Tensor, trial_start: Tensor
+    z: Tensor,
+    limit: Tensor,
+    code: Tensor,
+    reward: Tensor,
+    episode_start: Tensor,
+    trial_start: Tensor,
 ) -> Tensor:
     """The inputs of whole sequences, each of which starts with a trial.
 
     Args:
         z: Scaled observations, shape (T, ..., O).
+        limit: As in `step_input`.
         code: Codes of the actions taken at these steps, shape (T, ..., C).
         reward: Of these steps, shape (T, ...).
         episode_start: True at the first step of an episode, shape (T, ...).
@@ -105,7 +113,7 @@ def trial_inputs(
     )
     plant = plant.view(*z.shape[:-1], -1)
     later = episode_start & ~trial_start
-    return step_input(z, before, seen, plant, last_reward, trial_start, later)
+    return step_input(z, limit, before, seen, plant, last_reward, trial_start, later)
 
 
 def _delayed(x: Tensor, steps: int) -> Tensor:

@@ -77,14 +77,20 @@ class TrialMemory:
         number = self._episode % self._trial_episodes if self._trial_episodes else self._episode
         first = reset & (number == 0)
         self._episode = self._episode + reset
-        z, start = self._policy.scaled(obs), reset[:, None]
+        policy = self._policy
+        z, limit, start = (
+            obs * policy.obs_scale,
+            policy.obs_limit * policy.obs_scale,
+            reset[:, None],
+        )
         self._actions = self._actions.masked_fill(start, 0.0)
         before = torch.where(start, z, self._before)
         reward = self._reward.masked_fill(first, 0.0)
         columns = (z, before, self._actions, reset, first)
         plant = self._plant.update(*(v[None] for v in columns))[0]
         self._before = z
-        return step_input(z, before, self._actions, plant, reward, first, reset & ~first), first
+        later = reset & ~first
+        return step_input(z, limit, before, self._actions, plant, reward, first, later), first
 
 
 @compiled
@@ -111,13 +117,13 @@ def _observe(  # type: ignore[no-untyped-def]
             for j in range(codes):
                 actions[r, j] = 0
         for i in range(dims):
-            z = min(max(obs[r, i], -limit[i]), limit[i]) * scale[i]
+            z = obs[r, i] * scale[i]
             if reset[r]:
                 before[r, i] = z
             y[i] = z - before[r, i]
             phi[i] = before[r, i]
             before[r, i] = z
-            x[r, i] = squash(z, LEVEL)
+            x[r, i] = squash(min(max(z, -limit[i] * scale[i]), limit[i] * scale[i]), LEVEL)
             x[r, dims + i] = squash(y[i], CHANGE)
         for j in range(codes):
             phi[dims + j] = actions[r, j]

@@ -152,22 +152,18 @@ def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
 
 @threads_for_kernels()
 @torch.no_grad()
-def run_trials(
-    policy: Policy, params: Params, tasks: Tasks, config: EvaluationConfig
-) -> np.ndarray:
-    """Returns of the ``episodes_per_task`` episodes of one greedy trial a task.
+def run_trials(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
+    """Returns of the ``episodes_per_task`` episodes of one trial a task.
 
     Args:
-        policy: An in-context policy; its hidden state runs through the whole trial.
-        params: Shared or per-task parameters.
         tasks: K tasks.
+        actor: Of one environment a task; its memory runs through the whole trial.
         config: Names the episodes.
 
     Returns:
         Shape (K, episodes_per_task), in the order in which a task's episodes followed each other.
     """
     worlds = make_worlds(tasks, 1, seed=config.seed, purpose=f"{PURPOSE}-trial")
-    actor = policy.actor(params, len(tasks), 1)
     returns = torch.zeros(len(tasks), config.episodes_per_task + 1, dtype=torch.float64)
     episode = torch.zeros(len(tasks), dtype=torch.int64)
     obs, reset = worlds.reset(), torch.ones(len(tasks), 1, dtype=torch.bool)

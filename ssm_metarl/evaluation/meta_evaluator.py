@@ -46,6 +46,7 @@ from ssm_metarl.evaluation.episodes import (
     shuffle_actions,
     uniform_actor,
 )
+from ssm_metarl.evaluation.least_squares import LeastSquaresActor
 from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize, worst_tenth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.tasks.regulator import has_expert
@@ -62,9 +63,9 @@ PAIRS = (
 )
 COST_SUPPORT = ("standard", "hybrid", "both", "sign_probe")
 """Arms that use the support data."""
-TRIALS = ("in_context", "both")
+TRIALS = ("in_context", "both", "least_squares")
 """Arms whose episodes follow each other in one trial."""
-MAX_ARMS = 8
+MAX_ARMS = 9
 """Most arms that an evaluation has, for progress bars."""
 
 DEFINITIONS = {
@@ -89,6 +90,8 @@ DEFINITIONS = {
     "steps_kept": "gradient steps kept, mean over tasks; num_steps were asked for",
     "rolled_back": "share of tasks on which a gradient step was undone",
     "lqr": "linear-quadratic regulator, told the task's parameters",
+    "least_squares": "told nothing: identifies the plant by least squares and regulates what it "
+    "found, carried through one trial",
     "sign_probe": "one fixed robust controller; the actuator's sign read off the support data",
 }
 
@@ -218,20 +221,25 @@ def _arms(
     def run(make_actor: Callable[[], Actor]) -> Callable[[], np.ndarray]:
         return lambda: run_arm(tasks, make_actor(), config)
 
+    def trial(make_actor: Callable[[], Actor]) -> Callable[[], np.ndarray]:
+        return lambda: run_trials(tasks, make_actor(), config)
+
     def adapting(arm: str) -> Actor:
         params, reports[arm] = adapted[arm]()
         return policy.actor(params, len(tasks), num_envs)
 
     arms = {"frozen": run(lambda: policy.actor(meta, len(tasks), num_envs))}
     if policy.in_context:
-        arms["in_context"] = lambda: run_trials(policy, meta, tasks, config)
+        arms["in_context"] = trial(lambda: policy.actor(meta, len(tasks), 1))
     for arm in adapted:
         arms[arm] = run(partial(adapting, arm))
     if policy.in_context and "standard" in adapted:
-        arms["both"] = lambda: run_trials(policy, adapted["standard"]()[0], tasks, config)
+        arms["both"] = trial(lambda: policy.actor(adapted["standard"]()[0], len(tasks), 1))
     arms["random"] = run(lambda: uniform_actor(tasks, config))
     if has_expert(tasks.family):
         arms["lqr"] = run(lambda: lqr_actor(tasks, num_envs))
+        if policy.in_context:  # which is what an arm without training should be compared with
+            arms["least_squares"] = trial(lambda: LeastSquaresActor(tasks.family, len(tasks), 1))
     if can_flip(tasks.family):
         arms["sign_probe"] = run(lambda: sign_probe_actor(support, num_envs))
     return arms
@@ -316,7 +324,7 @@ def in_context_curve_point(
     splits: tuple[tuple[Split, str], ...] = (("id", ""), ("ood", "ood_"))
     for split, prefix in splits:
         tasks = family.sample(split, num_tasks, seed=config.seed)
-        returns = run_trials(policy, policy.meta_params(), tasks, config)
+        returns = run_trials(tasks, policy.actor(policy.meta_params(), num_tasks, 1), config)
         for number, scores in enumerate(_by_episode(returns, config.seed), start=1):
             point[f"{prefix}episode_{number}_mean"] = scores["mean"]
             point[f"{prefix}episode_{number}_iqm"] = scores["iqm"]

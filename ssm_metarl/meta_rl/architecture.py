@@ -37,8 +37,7 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         norm_dim=config.norm_dim if isinstance(config, MetaTrainingConfig) else None,
         output_dim=space.logits_dim + effects,
         obs_scale=(1.0,) * obs_dim if nonlinear or not family.obs_scale else family.obs_scale,
-        # Clipped observations would not fit the regression among an in-context policy's inputs.
-        obs_limit=() if in_context else tuple(1 / scale for scale in family.obs_scale or ()),
+        obs_limit=tuple(1 / scale for scale in family.obs_scale or ()),
         predicted_dims=family.effect_dims if nonlinear else (),
         mirror=family.mirror and not in_context,
         in_context=in_context,

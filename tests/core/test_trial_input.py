@@ -21,6 +21,7 @@ from ssm_metarl.seeding import generator
 
 STEPS, OBS = 9, 2
 # Episodes start at 0, 3 and 7; a trial has two of them.
+LIMIT = torch.tensor([0.5, torch.inf])
 STARTS = torch.tensor([t in (0, 3, 7) for t in range(STEPS)])
 TRIALS = torch.tensor([t in (0, 7) for t in range(STEPS)])
 
@@ -29,7 +30,7 @@ def columns():
     rng = generator(0, "trial")
     z = torch.from_numpy(rng.uniform(-1, 1, (STEPS, OBS))).float()
     code = torch.from_numpy(rng.choice([-1.0, 1.0], (STEPS, 1))).float()
-    return z, code, torch.arange(1.0, STEPS + 1)
+    return z, LIMIT, code, torch.arange(1.0, STEPS + 1)
 
 
 def parts(x):
@@ -40,8 +41,8 @@ def parts(x):
 
 
 def test_each_step_is_told_what_came_before_it_in_its_episode():
-    z, code, reward = columns()
-    seen = parts(trial_inputs(z, code, reward, STARTS, TRIALS))
+    z, _, code, reward = columns()
+    seen = parts(trial_inputs(z, LIMIT, code, reward, STARTS, TRIALS))
     u = code[:, 0]
     expected = [
         [0, 0, 0], [u[0], 0, 0], [u[1], u[0], 0],  # the first episode
@@ -49,7 +50,8 @@ def test_each_step_is_told_what_came_before_it_in_its_episode():
         [0, 0, 0], [u[7], 0, 0],
     ]  # fmt: skip
     assert torch.equal(seen["actions"], torch.tensor(expected))
-    torch.testing.assert_close(seen["level"], squash(z, LEVEL))
+    torch.testing.assert_close(seen["level"], squash(z.clamp(-LIMIT, LIMIT), LEVEL))
+    assert (z.abs() > LIMIT).any()
     change = squash(z[1:] - z[:-1], CHANGE) * ~STARTS[1:, None]
     torch.testing.assert_close(seen["change"], torch.cat([torch.zeros(1, OBS), change]))
 
@@ -63,8 +65,8 @@ def test_rewards_cross_an_episodes_end_and_not_a_trials():
 
 
 def test_the_plant_is_what_least_squares_finds_with_the_actions_that_are_told():
-    z, code, reward = columns()
-    seen = parts(trial_inputs(z, code, reward, STARTS, TRIALS))
+    z, _, code, reward = columns()
+    seen = parts(trial_inputs(z, LIMIT, code, reward, STARTS, TRIALS))
     before = torch.cat([z[:1], z[:-1]])
     rows = (x[:, None] for x in (z, before, seen["actions"], STARTS, TRIALS))
     found = Identification(1, OBS, ACTIONS_SEEN).update(*rows)[:, 0]
@@ -73,8 +75,8 @@ def test_the_plant_is_what_least_squares_finds_with_the_actions_that_are_told():
 
 
 def test_step_by_step_is_the_same_as_all_at_once():
-    z, code, reward = columns()
-    whole = trial_inputs(z, code, reward, STARTS, TRIALS)
+    z, _, code, reward = columns()
+    whole = trial_inputs(z, LIMIT, code, reward, STARTS, TRIALS)
     before, actions, last = z[0], torch.zeros(ACTIONS_SEEN), torch.tensor(0.0)
     plants = Identification(1, OBS, ACTIONS_SEEN)
     for t in range(STEPS):
@@ -83,17 +85,17 @@ def test_step_by_step_is_the_same_as_all_at_once():
         last = torch.tensor(0.0) if TRIALS[t] else last
         row = (x[None, None] for x in (z[t], before, actions, STARTS[t], TRIALS[t]))
         plant = plants.update(*row)[0, 0]
-        x = step_input(z[t], before, actions, plant, last, TRIALS[t], STARTS[t] & ~TRIALS[t])
+        x = step_input(z[t], LIMIT, before, actions, plant, last, TRIALS[t], STARTS[t] & ~TRIALS[t])
         torch.testing.assert_close(x, whole[t])
         before, actions, last = z[t], torch.cat([code[t], actions[:-1]]), reward[t]
 
 
 def test_nothing_of_the_present_step_is_told_in_advance():
-    z, code, reward = columns()
+    z, _, code, reward = columns()
     other_code, other_reward = code.clone(), reward.clone()
     other_code[5:], other_reward[5:] = -other_code[5:], 0.0
-    one = trial_inputs(z, code, reward, STARTS, TRIALS)
-    other = trial_inputs(z, other_code, other_reward, STARTS, TRIALS)
+    one = trial_inputs(z, LIMIT, code, reward, STARTS, TRIALS)
+    other = trial_inputs(z, LIMIT, other_code, other_reward, STARTS, TRIALS)
     assert torch.equal(one[:6], other[:6])
     assert not torch.equal(one[6], other[6])
 

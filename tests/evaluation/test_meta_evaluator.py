@@ -406,7 +406,14 @@ def test_in_context_arm(in_context_policy: Policy) -> None:
     trained = MetaTrained.from_training({"mode": "in_context"})
     settings = config(episodes_per_task=3)
     result = evaluate(in_context_policy, CARTPOLE, settings, model="m", trained=trained)
-    assert list(result["arms"]) == ["frozen", "in_context", "random", "lqr", "sign_probe"]
+    assert list(result["arms"]) == [
+        "frozen",
+        "in_context",
+        "random",
+        "lqr",
+        "least_squares",
+        "sign_probe",
+    ]
     assert list(result["paired"]) == ["in_context-frozen"]
     arm = result["arms"]["in_context"]
     assert arm["env_steps"] == 0
@@ -422,7 +429,9 @@ def test_a_trial_is_one_memory_and_its_first_episode_is_a_frozen_one(
 ) -> None:
     policy, tasks = in_context_policy, CARTPOLE.sample("id", 4, seed=0)
     params = policy.meta_params()
-    three, one = (run_trials(policy, params, tasks, config(episodes_per_task=n)) for n in (3, 1))
+    three, one = (
+        run_trials(tasks, policy.actor(params, 4, 1), config(episodes_per_task=n)) for n in (3, 1)
+    )
     assert three.shape == (4, 3)
     assert (three[:, :1] == one).all()
     worlds = make_worlds(tasks, 1, seed=0, purpose=f"{episodes.PURPOSE}-trial")

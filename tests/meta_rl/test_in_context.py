@@ -136,7 +136,9 @@ def test_a_checkpoint_is_a_model(tmp_path: Path) -> None:
     assert loaded.in_context and loaded.obs_dim == 4
     tasks = CARTPOLE.sample("id", 3, seed=0)
     config = EvaluationConfig(num_tasks=3, episodes_per_task=2)
-    one, other = (run_trials(p, p.meta_params(), tasks, config) for p in (policy, loaded))
+    one, other = (
+        run_trials(tasks, p.actor(p.meta_params(), 3, 1), config) for p in (policy, loaded)
+    )
     assert (one == other).all()
 
 
@@ -218,6 +220,7 @@ def test_it_learns_to_tell_the_actuators_sign_and_remembers_it() -> None:
     policy = trainer.train()
     config = EvaluationConfig(num_tasks=100, episodes_per_task=2)
     tasks = CARTPOLE.sample("id", 100, seed=0)
-    first, second = run_trials(policy, policy.meta_params(), tasks, config).mean(axis=0)
+    actor = policy.actor(policy.meta_params(), 100, 1)
+    first, second = run_trials(tasks, actor, config).mean(axis=0)
     assert first > 450
     assert second > 450
