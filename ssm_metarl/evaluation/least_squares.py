@@ -96,6 +96,6 @@ def regulator_gain(found: Tensor) -> Tensor:
     cost[:obs_dim, :obs_dim] = torch.eye(obs_dim)
     try:
         p = solve_riccati(a, b, cost, PUSH_COST)
-    except torch.linalg.LinAlgError:  # a guess that cannot be regulated
+    except RuntimeError:  # a singular matrix: a guess that cannot be regulated
         return torch.full((rows, size), torch.nan, dtype=found.dtype)
     return -(b.mT @ p @ a / (PUSH_COST + b.mT @ p @ b))[:, 0]
