@@ -73,7 +73,7 @@ check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 
 test: check ## What continuous integration runs: check, a real meta-training, the wheel
 	$(PYTEST) -m "slow and not nightly"
-	rm -rf build
+	rm -rf build/lib build/bdist.* build/wheel
 	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	.venv/bin/python -m zipfile --list build/wheel/*.whl | grep 'ssm_metarl/py\.typed'
 

@@ -15,7 +15,8 @@ The folders are the data flow:
     8  recursive_self_improvement/
                      proposals, training, a gate on fresh tasks, a ledger
     9  rsi_daemon    the same for days; daemon/ keeps it alone and heard
-   10  cli/          the command line
+   10  app/          the web app
+   11  cli/          the command line
 
 `types` has the glossary of shapes. Names below load on first use, so the import is cheap.
 """
@@ -37,6 +38,8 @@ _PUBLIC = {
     "MetaMAML": "meta_rl.meta_maml",
     "MetaTrainer": "meta_rl.trainer",
     "MetaTrainingConfig": "config",
+    "OnlineAdaptationConfig": "config",
+    "OnlineAdapter": "adaptation.online_adapter",
     "Policy": "core.policy",
     "RSIConfig": "recursive_self_improvement.config",
     "RecursiveSelfImprovementAgent": "recursive_self_improvement.agent",

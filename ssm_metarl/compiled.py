@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,28 @@ def compiled(function: Any) -> Any:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written
         return njit(**options)(function)
+
+
+_PLAIN: ContextVar[bool] = ContextVar("plain operations", default=False)
+
+
+def kernels_apply() -> bool:
+    """Whether this thread may call compiled functions (see `plain_operations`)."""
+    return not _PLAIN.get()
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Have this thread run PyTorch's own operations where there is a compiled function as well.
+
+    The kernels pay where there is much to do. For one task they would first take half a minute
+    to compile, where nobody has used them on this machine before.
+    """
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 def on_compile(announce: Callable[[], None]) -> None:

@@ -180,6 +180,28 @@ class StandardAdaptationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnlineAdaptationConfig(StandardAdaptationConfig):
+    """Adaptation inside a running episode, to the transitions since the plant changed."""
+
+    rollback: bool = False
+    """As in `StandardAdaptationConfig`; the next transition brings another step anyway."""
+    detect_steps: int = 2
+    """Transitions that tell whether the plant changed."""
+    max_error: float = 0.7
+    """Squared prediction error in them, over that of predicting no change at all, above which it
+    did."""
+    window: int = 20
+    """Transitions since the change after which the adapted policy stays as it is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.objective == "prediction", "objective", "'prediction'", self.objective)
+        require(self.max_error > 0, "max_error", "a number above 0", self.max_error)
+        require(1 <= self.detect_steps <= self.window, "detect_steps",
+                f"1 to {self.window} (window)", self.detect_steps)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class HybridAdaptationConfig(StandardAdaptationConfig):
     """Test-time adaptation on this task's data and replayed experience."""
 

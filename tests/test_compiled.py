@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -11,13 +13,20 @@ from scipy import special
 from ssm_metarl.compiled import (
     compiled,
     exp,
+    kernels_apply,
     normal,
     on_compile,
+    plain_operations,
     share,
     sigmoid,
     threads_for_kernels,
     threads_worth,
 )
+from ssm_metarl.core import fused, fused_actor, scan
+from ssm_metarl.env_runner import task_batch
+from ssm_metarl.evaluation.episodes import collect_support, episodes_of, played_direction
+from ssm_metarl.evaluation.opened_model import open_model
+from ssm_metarl.tasks import cartpole
 
 
 @compiled
@@ -95,3 +104,46 @@ def test_a_compilation_is_announced_once() -> None:
     assert njit(double)(2.0) == 4.0
     assert njit(triple)(2.0) == 6.0
     assert told == [1]
+
+
+def test_plain_operations_are_the_threads_own() -> None:
+    seen: list[bool] = []
+    with plain_operations():
+        assert not kernels_apply()
+        other = threading.Thread(target=lambda: seen.append(kernels_apply()))
+        other.start()
+        other.join()
+    assert kernels_apply() and seen == [True]
+
+
+@pytest.mark.parametrize("name", ["cartpole", "cartpole_hybrid_real_model"])
+def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_model(name)
+    tasks = opened.family.task({"sign": played_direction(opened.policy, opened.family)})
+
+    def run() -> tuple[float, list[float]]:
+        support = collect_support(opened.policy, tasks, 20, "random", seed=0)
+        adapted = opened.adapt(support, "hybrid", opened.trained.adaptation())
+        rollout = episodes_of(
+            opened.policy, [adapted.meta_params()], tasks, num_episodes=2, seed=0, max_steps=60
+        )
+        return adapted.report.loss_after, rollout.next_obs[:, 0, 0, 2].tolist()
+
+    loss, angles = run()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a kernel was called")
+
+    for module, function in (
+        (fused, "share"), (scan, "share"), (cartpole, "_step"), (task_batch, "settle"),
+        (fused_actor, "observe"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, function, refuse)
+    with pytest.raises(AssertionError, match="a kernel was called"):
+        run()
+    with plain_operations():
+        plain_loss, plain_angles = run()
+    assert plain_loss == pytest.approx(loss, rel=1e-3)
+    assert plain_angles[:20] == pytest.approx(angles[:20], abs=1e-3)

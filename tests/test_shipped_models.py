@@ -16,8 +16,8 @@ from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import load_checkpoint, load_pretrained, shipped_models
 from ssm_metarl.cli import main
-from ssm_metarl.cli.flags import command_line
 from ssm_metarl.cli.parsing import parse
+from ssm_metarl.command_line import command_line
 from ssm_metarl.config import HybridAdaptationConfig, StandardAdaptationConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.policy import Policy

@@ -172,6 +172,7 @@ def run(
     folder = out or default_folder(size, only)
     header = {
         "benchmark": "performance",
+        "command": "make bench",
         "version": __version__,
         "quick": size != "whole",
         "busy_cores": busy_cores,

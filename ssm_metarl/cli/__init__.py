@@ -1,6 +1,6 @@
-"""The command line: ``ssm-metarl train | adapt | evaluate | verify | models | bench``.
+"""The command line: ``ssm-metarl train | adapt | evaluate | verify | models | bench | app``.
 
-Place in the flow: stage 8, on top of everything. Each command is a dataclass whose fields are
+Place in the flow: stage 11, on top of everything. Each command is a dataclass whose fields are
 its flags (tyro) and whose ``run`` does the work; `main` turns errors into one line.
 """
 

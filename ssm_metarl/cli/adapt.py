@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import announce_compilation, print_json
-from ssm_metarl.cli.flags import ModelArgument, changed, command_line, flag
+from ssm_metarl.cli.flags import ModelArgument
+from ssm_metarl.command_line import changed, command_line, flag
 from ssm_metarl.config import (
     AdaptationMode,
     EvaluationConfig,
@@ -24,8 +25,8 @@ from ssm_metarl.config import (
 
 if TYPE_CHECKING:
     from ssm_metarl.adaptation.adapter import AdaptedPolicy
-    from ssm_metarl.cli.opened_model import OpenedModel
     from ssm_metarl.core.policy import Policy
+    from ssm_metarl.evaluation.opened_model import OpenedModel
     from ssm_metarl.tasks.task_family import Tasks
     from ssm_metarl.types import Rollout
 
@@ -82,8 +83,8 @@ class Adapt(ModelArgument):
 
     def run(self) -> int:
         """Take or collect support data, adapt, save, show the difference."""
-        from ssm_metarl.cli.opened_model import open_model
         from ssm_metarl.cli.outputs import new_file
+        from ssm_metarl.evaluation.opened_model import open_model
 
         parameters = parse_task(self.task)
         announce_compilation()
@@ -99,7 +100,13 @@ class Adapt(ModelArgument):
         tasks = None if self.data is not None else opened.family.task(parameters)
         support = self._support(opened, tasks)
         new_file(out)
-        adapted = self._adapt(opened, support)
+        config = opened.trained.adaptation(
+            objective=self.objective,
+            num_adapt_steps=self.num_adapt_steps,
+            adapt_lr=self.adapt_lr,
+            rollback=self.rollback,
+        )
+        adapted = opened.adapt(support, self.mode, config, seed=self.seed)
         report = adapted.report
         result: dict[str, Any] = {"model": self.model, "family": opened.family.name}
         if tasks is None:
@@ -155,37 +162,6 @@ class Adapt(ModelArgument):
             self.support_policy or trained.support_policy,
             seed=self.seed,
         )
-
-    def _adapt(self, opened: OpenedModel, support: Rollout) -> AdaptedPolicy:
-        import torch
-
-        from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
-        from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-
-        config = opened.trained.adaptation(
-            objective=self.objective,
-            num_adapt_steps=self.num_adapt_steps,
-            adapt_lr=self.adapt_lr,
-            rollback=self.rollback,
-        )
-        if self.mode == "standard":
-            adapted = StandardAdapter(config).adapt(opened.policy, support)
-        elif opened.buffer is None:
-            raise ValueError(
-                "mode: expected 'standard' for a model without experience, received 'hybrid'"
-            )
-        else:
-            hybrid = opened.trained.hybrid(config, seed=self.seed)
-            adapted = HybridAdapter(hybrid).adapt(opened.policy, support, opened.buffer)
-        # Without rollback. The loss counts as well: long steps overflow it before the weights.
-        finite = all(bool(torch.isfinite(v).all()) for v in adapted.state_dict().values())
-        told = torch.tensor([adapted.report.loss_after, adapted.report.kl])
-        if not finite or not torch.isfinite(told).all():
-            raise ValueError(
-                f"adapt_lr: expected a rate with which {self.num_adapt_steps} step(s) stay finite, "
-                f"received {self.adapt_lr}; nothing was saved"
-            )
-        return adapted
 
     def _save(
         self, out: Path, opened: OpenedModel, adapted: AdaptedPolicy, adapted_to: Mapping[str, Any]

@@ -26,6 +26,7 @@ from rich.table import Table
 
 LINES = 20  # plain progress lines over a whole run
 TABLE_WIDTH, PIPE_WIDTH = 76, 100  # characters
+DRIFT_TITLES = {"flip": "the actuator turns round", "parameters": "the physics move"}
 SPLIT_TITLES = {"id": "in distribution", "ood": "out of distribution"}
 
 
@@ -134,6 +135,33 @@ def print_comparison(result: Mapping[str, Any]) -> None:
         f"e-value against 'no better': {result['e_value']:.3g} (20 is evidence at 0.05); "
         f"the other way round: {result['e_value_reversed']:.3g}"
     )
+
+
+def print_drift(result: Mapping[str, Any]) -> None:
+    """Who held a plant that changed inside an episode, on stdout."""
+    print(
+        f"{result['family']}, {SPLIT_TITLES[result['split']]}: {result['num_tasks']} unseen tasks "
+        f"(seed {result['seed']}), {DRIFT_TITLES[result['drift']]} inside an episode; no training "
+        f"has seen such a change"
+    )
+    for arm, s in result["arms"].items():
+        print(
+            f"{arm}: up at the change {s['up_at_change']:.1%}, 300 steps later {s['up_after']:.1%} "
+            f"(95 % interval {s['ci95'][0]:.1%} to {s['ci95'][1]:.1%}), mean return "
+            f"{s['mean_return']:.0f} of {result['horizon']}"
+        )
+    online = result["arms"]["online"]
+    if online["notice_steps"] is not None:
+        print(
+            f"online: noticed on {online['noticed']:.1%} of tasks, after "
+            f"{online['notice_steps']:.0f} steps; {online['false_alarms']:.2f} false alarms per "
+            f"1,000 steps; {online['adaptations']:.0f} adaptations a task"
+        )
+    for kind, ms in result["control_step_ms"].items():
+        print(
+            f"a control step, {kind}: {ms['median']:.1f} ms, 99 % within {ms['p99']:.1f} ms "
+            f"(control period {result['control_period_ms']:.0f} ms)"
+        )
 
 
 def print_safety(safety: Mapping[str, Any]) -> None:

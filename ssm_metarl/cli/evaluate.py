@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ssm_metarl.cli.console import (
     SPLIT_TITLES,
@@ -17,16 +17,17 @@ from ssm_metarl.cli.console import (
     announce_compilation,
     note,
     print_comparison,
+    print_drift,
     print_evaluation,
     print_json,
     print_safety,
 )
-from ssm_metarl.cli.flags import command_line, part_of
 from ssm_metarl.cli.outputs import make_folder
+from ssm_metarl.command_line import command_line, part_of
 from ssm_metarl.config import EvaluationConfig
 
 if TYPE_CHECKING:
-    from ssm_metarl.cli.opened_model import OpenedModel
+    from ssm_metarl.evaluation.opened_model import OpenedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class Evaluate(EvaluationConfig):
     """A shipped name, a run's folder, a checkpoint or a .pth file."""
     compare: tuple[str, str] | None = None
     """Instead of --model: two models, for a paired test of the first against the second."""
+    drift: Literal["flip", "parameters"] | None = None
+    """Instead: the plant changes inside an episode, its actuator or everything else; who holds?"""
     safety: bool = False
     """Also measure what the safeguard and the change detector do: 17 more arms to run."""
     report: Path | None = None
@@ -46,7 +49,7 @@ class Evaluate(EvaluationConfig):
 
     def run(self) -> int:
         """Evaluate, print, and write the report if one is asked for."""
-        from ssm_metarl.cli.opened_model import open_model
+        from ssm_metarl.evaluation.opened_model import open_model
 
         config = part_of(self, EvaluationConfig)
         if self.compare is not None:
@@ -54,12 +57,14 @@ class Evaluate(EvaluationConfig):
         if self.model is None:
             raise ValueError("--model: expected a value, received none (or --compare A B)")
         opened = open_model(self.model, self.family)
+        if self.drift is not None:
+            return self._drift(self.drift, opened, config)
         if self.report is not None:  # an hour of evaluation should not end in a typing mistake
             prepare_report(self.report)
         if self.safety:
             self._check_adaptable(opened)
         with Reporter("evaluating") as reporter:
-            result = opened.evaluate(config, reporter)
+            result = opened.evaluate(config, reporter.update)
         if self.safety:
             result["safety"] = measured_safety(opened, config)
         if self.json:
@@ -73,7 +78,7 @@ class Evaluate(EvaluationConfig):
             with Reporter("evaluating the other split") as reporter:
                 results: dict[str, dict[str, Any]] = {
                     config.split: result,
-                    other.split: opened.evaluate(other, reporter),
+                    other.split: opened.evaluate(other, reporter.update),
                 }
             if not self.json:
                 print_evaluation(results[other.split])
@@ -83,11 +88,14 @@ class Evaluate(EvaluationConfig):
 
     def _compare(self, names: tuple[str, str], config: EvaluationConfig) -> int:
         """Run the gate's paired test on its own."""
-        from ssm_metarl.cli.opened_model import open_model
+        from ssm_metarl.evaluation.opened_model import open_model
         from ssm_metarl.recursive_self_improvement.comparison import compare_models
 
-        if self.model is not None or self.safety or self.report is not None:
-            raise ValueError("compare: expected no --model, --safety or --report beside it")
+        if self.model or self.drift or self.safety or self.report:
+            raise ValueError(
+                "compare: expected no --model, --drift, --safety or --report beside it, "
+                "received one"
+            )
         first, second = (open_model(name, self.family) for name in names)
         if first.family != second.family:
             raise ValueError(
@@ -105,6 +113,25 @@ class Evaluate(EvaluationConfig):
             print_json(result)
         else:
             print_comparison(result)
+        return 0
+
+    def _drift(
+        self, drift: Literal["flip", "parameters"], opened: OpenedModel, config: EvaluationConfig
+    ) -> int:
+        """Let plants change inside an episode."""
+        from ssm_metarl.evaluation.drift import measure_drift
+
+        if self.safety or self.report:
+            raise ValueError("drift: expected no --safety or --report beside it, received one")
+        with Reporter("evaluating") as reporter:
+            result = measure_drift(
+                opened.policy, opened.family, drift, config, opened.trained, on_step=reporter.update
+            )
+        result = {"model": opened.name} | result
+        if self.json:
+            print_json(result)
+        else:
+            print_drift(result)
         return 0
 
     def _check_adaptable(self, opened: OpenedModel) -> None:
@@ -126,7 +153,7 @@ class Evaluate(EvaluationConfig):
         return write_report(
             out,
             evaluations={SPLIT_TITLES[split]: results[split] for split in ("id", "ood")},
-            training_log=training_log(opened.name),
+            training_log=opened.training_log,
             **film(opened, part_of(self, EvaluationConfig)),
             command=command_line("evaluate", self),
         )
@@ -158,15 +185,6 @@ def prepare_report(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"report: expected a folder, received the file {out}")
     make_folder(out)
-
-
-def training_log(model: str) -> Path | None:
-    """The log beside a model, where there is one with at least a line."""
-    from ssm_metarl.checkpoint import find_model
-    from ssm_metarl.meta_rl.training_run import LOG_NAME
-
-    log = find_model(model).parent / LOG_NAME
-    return log if log.is_file() and log.stat().st_size > 0 else None
 
 
 def film(opened: OpenedModel, config: EvaluationConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Run a command line; a mistake ends it with one clear line.
 
 Place in the flow: the entry point. `parsing` reads the command, the commands stand beside it in
-the order of their use: `train`, `adapt`, `evaluate`, `verify`, `models`, `bench`, `rsi`.
+the order of their use: `train`, `adapt`, `evaluate`, `verify`, `models`, `bench`, `rsi`, `app`.
 
 Exit codes: 0 done, 1 `verify` found other figures, a row of `bench` failed or `rsi` is halted,
 2 bad input, 3 training diverged (`rsi status`: no daemon runs), 4 a daemon runs already,
@@ -15,8 +15,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ssm_metarl.cli.flags import PROGRAM
 from ssm_metarl.cli.parsing import parse
+from ssm_metarl.command_line import PROGRAM
 from ssm_metarl.version import __version__
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141

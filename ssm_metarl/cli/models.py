@@ -20,7 +20,7 @@ class Models:
     def run(self) -> int:
         """Load every shipped model and print what it is."""
         from ssm_metarl.checkpoint import shipped_models
-        from ssm_metarl.cli.opened_model import open_model
+        from ssm_metarl.evaluation.opened_model import open_model
 
         rows = []
         for name, path in shipped_models().items():

@@ -23,14 +23,15 @@ import tyro
 
 from ssm_metarl.cli import rsi
 from ssm_metarl.cli.adapt import Adapt
+from ssm_metarl.cli.app import App
 from ssm_metarl.cli.bench import Bench
 from ssm_metarl.cli.evaluate import Evaluate
-from ssm_metarl.cli.flags import PROGRAM, flag
 from ssm_metarl.cli.models import Models
 from ssm_metarl.cli.policy_gradient import TrainPolicyGradient
 from ssm_metarl.cli.train import Train
 from ssm_metarl.cli.train_in_context import TrainInContext
 from ssm_metarl.cli.verify import Verify
+from ssm_metarl.command_line import PROGRAM, flag
 
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
@@ -39,6 +40,7 @@ COMMANDS: dict[str, type[Any]] = {
     "verify": Verify,
     "models": Models,
     "bench": Bench,
+    "app": App,
     **{f"rsi {name}": kind for name, kind in rsi.COMMANDS.items()},
 }
 RSI_ACTIONS = (*rsi.COMMANDS, *rsi.DAEMON_ACTIONS)

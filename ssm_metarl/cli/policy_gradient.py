@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import Reporter, note, print_json
-from ssm_metarl.cli.flags import command_line, part_of
 from ssm_metarl.cli.training import EXIT_DIVERGED, Mode
+from ssm_metarl.command_line import command_line, part_of
 from ssm_metarl.config import SingleTaskConfig
 
 if TYPE_CHECKING:

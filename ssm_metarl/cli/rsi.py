@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import Reporter, announce_compilation, interval, note, print_json
-from ssm_metarl.cli.flags import part_of
+from ssm_metarl.command_line import part_of
 from ssm_metarl.recursive_self_improvement.config import RSIRun
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import tyro
 
-from ssm_metarl.cli.flags import part_of
 from ssm_metarl.cli.training import Mode, TrainingCommand
+from ssm_metarl.command_line import part_of
 from ssm_metarl.config_in_context import InContextConfig
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssm_metarl.cli.console import Reporter, interval, note, print_evaluation, print_json
-from ssm_metarl.cli.flags import changed, command_line, flag
+from ssm_metarl.command_line import changed, command_line, flag
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
 
@@ -91,8 +91,8 @@ class TrainingCommand(ABC):
 
     def _open(self, reporter: Reporter) -> TrainingRun:
         """The training, new or resumed, which reports its progress."""
-        from ssm_metarl.cli.opened_model import readable
         from ssm_metarl.cli.outputs import free_folder, new_folder
+        from ssm_metarl.evaluation.opened_model import readable
         from ssm_metarl.meta_rl.trainer import usable_device
         from ssm_metarl.meta_rl.training_run import TrainingRun
         from ssm_metarl.tasks.registry import family_of_env
@@ -153,10 +153,10 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     Returns:
         The evaluation, with the training's counters.
     """
-    from ssm_metarl.cli.opened_model import open_model
     from ssm_metarl.evaluation.calibration import calibrate
     from ssm_metarl.evaluation.episodes import MetaTrained
     from ssm_metarl.evaluation.meta_evaluator import verify
+    from ssm_metarl.evaluation.opened_model import open_model
     from ssm_metarl.meta_rl.training_run import training_record
 
     trainer = run.trainer
@@ -176,7 +176,7 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     export_pth(run.out)
     with Reporter("evaluating") as reporter:
         evaluation = EvaluationConfig(num_tasks=FINAL_TASKS)
-        result = open_model(str(run.out)).evaluate(evaluation, reporter)
+        result = open_model(str(run.out)).evaluate(evaluation, reporter.update)
     result |= {"epochs": trainer.epoch, "env_steps": trainer.env_steps}
     result["peak_memory_mb"] = (peak_memory() - memory_before) / 1e6
     return result

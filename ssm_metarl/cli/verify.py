@@ -29,8 +29,8 @@ class Verify(ModelArgument):
 
     def run(self) -> int:
         """Verify; exit code 1 where the figures differ from the card's."""
-        from ssm_metarl.cli.opened_model import open_model, readable
         from ssm_metarl.evaluation.meta_evaluator import verify
+        from ssm_metarl.evaluation.opened_model import open_model, readable
 
         announce_compilation()
         opened = open_model(self.model)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssm_metarl.compiled import share, threads_worth
+from ssm_metarl.compiled import kernels_apply, share, threads_worth
 from ssm_metarl.types import Kernel
 
 MOST_FREE, SMALLEST_FREE = 8, 2**16
@@ -33,9 +33,10 @@ MOST_FREE, SMALLEST_FREE = 8, 2**16
 def can_fuse(flat: Tensor, x: Tensor, hidden: Tensor) -> bool:
     """Whether the kernels apply: float32 on a processor, and only parameters to differentiate."""
     tensors = (flat, x, hidden)
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and not (
+    fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and not (
         torch.is_grad_enabled() and (x.requires_grad or hidden.requires_grad)
     )
+    return fits and kernels_apply()
 
 
 def fused_unroll(

@@ -24,7 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ssm_metarl.compiled import compiled, share
+from ssm_metarl.compiled import compiled, kernels_apply, share
 
 TIME = -3
 
@@ -45,7 +45,9 @@ def reset_decay(decay: Tensor, reset: Tensor) -> Tensor:
 
 def scan(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
     """All states h_1 ... h_T, shape of ``b``: compiled on a processor, else by doubling."""
-    return scan_compiled(a, b, hidden) if b.device.type == "cpu" else scan_parallel(a, b, hidden)
+    if b.device.type == "cpu" and kernels_apply():
+        return scan_compiled(a, b, hidden)
+    return scan_parallel(a, b, hidden)
 
 
 def scan_reference(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:

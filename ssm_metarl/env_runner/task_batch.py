@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.action_space import ActionSpace, Discrete
-from ssm_metarl.compiled import compiled
+from ssm_metarl.compiled import compiled, kernels_apply
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
@@ -114,8 +114,9 @@ class TaskBatch:
             (K, N); for an environment that had ended already: where it stands, 0, False, False.
         """
         after = self.dynamics.step(self._state, action, self._parameters)
-        settled = self._settled if self.device.type == "cpu" else self._settled_plainly
-        return settled(*after)
+        if self.device.type == "cpu" and kernels_apply():
+            return self._settled(*after)
+        return self._settled_plainly(*after)
 
     def _settled(self, state: Tensor, reward: Tensor, terminated: Tensor) -> EnvStep:
         """What follows the dynamics' step, in one compiled call."""

@@ -8,7 +8,7 @@ task k's own stream, so two arms differ in how they act and in nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CartPoleDynamics
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
-from ssm_metarl.types import Actor, Params, RewardedActor, Rollout
+from ssm_metarl.types import Actor, FlatParams, Params, RewardedActor, Rollout, flatten
 
 PURPOSE = "evaluation"
 
@@ -185,6 +185,63 @@ def uniform_actor(tasks: Tasks, config: EvaluationConfig) -> Actor:
     worlds = make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
     noise = TaskNoise(config.seed, f"{PURPOSE}-random", tasks.indices)
     return random_actor(worlds, noise, worlds.max_episode_steps)
+
+
+def episodes_of(
+    policy: Policy,
+    params: Sequence[Params],
+    tasks: Tasks,
+    *,
+    num_episodes: int,
+    seed: int,
+    max_steps: int | None = None,
+) -> Rollout:
+    """Greedy episodes of several sets of parameters on one task, from the same initial states.
+
+    Args:
+        policy: Whose parameters they are.
+        params: Shared parameters, or those of one task (K = 1), once for each set.
+        tasks: One task.
+        num_episodes: N.
+        seed: Names the initial states.
+        max_steps: Longest episode; None for the family's own limit.
+
+    Returns:
+        A rollout whose task axis is that of ``params``, (T, len(params), N).
+    """
+    shapes = policy.step_sizes().shapes
+    flat = torch.stack([flatten(p, shapes).reshape(-1).detach() for p in params])
+    same = tasks[[0] * len(params)]
+    worlds = make_worlds(
+        same, num_episodes, seed=seed, purpose=PURPOSE, max_episode_steps=max_steps
+    )
+    actor = policy.actor(FlatParams(flat, shapes), len(params), num_episodes)
+    return collect_rollout(worlds, actor, worlds.max_episode_steps)
+
+
+def played_direction(policy: Policy, family: TaskFamily, *, max_steps: int = 100) -> float:
+    """The actuator's sign that a policy plays better before adapting, on the default plant.
+
+    Meta-training leaves the unadapted policy anywhere between the two: it may know one direction
+    well. To flip the actuator *for it* is to give it the other one.
+
+    Raises:
+        ValueError: A family without CartPole's state or without ``sign`` (see `can_flip`).
+    """
+    if not can_flip(family):
+        raise ValueError(
+            f"direction: expected a family with CartPole's state and a parameter 'sign', "
+            f"received {family.name!r}"
+        )
+
+    def steps(sign: float) -> int:
+        rollout = episodes_of(
+            policy, [policy.meta_params()], family.task({"sign": sign}),
+            num_episodes=1, seed=0, max_steps=max_steps,
+        )  # fmt: skip
+        return int(rollout.steps_taken()[0])
+
+    return max((1.0, -1.0), key=steps)
 
 
 def flip_trajectories(

@@ -54,6 +54,7 @@ from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 from ssm_metarl.version import __version__
 
+SPREAD = (0.1, 0.9)
 PAIRS = (
     ("in_context", "frozen"),
     ("both", "in_context"),
@@ -288,12 +289,12 @@ def learning_curve_point(
     """Return on a few held-out tasks, one episode each: a look on the way.
 
     Returns:
-        ``adapted_mean``, ``adapted_iqm``, ``frozen_mean`` and ``frozen_iqm`` on ID tasks,
-        ``ood_adapted_mean`` and ``ood_adapted_iqm``.
+        ``adapted_mean``, ``_iqm``, ``_q10`` and ``_q90`` (eight of ten tasks lie between the last
+        two) and the same of ``frozen`` on ID tasks, and of ``ood_adapted``.
     """
     config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=1, seed=1)
     trained = MetaTrained.from_training(asdict(training))
-    point = {}
+    point: dict[str, float] = {}
     splits: tuple[tuple[Split, str], ...] = (("id", ""), ("ood", "ood_"))
     for split, prefix in splits:
         tasks = family.sample(split, num_tasks, seed=config.seed)
@@ -305,8 +306,14 @@ def learning_curve_point(
         if split == "id":
             arms["frozen"] = policy.meta_params()
         for name, params in arms.items():
-            scores = summarize(run_arm(tasks, policy.actor(params, num_tasks, 1), config))
-            point[f"{name}_mean"], point[f"{name}_iqm"] = scores["mean"], scores["iqm"]
+            returns = run_arm(tasks, policy.actor(params, num_tasks, 1), config)
+            scores, (low, high) = summarize(returns), np.quantile(returns, SPREAD)
+            point |= {
+                f"{name}_mean": scores["mean"],
+                f"{name}_iqm": scores["iqm"],
+                f"{name}_q10": float(low),
+                f"{name}_q90": float(high),
+            }
     return point
 
 

@@ -319,7 +319,8 @@ class RecursiveSelfImprovementAgent:
             "baseline", [self.lineage.champion], BASELINE_TASKS, with_curve=True
         )
         return self._used("baseline", BASELINE_TASKS, measured) | {
-            "scores": _as_json(measured[0].scores)
+            "scores": _as_json(measured[0].scores),
+            "failure": measured[0].failure,
         }
 
     def _propose(self) -> Body:
@@ -459,9 +460,9 @@ class RecursiveSelfImprovementAgent:
             for name in weights
         ]
         names = (PRIMARY, *CURVE_METRICS) if with_curve else (PRIMARY,)
-        lost = Measured({name: [float("nan")] * count for name in names}, 0)
+        lost = {name: [float("nan")] * count for name in names}
         outcomes = self.executor.run(jobs)
-        return [lost if outcome.failure else outcome.value for outcome in outcomes]
+        return [Measured(lost, 0, o.failure) if o.failure else o.value for o in outcomes]
 
     def close(self) -> None:
         """End the workers, close the ledger, remove the folder if it was the agent's own."""

@@ -79,6 +79,7 @@ def with_crashes(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
     return np.where(rng.random(n) < CRASHES, -1.0, BESIDE_CRASHES(rng, n))
 
 
+NULL = bell(0.0)
 BESIDE_CRASHES = bell(CRASHES / (1 - CRASHES))
 
 
@@ -110,16 +111,14 @@ def false_upgrades(draw: Draw, *, lifetimes: int = LIFETIMES, seed: int = 0) -> 
 
 def accepted(number: int, gain: float, *, trials: int, draw: Callable[[float], Draw] = bell) -> int:
     """Confirmations accepted of ``trials`` whose truth is ``gain``, guardrails being neutral."""
-    return sum(
-        confirm(number, seeding.generator(number, f"gate-power-{gain}", i), draw(gain), bell(0.0))
-        == Verdict.ACCEPTED
-        for i in range(trials)
-    )
+    primary = draw(gain)
+    streams = (seeding.generator(number, f"gate-power-{gain}", i) for i in range(trials))
+    return sum(confirm(number, rng, primary, NULL) == Verdict.ACCEPTED for rng in streams)
 
 
 def constant_alpha(rng: np.random.Generator) -> bool:
     """A lifetime whose every confirmation may spend all of alpha; whether it upgraded falsely."""
-    return any(_crosses(bell(0.0)(rng, CONFIG.confirm_pairs)) for _ in range(CONFIRMATIONS))
+    return any(_crosses(NULL(rng, CONFIG.confirm_pairs)) for _ in range(CONFIRMATIONS))
 
 
 def crashes_dropped(rng: np.random.Generator) -> bool:
@@ -137,7 +136,7 @@ def tasks_reused(rng: np.random.Generator) -> bool:
     The best of six on 64 tasks is confirmed on those 64, over and over up to the cap.
     """
     for k in range(1, CONFIRMATIONS + 1):
-        screened = bell(0.0)(rng, 6 * 64).reshape(6, 64)
+        screened = NULL(rng, 6 * 64).reshape(6, 64)
         best = screened[screened.mean(axis=1).argmax()]
         if _crosses(np.resize(best, CONFIG.confirm_pairs), 6 / (math.pi * k) ** 2):
             return True
@@ -171,7 +170,7 @@ def simulate() -> dict[str, object]:
         "lifetimes": LIFETIMES,
         "confirmations": CONFIRMATIONS,
         "null_false_upgrades": {
-            "bell": false_upgrades(bell(0.0)),
+            "bell": false_upgrades(NULL),
             "mostly_nothing": false_upgrades(mostly_nothing(0.0)),
             "with_crashes": false_upgrades(with_crashes),
         },

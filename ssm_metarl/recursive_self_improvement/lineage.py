@@ -236,7 +236,8 @@ class Lineage:
         self._enter("baseline", Stage.BASELINE)
         self._use("baseline", body)
         if all(score is None for scores in body["scores"].values() for score in scores):
-            self._fail("generation 0 could not be measured")
+            why = f": {body['failure']}" if body["failure"] else ""
+            self._fail(f"generation 0 could not be measured{why}")
             return
         low, high = self.bounds
         self.baseline = {

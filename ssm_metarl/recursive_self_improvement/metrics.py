@@ -49,6 +49,8 @@ class Measured:
     """Returns in the family's own units."""
     env_steps: int
     """Environment steps it took, support and episodes."""
+    failure: str | None = None
+    """Why there are no numbers, where the measurement crashed or hung."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ssm_metarl.compiled import compiled
+from ssm_metarl.compiled import compiled, kernels_apply
 from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Uniform
 
 CART_MASS = 1.0  # kg
@@ -63,7 +63,7 @@ class CartPoleDynamics:
             Next state (K, N, 4), reward (K, N), which is 1 for every step, the last one too, and
             terminated (K, N), bool.
         """
-        if state.device.type == "cpu":
+        if state.device.type == "cpu" and kernels_apply():
             after, terminated = torch.empty_like(state), torch.empty_like(action, dtype=torch.bool)
             values = (parameters[name].numpy() for name in PARAMETERS)
             _step(state.numpy(), action.numpy(), *values, after.numpy(), terminated.numpy())

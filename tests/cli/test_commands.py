@@ -94,7 +94,7 @@ def test_evaluate_writes_a_report_on_both_splits(cli: Cli, model: Path, tmp_path
     assert "training_curve.png" in names  # the model's run has a log
     text = (tmp_path / "a report" / "report.md").read_text()
     assert "## in distribution" in text and "## out of distribution" in text
-    assert f"ssm-metarl evaluate --model {model} --num-tasks 2 --report 'a report'" in text
+    assert f"ssm-metarl evaluate --num-tasks 2 --model {model} --report 'a report'" in text
 
 
 def test_the_film_is_adapted_with_the_evaluations_settings(
@@ -152,6 +152,16 @@ def test_evaluate_measures_safety(cli: Cli, model: Path) -> None:
     assert set(safety["change_detector"]) == {"false_alarms", "flips_found"}
     printed = cli("evaluate", "--model", model, "--num_tasks", 4, "--safety").out
     assert "10 step(s): mean" in printed and "change detector: false alarms" in printed
+
+
+def test_evaluate_lets_plants_change_inside_an_episode(cli: Cli, model: Path) -> None:
+    few = ("evaluate", "--model", model, "--num_tasks", 2, "--drift", "parameters")
+    result = cli(*few, "--json").json
+    assert set(result["arms"]) == {"frozen", "standard", "online"}
+    assert result["drift"] == "parameters" and result["trained_on_changes"] is False
+    printed = cli(*few).out
+    assert "the physics move inside an episode" in printed and "control period 20 ms" in printed
+    assert "--safety" in cli(*few, "--safety").refusal()
 
 
 def test_evaluate_on_shuffled_actions_and_without_rollback(cli: Cli, model: Path) -> None:

@@ -12,18 +12,18 @@ import pytest
 
 from ssm_metarl.cli.adapt import Adapt
 from ssm_metarl.cli.evaluate import Evaluate
-from ssm_metarl.cli.flags import changed, command_line
 from ssm_metarl.cli.parsing import COMMANDS, UsageError, parse
 from ssm_metarl.cli.policy_gradient import TrainPolicyGradient
 from ssm_metarl.cli.train import Train
+from ssm_metarl.command_line import changed, command_line
 from ssm_metarl.version import __version__
 
 from .conftest import Cli
 
 MISTAKES = {
-    "trian": "command: expected one of train, adapt, evaluate, verify, models, bench, rsi, "
+    "trian": "command: expected one of train, adapt, evaluate, verify, models, bench, app, rsi, "
     "received 'trian'",
-    "--json": "command: expected one of train, adapt, evaluate, verify, models, bench, rsi, "
+    "--json": "command: expected one of train, adapt, evaluate, verify, models, bench, app, rsi, "
     "received '--json'",
     "train --tasks_per_epoc 3": "train: expected a flag that ssm-metarl train --help lists, "
     "received --tasks_per_epoc; did you mean --tasks-per-epoch?",
@@ -39,7 +39,8 @@ MISTAKES = {
     "train --outer_lr=fast": "--outer-lr: expected a number, received 'fast'",
     "evaluate --model m --adapt_lr x": "--adapt-lr: expected a number or None, received 'x'",
     "train --core lstm": "--core: expected one of 'diagonal', 'state_space', received 'lstm'",
-    "train --mode rl": "--mode: expected one of 'meta_rl', 'policy_gradient', received 'rl'",
+    "train --mode rl": "--mode: expected one of 'meta_rl', 'in_context', 'both', 'policy_gradient', "
+    "received 'rl'",
     "train --mode": "--mode: expected a value, received none",
     "train --tasks_per_epoch 0": "tasks_per_epoch: expected at least 1, received 0",
     "train --outer_lr nan": "outer_lr: expected a number above 0, received nan",

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, load_model
-from ssm_metarl.cli.flags import command_line
 from ssm_metarl.cli.outputs import free_folder
 from ssm_metarl.cli.parsing import parse
 from ssm_metarl.cli.train import Train
+from ssm_metarl.command_line import command_line
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
 from ssm_metarl.meta_rl.training_run import LOG_NAME
 

@@ -363,8 +363,8 @@ class TestFamilies:
 
 @pytest.mark.slow
 def test_meta_training_learns_to_adapt_to_held_out_tasks() -> None:
-    """After 400,000 environment steps: support data of 20 steps, whole greedy episodes."""
-    trainer = MetaTrainer(MetaTrainingConfig(max_env_steps=400_000, seed=0))
+    """After 700,000 environment steps: support data of 20 steps, whole greedy episodes."""
+    trainer = MetaTrainer(MetaTrainingConfig(max_env_steps=700_000, seed=0))
     policy = trainer.train()
     tasks = CARTPOLE.sample("id", 60, seed=1)
     worlds = make_worlds(tasks, 1, seed=1, purpose="test-support")

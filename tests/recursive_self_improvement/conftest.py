@@ -102,7 +102,7 @@ def make_agent(generation_zero, tmp_path):
         agents.append(
             RecursiveSelfImprovementAgent(
                 initial_model=str(generation_zero) if new else None,
-                config=RSIConfig(**defaults) if new else None,
+                config=RSIConfig(**defaults),
                 folder=folder,
                 executor=executor or SimulatedExecutor(),
             )

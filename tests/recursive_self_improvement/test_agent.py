@@ -466,4 +466,4 @@ def test_a_first_model_that_cannot_be_measured_is_a_failure(make_agent, simulate
         assert agent.lineage.stage != Stage.HALTED
         agent.improve()
     assert agent.lineage.stage == Stage.HALTED
-    assert agent.lineage.reason == "generation 0 could not be measured"
+    assert agent.lineage.reason == "generation 0 could not be measured: crash: gone"

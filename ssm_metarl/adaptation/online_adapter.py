@@ -1,0 +1,183 @@
+"""Adaptation while the plant runs: a change is noticed, and adapted to, before the pole falls.
+
+Place in the flow: stage 4, beside the adapters, on whose inner step it stands. It is an `Actor`: it
+chooses actions, sees what they did at its next call, and keeps parameters of its own:
+
+    rollout = collect_rollout(worlds, OnlineAdapter(policy, num_tasks=K), num_steps)
+
+Every transition is compared with the policy's prediction of it. Once the predictions of the last
+``detect_steps`` are little better than predicting no change, these transitions are taken for the
+first ones of another plant. The policy then adapts to all transitions since, again with each new
+one, until there are ``window``. It starts like that too: an unadapted policy knows no plant.
+
+Each adaptation starts from the meta-parameters, and the hidden state is recomputed under the
+adapted ones, from zero at the window's first transition: what came before was another plant.
+
+The trap: a change that the predictions survive is not noticed. A flipped actuator is; a force that
+doubles need not be, and the policy need not adapt to it either.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.adaptation.inner_loop import expand_to_tasks
+from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.config import OnlineAdaptationConfig
+from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.objectives.prediction import MIN_SPREAD, target_spread
+from ssm_metarl.types import Rollout
+
+
+class OnlineEvent(NamedTuple):
+    """Something that an `OnlineAdapter` noticed or did."""
+
+    step: int
+    """Actions chosen before."""
+    task: int
+    kind: Literal["changed", "settled"]
+    """The plant was found to be another one, or adapting to it ended."""
+
+
+class _Step(NamedTuple):
+    """One action and what it did, for K tasks."""
+
+    obs: Tensor  # (K, 1, O)
+    action: Tensor  # (K, 1[, A])
+    next_obs: Tensor  # (K, 1, O)
+    reset: Tensor  # (K, 1)
+    known: Tensor  # (K, 1): False where the episode ended, and the next observation is unknown
+    error: Tensor  # (K,): squared error of the prediction, in squared spreads
+    size: Tensor  # (K,): the squared change itself
+
+
+class OnlineAdapter:
+    """Acts greedily in K plants, one environment each, and adapts to each while it runs.
+
+    Args:
+        policy: Stays untouched.
+        config: When a change counts as noticed, and how long to adapt to it.
+        num_tasks: K.
+
+    Raises:
+        ValueError: The policy predicts nothing.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | StateSpaceModel,
+        config: OnlineAdaptationConfig | None = None,
+        *,
+        num_tasks: int = 1,
+    ) -> None:
+        self.policy = as_policy(policy)
+        self.config = config or OnlineAdaptationConfig()
+        if not self.policy.heads.predicted_dims:
+            raise ValueError(
+                "policy: expected one with prediction outputs, which online adaptation watches, "
+                "received one without"
+            )
+        self.events: list[OnlineEvent] = []
+        """What happened so far."""
+        self.num_adaptations = 0
+        """Adaptations so far, each one or more gradient steps, summed over the tasks."""
+        self._adapter = StandardAdapter(self.config)
+        self._params = expand_to_tasks(self.policy.meta_params(), num_tasks)
+        self._params = self._params.at(self._params.flat.detach().clone())
+        self._hidden = self.policy.init_hidden(num_tasks, 1)
+        dims = len(self.policy.heads.predicted_dims)
+        self._spread = self._hidden.new_full((num_tasks, dims), MIN_SPREAD)
+        self._adapting = torch.ones(num_tasks, dtype=torch.bool)
+        self._since = torch.zeros(num_tasks, dtype=torch.int64)  # calls since the window's start
+        # A window may hold ends of episodes, which are no transitions: hence twice its length.
+        self._history: deque[_Step] = deque(maxlen=2 * self.config.window)
+        self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._num_calls = 0
+
+    @torch.no_grad()
+    def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions (K, 1[, A]) and their log-probabilities for observations (K, 1, O)."""
+        if self._last is not None:
+            self._look_back(obs, reset)
+            self._notice()
+            self._adapt()
+        out, self._hidden = self.policy.unroll(self._params, obs[None], self._hidden, reset[None])
+        action = out.distribution.mode()
+        self._last = (obs, action[0], reset, out.output)
+        self._num_calls += 1
+        return action[0], out.distribution.log_prob(action)[0]
+
+    def _look_back(self, obs: Tensor, reset: Tensor) -> None:
+        """Write down what the last action did, and how well that was predicted."""
+        assert self._last is not None
+        before, action, first, output = self._last
+        code = self.policy.action_space.code(action[None]).to(obs.dtype)
+        predicted = self.policy.predict(output, code)[0, :, 0]  # (K, D), in spreads
+        change = (obs - before)[:, 0, list(self.policy.heads.predicted_dims)] / self._spread
+        error, size = (predicted - change).square().sum(-1), change.square().sum(-1)
+        self._history.append(_Step(before, action, obs, first, ~reset, error, size))
+        self._since += 1
+
+    def _notice(self) -> None:
+        """Look for a change where none is being adapted to."""
+        recent = list(self._history)[-self.config.detect_steps :]
+        if len(recent) < self.config.detect_steps:
+            return
+        known = torch.stack([step.known[:, 0] for step in recent]).all(dim=0)
+        error = torch.stack([step.error for step in recent]).sum(dim=0)
+        size = torch.stack([step.size for step in recent]).sum(dim=0)
+        # NaN, from a policy that broke, is a change.
+        changed = known & ~self._adapting & ~(error <= self.config.max_error * size)
+        self._adapting |= changed
+        self._since[changed] = self.config.detect_steps
+        self._record(changed, "changed")
+
+    def _adapt(self) -> None:
+        """Adapt, from the meta-parameters, to all transitions since the change."""
+        chosen = self._adapting.nonzero()[:, 0]
+        if not len(chosen):
+            return
+        steps = list(self._history)[-int(self._since[chosen].max()) :]
+        first = len(steps) - self._since[chosen].clamp(max=len(steps))  # (J,)
+        inside = torch.arange(len(steps))[:, None] >= first  # (T, J)
+        known = torch.stack([step.known[chosen, 0] for step in steps]) & inside
+        enough = known.sum(dim=0) >= self.config.detect_steps
+        chosen, known, first = chosen[enough], known[:, enough], first[enough]
+        if not len(chosen):
+            return
+        rollout = self._window(steps, chosen, known[:, :, None], first)
+        params, reports = self._adapter.adapt_tasks(self.policy, rollout)
+        self.num_adaptations += len(reports)
+        self._params.flat[chosen] = params.flat
+        self._spread[chosen] = target_spread(self.policy, rollout)
+        hidden = self.policy.init_hidden(len(chosen), 1)
+        _, self._hidden[chosen] = self.policy.unroll(params, rollout.obs, hidden, rollout.reset)
+        settled = torch.zeros_like(self._adapting)
+        settled[chosen] = known.sum(dim=0) >= self.config.window
+        self._adapting &= ~settled
+        self._record(settled, "settled")
+
+    def _window(self, steps: list[_Step], chosen: Tensor, mask: Tensor, first: Tensor) -> Rollout:
+        """The transitions since the change of J chosen tasks, (T, J, 1)."""
+        never = torch.zeros_like(mask)
+        starts = torch.arange(len(steps))[:, None, None] == first[:, None]
+        return Rollout(
+            obs=torch.stack([step.obs[chosen] for step in steps]),
+            action=torch.stack([step.action[chosen] for step in steps]),
+            reward=torch.zeros(mask.shape),
+            next_obs=torch.stack([step.next_obs[chosen] for step in steps]),
+            terminated=never,
+            truncated=never,
+            reset=torch.stack([step.reset[chosen] for step in steps]) | starts,
+            mask=mask,
+            log_prob=torch.zeros(mask.shape),
+        ).cleaned()
+
+    def _record(self, where: Tensor, kind: Literal["changed", "settled"]) -> None:
+        tasks = where.nonzero()[:, 0].tolist()
+        self.events += [OnlineEvent(self._num_calls, task, kind) for task in tasks]

@@ -1,0 +1,50 @@
+"""Settings of the web app: what ``ssm-metarl app`` and ``python app.py`` build.
+
+Place in the flow: stage 10, under everything in this folder. No gradio here: ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from ssm_metarl.config import require
+
+LOOPBACK = "127.0.0.1"
+LOCAL_HOSTS = (LOOPBACK, "localhost", "::1")
+PASSWORD = "SSM_METARL_PASSWORD"
+"""Environment variable with the password that starts and stops the daemon; unset, nobody can."""
+
+
+def _default_host() -> str:
+    return os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK
+
+
+def _default_port() -> int:
+    return int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppConfig:
+    """The web app: watch an agent adapt."""
+
+    host: str = field(default_factory=_default_host)
+    """Address to bind: 127.0.0.1 is this machine alone, 0.0.0.0 lets others in. By default
+    $GRADIO_SERVER_NAME, which Hugging Face Spaces set, or else 127.0.0.1."""
+    port: int = field(default_factory=_default_port)
+    """Port to bind; by default $GRADIO_SERVER_PORT, or else 7860."""
+    max_visitors: int = 200
+    """Visitors whose state is kept at once."""
+    visitor_hours: float = 6.0
+    """Hours after which a visitor who was not seen again is forgotten, runs included."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.port < 65536, "port", "0 to 65535", self.port)
+        require(bool(self.host), "host", "an address", self.host)
+        require(self.max_visitors >= 1, "max_visitors", "at least 1", self.max_visitors)
+        require(self.visitor_hours > 0, "visitor_hours", "a number above 0", self.visitor_hours)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in LOCAL_HOSTS

@@ -1,0 +1,323 @@
+"""Tab 2: set a plant, adapt a model to it, look at before and after.
+
+Place in the flow: stage 10, over `OpenedModel.adapt` and `evaluation.episodes`, as ``ssm-metarl
+adapt`` is. A press adds data and gradient steps to the presses before: the n-th adapts, from the
+model's own weights, to n times the data in n times the steps, so it equals one press with larger
+numbers. The data of the first presses are the beginning of those of the later ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ssm_metarl.adaptation.adapter import AdaptationReport
+from ssm_metarl.app.handlers.models import WITHOUT, Models
+from ssm_metarl.app.kernels import Kernels
+from ssm_metarl.app.visitors import Visitor
+from ssm_metarl.command_line import PROGRAM
+from ssm_metarl.evaluation.episodes import can_flip, collect_support, episodes_of
+from ssm_metarl.evaluation.opened_model import OpenedModel
+from ssm_metarl.tasks.cartpole import TIME_STEP
+from ssm_metarl.tasks.task_family import Split, TaskFamily, TaskParameter, Tasks, Uniform
+from ssm_metarl.types import Rollout
+
+EPISODES = 4
+"""Greedy episodes before and after, from the same initial states."""
+SUPPORT_STEPS, MAX_SUPPORT = (5, 200), 1000
+"""Data that one press may ask for, and all presses together, in environment steps."""
+ADAPT_STEPS, MAX_STEPS = (1, 5), 20
+"""Gradient steps, likewise."""
+SEED = 0
+STREAM = "app"
+"""Tasks that the surprise buttons draw: a stream that nothing else uses."""
+
+
+class FieldError(ValueError):
+    """A field holds what it may not.
+
+    Args:
+        name: Of the field.
+        message: What was expected.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name, self.message = name, message
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A task as the page has it: physics, and whether the actuator is flipped."""
+
+    values: Mapping[str, float]
+    """Every parameter of the family but ``sign``."""
+    flipped: bool
+    """Against what the model expects before it adapts."""
+
+    def tasks(self, family: TaskFamily, direction: float) -> Tasks:
+        """The task; ``direction`` is the sign that the model expects.
+
+        Raises:
+            FieldError: A value that is no number, or outside what the page offers.
+        """
+        for name, message in self.problems(family).items():
+            raise FieldError(name, message)
+        values = {p.name: self.values[p.name] for p in _sliders(family)}
+        if any(p.name == "sign" for p in family.parameters):
+            values["sign"] = -direction if self.flipped else direction
+        return family.task(values)
+
+    def problems(self, family: TaskFamily) -> dict[str, str]:
+        """What is wrong, by parameter; empty where nothing is."""
+        found: dict[str, str] = {}
+        for parameter in _sliders(family):
+            low, high = slider_range(parameter.id, parameter.ood)
+            try:
+                number(parameter.name, self.values.get(parameter.name), low, high)
+            except FieldError as error:
+                found[parameter.name] = error.message
+        return found
+
+
+def _sliders(family: TaskFamily) -> list[TaskParameter]:
+    """The parameters that have a slider."""
+    return [p for p in family.parameters if p.name != "sign"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """The episodes of one policy."""
+
+    returns: list[float]
+    episodes: list[list[tuple[float, float]]]
+    """Of each, position [m] and angle [rad] before every step and at the end; empty where a family
+    has no pole to draw."""
+    fell: list[bool]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What the presses so far have come to."""
+
+    presses: int
+    mode: str
+    support_steps: int
+    """Asked for by all presses together."""
+    num_adapt_steps: int
+    asked: tuple[int, int]
+    """Data and steps of the last press alone."""
+    plant: Plant
+    task: dict[str, float]
+    before: Side
+    after: Side
+    report: AdaptationReport | None
+    """None where the mode is to stay as it is."""
+    command: str
+    """What does the same on the command line."""
+
+    @property
+    def seconds(self) -> float:
+        """Time that collecting the data takes on the plant."""
+        return (self.report.env_steps if self.report else 0) * TIME_STEP
+
+
+def adapt(
+    visitor: Visitor,
+    models: Models,
+    kernels: Kernels,
+    plant: Plant,
+    *,
+    mode: object,
+    support_steps: object,
+    num_adapt_steps: object,
+) -> Adaptation:
+    """Press *adapt*: the first time, or on from the last press on this plant in this mode.
+
+    Raises:
+        FieldError: A field holds what it may not; nothing has changed.
+    """
+    opened = models.of(visitor)
+    if mode not in (WITHOUT, *opened.modes):
+        raise FieldError("mode", f"expected {' or '.join((WITHOUT, *opened.modes))}")
+    data = int(number("support_steps", support_steps, *SUPPORT_STEPS))
+    steps = int(number("num_adapt_steps", num_adapt_steps, *ADAPT_STEPS))
+    asked = data, steps
+    tasks = plant.tasks(opened.family, models.direction(visitor))
+    with visitor.lock, kernels.operations():
+        last, presses = visitor.adaptation, 1
+        if last is not None and (last.plant, last.mode) == (plant, mode):
+            presses, data, steps = (
+                last.presses + 1,
+                last.support_steps + data,
+                last.num_adapt_steps + steps,
+            )
+        if data > MAX_SUPPORT:
+            raise FieldError("support_steps", f"at most {MAX_SUPPORT} in all: start over")
+        if steps > MAX_STEPS:
+            raise FieldError("num_adapt_steps", f"at most {MAX_STEPS} in all: start over")
+        visitor.plant = plant
+        done = _adapted(opened, tasks, str(mode), data, steps, plant, presses)
+        visitor.adaptation = replace(done, asked=asked)
+        return visitor.adaptation
+
+
+def problems(
+    plant: Plant, family: TaskFamily, support_steps: object, num_adapt_steps: object
+) -> dict[str, str]:
+    """What is wrong with what was entered, by field; empty where nothing is."""
+    found = plant.problems(family)
+    for name, value, limits in (
+        ("support_steps", support_steps, SUPPORT_STEPS),
+        ("num_adapt_steps", num_adapt_steps, ADAPT_STEPS),
+    ):
+        try:
+            number(name, value, *limits)
+        except FieldError as error:
+            found[name] = error.message
+    return found
+
+
+def keep(visitor: Visitor, plant: Plant, family: TaskFamily) -> None:
+    """Remember a plant as it is being set, if it is one."""
+    if not plant.problems(family):
+        visitor.plant = plant
+
+
+def start_over(visitor: Visitor) -> None:
+    """Forget the presses so far."""
+    with visitor.lock:
+        visitor.adaptation = None
+
+
+def surprise(visitor: Visitor, models: Models, split: Split) -> Plant:
+    """The next plant of a split, from the visitor's own sequence of draws."""
+    family, direction = models.of(visitor).family, models.direction(visitor)
+    with visitor.lock:
+        draw, visitor.draws = visitor.draws, visitor.draws + 1
+        tasks = family.sample(split, 1, seed=visitor.seed, start=draw, stream=STREAM)
+        values = tasks.as_dicts()[0]
+        sign = values.pop("sign", direction)
+        rounded = {p.name: _rounded(family, p.name, values[p.name]) for p in family.parameters
+                   if p.name in values}  # fmt: skip
+        visitor.plant = Plant(rounded, sign != direction)
+        return visitor.plant
+
+
+def default_plant(family: TaskFamily) -> Plant:
+    """The unmodified environment, with the actuator as the model expects it."""
+    return Plant({n: v for n, v in family.default_task.items() if n != "sign"}, False)
+
+
+def slider_range(inside: object, outside: object) -> tuple[float, float]:
+    """From the least to the greatest value of a parameter's two ranges."""
+    ends = [e for r in (inside, outside) if isinstance(r, Uniform) for i in r.intervals for e in i]
+    return min(ends), max(ends)
+
+
+def number(name: str, value: object, low: float, high: float) -> float:
+    """A number from a field.
+
+    Raises:
+        FieldError: It is none, or not from ``low`` to ``high``.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise FieldError(name, f"expected a number from {_plain(low)} to {_plain(high)}")
+    if not low <= value <= high:
+        expected = f"{_plain(low)} to {_plain(high)}"
+        raise FieldError(name, f"expected {expected}, received {_plain(value)}")
+    return float(value)
+
+
+def _plain(value: float) -> str:
+    """A number as one writes it: 3,000,000 and 0.02."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
+
+
+def _rounded(family: TaskFamily, name: str, value: float) -> float:
+    """To the slider's own steps, so that what is shown is what is run."""
+    parameter = next(p for p in family.parameters if p.name == name)
+    low, high = slider_range(parameter.id, parameter.ood)
+    return min(high, max(low, round(value, decimals(low, high))))
+
+
+def decimals(low: float, high: float) -> int:
+    """Decimals of a slider that has some hundreds of steps."""
+    return 2 if high - low <= 5 else 1
+
+
+def _adapted(
+    opened: OpenedModel,
+    tasks: Tasks,
+    mode: str,
+    support_steps: int,
+    num_adapt_steps: int,
+    plant: Plant,
+    presses: int,
+) -> Adaptation:
+    policy, report = opened.policy, None
+    params = [policy.meta_params()]
+    if mode != WITHOUT:
+        support = collect_support(
+            policy, tasks, support_steps, opened.trained.support_policy, seed=SEED
+        )
+        config = opened.trained.adaptation(num_adapt_steps=num_adapt_steps)
+        (known,) = (m for m in opened.modes if m == mode)
+        adapted = opened.adapt(support, known, config, seed=SEED)
+        report = adapted.report
+        params.append(adapted.meta_params())
+    rollout = episodes_of(policy, params, tasks, num_episodes=EPISODES, seed=SEED)
+    sides = [_side(rollout.task(k), opened.family) for k in range(len(params))]
+    return Adaptation(
+        presses=presses,
+        mode=mode,
+        support_steps=support_steps,
+        num_adapt_steps=num_adapt_steps,
+        asked=(support_steps, num_adapt_steps),
+        plant=plant,
+        task=tasks.as_dicts()[0],
+        before=sides[0],
+        after=sides[-1],
+        report=report,
+        command=_command(opened, tasks, mode, support_steps, num_adapt_steps),
+    )
+
+
+def _side(rollout: Rollout, family: TaskFamily) -> Side:
+    """What one policy's episodes were, (T, 1, N)."""
+    returns = [float(r) for r in rollout.episode_returns()[0]]
+    lengths = rollout.mask[:, 0].sum(dim=0).tolist()
+    fell = [bool(rollout.terminated[n - 1, 0, e]) for e, n in enumerate(lengths)]
+    episodes: list[list[tuple[float, float]]] = []
+    for e, n in enumerate(lengths if can_flip(family) else []):
+        states = np.concatenate([rollout.obs[:1, 0, e], rollout.next_obs[:n, 0, e]])
+        episodes.append([(round(float(x), 3), round(float(a), 4)) for x, a in states[:, [0, 2]]])
+    return Side(returns, episodes, fell)
+
+
+def _command(
+    opened: OpenedModel, tasks: Tasks, mode: str, support_steps: int, num_adapt_steps: int
+) -> str:
+    if mode == WITHOUT:
+        return ""
+    words = [PROGRAM, "adapt", "--model", opened.name, "--task", json.dumps(tasks.as_dicts()[0])]
+    words += ["--mode", mode, "--support-steps", str(support_steps)]
+    words += ["--num-adapt-steps", str(num_adapt_steps)]
+    return shlex.join(words)
+
+
+def film(adaptation: Adaptation) -> dict[str, Any]:
+    """What the browser's player takes; empty where there is nothing to draw."""
+    if not adaptation.before.episodes:
+        return {}
+    return {
+        "length": adaptation.task["length"],
+        "before": {k: v for k, v in asdict(adaptation.before).items() if k != "returns"},
+        "after": {k: v for k, v in asdict(adaptation.after).items() if k != "returns"},
+    }

@@ -1,0 +1,136 @@
+"""Tab 4: whatever benchmark results come with the package, and what makes each again.
+
+Place in the flow: stage 10, over ``ssm_metarl/benchmarks/results``. Nothing here knows a benchmark
+by name: a file says in ``command`` what regenerates it, and its ``rows`` hold ``measurements``;
+every other list of records is shown as a table.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssm_metarl.benchmarks.results import RESULTS
+
+Row = dict[str, Any]
+MAX_ROWS = 200
+HIDDEN = ("name", "plotted")
+"""Columns that speak to programs, where a record has others that speak to people."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a result."""
+
+    title: str
+    note: str
+    rows: list[Row]
+    """All with the same columns, in order."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One committed result."""
+
+    name: str
+    command: str
+    """What makes it again; empty where the file does not say."""
+    about: dict[str, str]
+    """Machine and versions."""
+    definitions: dict[str, str]
+    """What its words mean, as the file says."""
+    tables: list[Table]
+
+
+def names(folder: Path = RESULTS) -> list[str]:
+    """The results that there are."""
+    return sorted(path.stem for path in folder.glob("*.json"))
+
+
+def read(name: object, folder: Path = RESULTS) -> Result:
+    """One result.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in names(folder):
+        raise ValueError("result: expected one from the list, received another")
+    content = json.loads((folder / f"{name}.json").read_text())
+    about = {"version": str(content.get("version", ""))}
+    about |= {k: str(v) for k, v in content.get("machine", {}).items() if not isinstance(v, dict)}
+    return Result(
+        name=str(name),
+        command=str(content.get("command", "")),
+        about=about,
+        definitions={k: str(v) for k, v in content.get("definitions", {}).items()},
+        tables=list(_tables(content)),
+    )
+
+
+def _tables(content: dict[str, Any]) -> list[Table]:
+    tables = []
+    for key, value in content.items():
+        if not _records(value):
+            continue
+        if all(_records(row.get("measurements")) for row in value):
+            tables += [
+                Table(row["name"], row.get("what", ""), _same_columns(row["measurements"]))
+                for row in value
+            ]
+        else:
+            tables.append(Table(key, "", _same_columns(value)))
+    return tables
+
+
+def _records(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _same_columns(records: list[Row]) -> list[Row]:
+    """Records flattened by one level (``ratio.median``), each with every column that any has."""
+    flat = []
+    for record in records[:MAX_ROWS]:
+        row: Row = {}
+        for key, value in record.items():
+            if isinstance(value, dict):
+                row |= {
+                    f"{key}.{k}": v for k, v in value.items() if not isinstance(v, (dict, list))
+                }
+            elif not isinstance(value, list):
+                row[key] = value
+        flat.append(row)
+    filled = [r for r in flat if r]
+    columns = dict.fromkeys(key for row in filled for key in row)
+    used = [c for c in columns if any(row.get(c) not in (None, "", False) for row in filled)]
+    if "case" in used:
+        used = [c for c in used if c not in HIDDEN]
+    return [{c: row.get(c) for c in used} for row in filled]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A ratio with its spread."""
+
+    label: str
+    kind: str
+    """What it is a ratio of, such as ``speedup``; empty where the file does not say."""
+    median: float
+    low: float
+    high: float
+
+
+def intervals(table: Table) -> list[Interval]:
+    """The rows that have a ratio with its spread."""
+    return [
+        Interval(
+            " vs ".join(str(row[k]) for k in ("case", "peer") if row.get(k)) or str(row["name"]),
+            str(row.get("kind") or ""),
+            row["ratio.median"],
+            row["ratio.low"],
+            row["ratio.high"],
+        )
+        for row in table.rows
+        if row.get("ratio.median") is not None and row["ratio.low"] > 0
+    ]

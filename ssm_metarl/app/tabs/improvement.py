@@ -1,0 +1,161 @@
+"""Tab 3: a run of recursive self-improvement of one's own, and the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from ssm_metarl.app import charts, markup
+from ssm_metarl.app.config import PASSWORD
+from ssm_metarl.app.handlers import improving, training
+from ssm_metarl.app.handlers.improving import CYCLES, EFFORTS, ImprovementForm, LineageView
+from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, beside_fields, chart, shown, text
+from ssm_metarl.app.visitors import SHIPPED_DEFAULT, Visitor
+from ssm_metarl.checkpoint import shipped_models
+
+LEAD = """
+<div class="ssm-lead"><p>The model proposes changes to itself, trains them, and bets on fresh
+plants that a change is better. Only when the bet's <em>wealth</em> passes a threshold is the
+change kept, so luck passes with a chance of one in twenty over a whole life. Most cycles keep
+nothing: that is the point.</p></div>
+"""
+FIELDS = tuple(ImprovementForm.__dataclass_fields__)
+NO_DAEMON = "The daemon has no lineage yet."
+
+
+def build(page: Page) -> None:
+    """Build the tab."""
+    with gr.Tab("3. Recursive Self-Improvement", id="improvement"):
+        text(value=LEAD)
+        with gr.Tabs():
+            with gr.Tab("A run of your own"):
+                _own(page)
+            with gr.Tab("The daemon"):
+                _daemon(page)
+
+
+def _own(page: Page) -> None:
+    server, sound = page.server, ImprovementForm()
+    with gr.Row(elem_classes="ssm-row"):
+        with gr.Column(scale=2, min_width=280):
+            cycles = gr.Slider(
+                *CYCLES, value=sound.cycles, step=1, label="Cycles", elem_id="cycles"
+            )
+            effort = gr.Radio(
+                list(EFFORTS), value=sound.effort, label="Effort",
+                info="A quick look takes about a minute a cycle, and can prove nothing small.",
+                elem_id="effort",
+            )  # fmt: skip
+            seed = gr.Number(sound.seed, label="Seed", precision=0)
+            with gr.Row():
+                begin = gr.Button("Improve this model", variant="primary", elem_id="improve")
+                stop = gr.Button("Cancel", interactive=False, elem_id="improve-cancel")
+            audit = gr.Button("Audit it on vault tasks", interactive=False, elem_id="audit")
+            status = text("improve-status")
+        with gr.Column(scale=3, min_width=280):
+            wealth, generations = chart("improve-wealth"), chart("improve-generations")
+    lineage = text("improve-lineage")
+    timer = gr.Timer(2, active=False)
+    outputs = [status, wealth, generations, lineage, begin, stop, audit, timer]
+
+    @shown
+    def on_begin(token: Any, *values: Any) -> Sequence[Any]:
+        visitor = page.visitor(token)
+        form = ImprovementForm(**dict(zip(FIELDS, values, strict=True)))
+        improving.start(visitor, server.jobs, form)
+        return updates(visitor)
+
+    def check(token: Any, *values: Any) -> Sequence[Any]:
+        form = ImprovementForm(**dict(zip(FIELDS, values, strict=True)))
+        return beside_fields(FIELDS, form.problems(), leading=1)
+
+    @shown
+    def on_stop(token: Any) -> Sequence[Any]:
+        visitor = page.visitor(token)
+        for kind in (improving.KIND, improving.AUDIT):
+            training.cancel(visitor, server.jobs, kind)
+        return updates(visitor)
+
+    @shown
+    def on_audit(token: Any) -> Sequence[Any]:
+        visitor = page.visitor(token)
+        improving.start_audit(visitor, server.jobs)
+        return updates(visitor)
+
+    @shown
+    def on_tick(token: Any) -> Sequence[Any]:
+        return updates(page.visitor(token))
+
+    def updates(visitor: Visitor) -> Sequence[Any]:
+        view = improving.view(visitor, server.jobs)
+        said = view.message or f"It begins with the model in use: {visitor.model}."
+        return [
+            markup.notice(said),
+            *_lineage(view.lineage),
+            gr.update(interactive=not view.active),
+            gr.update(interactive=view.active),
+            gr.update(interactive=view.auditable),
+            gr.Timer(active=view.active),
+        ]
+
+    begin.click(
+        on_begin, [page.token, cycles, effort, seed], outputs, validator=check,
+        **PRIVATE,
+    )  # fmt: skip
+    stop.click(on_stop, page.token, outputs, **PRIVATE)
+    audit.click(on_audit, page.token, outputs, **PRIVATE)
+    timer.tick(on_tick, page.token, outputs, **QUIET)
+    page.restores(outputs, updates)
+
+
+def _daemon(page: Page) -> None:
+    server = page.server
+    status = text("daemon-status")
+    with gr.Row(elem_classes="ssm-row"):
+        wealth, generations = chart("daemon-wealth"), chart("daemon-generations")
+    lineage = text("daemon-lineage")
+    look = gr.Button("Look again", size="sm", elem_id="daemon-look")
+    outputs = [status, wealth, generations, lineage]
+    with gr.Accordion("Start, stop, pause", open=False):
+        text(value=markup.notice(f"These ask for the password that the server has in {PASSWORD}."))
+        model = gr.Dropdown(
+            list(shipped_models()), value=SHIPPED_DEFAULT, label="Model a new lineage begins with"
+        )
+        password = gr.Textbox(label="Password", type="password", max_length=100, elem_id="password")
+        with gr.Row():
+            buttons = {
+                action: gr.Button(action.capitalize(), size="sm", elem_id=f"daemon-{action}")
+                for action in ("start", "pause", "resume", "stop")
+            }
+        answer = text("daemon-answer")
+
+    def updates(visitor: Visitor | None) -> Sequence[Any]:
+        view = server.daemon.view()
+        said = markup.daemon(view.status)
+        if not view.can_steer:
+            said += markup.notice(f"Steering is off: the server has no {PASSWORD}.")
+        if view.lineage is None:
+            said += markup.notice(NO_DAEMON)
+        return [said, *_lineage(view.lineage)]
+
+    def steer(action: str) -> Any:
+        def run(token: Any, given: Any, chosen: Any) -> Sequence[Any]:
+            page.visitor(token)
+            came = server.daemon.steer(action, given, chosen)
+            return [markup.notice(f"The daemon: {came}.", "good"), *updates(None)]
+
+        return shown(run)
+
+    look.click(shown(lambda: updates(None)), None, outputs, **PRIVATE)
+    for action, button in buttons.items():
+        button.click(steer(action), [page.token, password, model], [answer, *outputs], **PRIVATE)
+    page.restores(outputs, updates)
+
+
+def _lineage(view: LineageView | None) -> list[Any]:
+    """Both charts and the tables of a lineage."""
+    if view is None:
+        return [charts.NOTHING, charts.NOTHING, ""]
+    return [charts.wealth(view), charts.generations(view), markup.lineage(view)]

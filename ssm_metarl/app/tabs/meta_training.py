@@ -1,0 +1,133 @@
+"""Tab 1: train a model of one's own, watch it learn, use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from ssm_metarl.app import charts, markup
+from ssm_metarl.app.handlers import training
+from ssm_metarl.app.handlers.training import TrainingForm, TrainingView
+from ssm_metarl.app.jobs import JobState
+from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, beside_fields, chart, shown, text
+from ssm_metarl.app.visitors import Visitor
+from ssm_metarl.tasks.registry import FAMILIES
+
+LEAD = """
+<div class="ssm-lead"><p>Train a controller of your own over the whole family of plants. The blue
+line is the return after one step of adapting to a plant that training never drew, the orange one
+before it; the shade around a line holds eight of ten plants.</p></div>
+"""
+FIELDS = tuple(TrainingForm.__dataclass_fields__)
+
+
+def build(page: Page) -> None:
+    """Build the tab."""
+    server, sound = page.server, TrainingForm()
+    with gr.Tab("1. Meta-Training", id="training"):
+        text(value=LEAD)
+        with gr.Row(elem_classes="ssm-row"):
+            with gr.Column(scale=2, min_width=280):
+                fields = _fields(sound)
+                with gr.Row():
+                    begin = gr.Button("Train", variant="primary", elem_id="train")
+                    stop = gr.Button("Cancel", interactive=False, elem_id="train-cancel")
+            with gr.Column(scale=3, min_width=280):
+                status = text("train-status")
+                curve = chart("train-curve")
+                use = gr.Button("Use this model", interactive=False, elem_id="train-use")
+                command = text("train-command")
+        timer = gr.Timer(1.5, active=False)
+        outputs = [status, curve, begin, stop, use, command, timer]
+
+        @shown
+        def on_begin(token: Any, *values: Any) -> Sequence[Any]:
+            visitor = page.visitor(token)
+            training.start(
+                visitor, server.jobs, TrainingForm(**dict(zip(FIELDS, values, strict=True)))
+            )
+            return updates(visitor)
+
+        def check(token: Any, *values: Any) -> Sequence[Any]:
+            form = TrainingForm(**dict(zip(FIELDS, values, strict=True)))
+            return beside_fields(FIELDS, form.problems(), leading=1)
+
+        @shown
+        def on_stop(token: Any) -> Sequence[Any]:
+            visitor = page.visitor(token)
+            training.cancel(visitor, server.jobs)
+            return updates(visitor)
+
+        @shown
+        def on_use(token: Any) -> None:
+            training.use(page.visitor(token), server.models)
+            gr.Info("Your model is in use in every tab.", duration=4)
+
+        @shown
+        def on_tick(token: Any) -> Sequence[Any]:
+            return updates(page.visitor(token))
+
+        def updates(visitor: Visitor) -> Sequence[Any]:
+            view = training.view(visitor, server.jobs)
+            return [
+                _status(view),
+                charts.training_curve(view.log),
+                gr.update(interactive=not view.active),
+                gr.update(interactive=view.active),
+                gr.update(interactive=view.usable),
+                markup.command(view.command),
+                gr.Timer(active=view.active),
+            ]
+
+        begin.click(on_begin, [page.token, *fields], outputs, validator=check, **PRIVATE)
+        stop.click(on_stop, page.token, outputs, **PRIVATE)
+        timer.tick(on_tick, page.token, outputs, **QUIET)
+        page.model_chosen.append(use.click(on_use, page.token, None, **PRIVATE))
+
+    page.restores(outputs, updates)
+
+
+def _fields(sound: TrainingForm) -> list[Any]:
+    """The form's components, in the order of its fields."""
+    family = gr.Dropdown(list(FAMILIES), value=sound.family, label="Task family")
+    core = gr.Radio(
+        [("diagonal", "diagonal"), ("state space", "state_space")], value=sound.core,
+        label="Sequence model", elem_id="train-core",
+        info="diagonal is linear and fast; state space has 6,744 parameters",
+    )  # fmt: skip
+    objective = gr.Radio(
+        [("prediction", "prediction"), ("policy gradient", "policy_gradient")],
+        value=sound.objective, label="A step of adapting descends",
+        info="the loss of prediction needs no reward",
+    )  # fmt: skip
+    mode = gr.Radio(
+        [("standard", "standard"), ("hybrid", "hybrid")], value=sound.adaptation_mode,
+        label="Adaptation", info="hybrid also replays experience of other plants",
+    )  # fmt: skip
+    steps = gr.Number(
+        sound.max_env_steps, label="Environment steps", precision=0, elem_id="train-steps",
+        info="1,450,000 is the full training; 300,000 already adapts to most plants.",
+    )  # fmt: skip
+    with gr.Accordion("Rates, batch and seed", open=False):
+        tasks = gr.Number(sound.tasks_per_epoch, label="Tasks in a meta-batch", precision=0)
+        inner = gr.Number(sound.inner_lr, label="Inner learning rate (initial)")
+        outer = gr.Number(sound.outer_lr, label="Outer learning rate (Adam)")
+        seed = gr.Number(sound.seed, label="Seed", precision=0)
+    return [family, core, objective, mode, steps, tasks, inner, outer, seed]
+
+
+def _status(view: TrainingView) -> str:
+    """A line of news, and how far it is."""
+    if view.state is None:
+        return markup.notice("Nothing is training yet.")
+    kind = {JobState.DONE: "good", JobState.FAILED: "bad"}.get(view.state, "info")
+    said = markup.notice(view.message, kind)
+    if not view.log:
+        return said
+    last = view.log[-1]
+    text = f"{last['env_steps']:,} environment steps in {last['epoch']:,} epochs"
+    if view.seconds_left is not None:
+        text += f", about {view.seconds_left:.0f} s left"
+    return said + markup.progress(view.progress, text)

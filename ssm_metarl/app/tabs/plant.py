@@ -1,0 +1,90 @@
+"""The plant's fields: a slider for every parameter that a family declares, and the flip.
+
+Place in the flow: stage 10, a piece of tab 2. Each family has its own group of sliders; the one of
+the model in use is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gradio as gr
+
+from ssm_metarl.app import markup
+from ssm_metarl.app.handlers.adapting import Plant, decimals, default_plant, slider_range
+from ssm_metarl.app.tabs.parts import text
+from ssm_metarl.evaluation.episodes import can_flip
+from ssm_metarl.tasks.registry import FAMILIES
+from ssm_metarl.tasks.task_family import TaskFamily, Uniform
+
+LEGEND = (
+    '<p class="ssm-legend-line"><i data-kind="id"></i> as in training <i data-kind="ood"></i> '
+    "never seen in training</p>"
+)
+
+
+class PlantFields:
+    """The fields of tab 2 that say which plant it is."""
+
+    def __init__(self) -> None:
+        self._groups: dict[str, gr.Group] = {}
+        self._sliders: dict[tuple[str, str], gr.Slider] = {}
+        self.flip = gr.Checkbox(
+            False, label="Flip the actuator", elem_id="flip",
+            info="The motor pushes the other way than the model expects.",
+        )  # fmt: skip
+
+    def sliders(self) -> None:
+        """Build the sliders, below whatever was built meanwhile."""
+        for family in FAMILIES.values():
+            with gr.Group(visible=family.name == next(iter(FAMILIES))) as group:
+                for parameter in family.parameters:
+                    if not isinstance(parameter.id, Uniform):
+                        continue
+                    low, high = slider_range(parameter.id, parameter.ood)
+                    self._sliders[family.name, parameter.name] = gr.Slider(
+                        low, high, value=parameter.default, step=10 ** -decimals(low, high),
+                        label=f"{parameter.name.capitalize()} ({markup.unit(parameter)})",
+                        info=parameter.meaning, elem_id=f"plant-{parameter.name}",
+                    )  # fmt: skip
+                    text(value=markup.range_strip(parameter), classes="ssm-strip-box")
+            self._groups[family.name] = group
+        text(value=LEGEND)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the inputs, in order."""
+        return ["flipped", *(name for _, name in self._sliders)]
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What an event that needs the plant takes."""
+        return [self.flip, *self._sliders.values()]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """What `updates` sets."""
+        return [*self.inputs, *self._groups.values()]
+
+    def read(self, values: Sequence[Any], family: TaskFamily) -> Plant:
+        """The plant from the inputs' values."""
+        flipped, *numbers = values
+        found = {
+            name: value
+            for (owner, name), value in zip(self._sliders, numbers, strict=True)
+            if owner == family.name
+        }
+        return Plant(found, flipped is True)
+
+    def updates(self, plant: Plant | None, family: TaskFamily) -> list[Any]:
+        """Show a plant of a family; None for its default one."""
+        shown = plant or default_plant(family)
+        return [
+            gr.update(value=shown.flipped, visible=can_flip(family)),
+            *(
+                gr.update(value=shown.values[name]) if owner == family.name else gr.skip()
+                for owner, name in self._sliders
+            ),
+            *(gr.update(visible=name == family.name) for name in self._groups),
+        ]

@@ -1,0 +1,60 @@
+"""Compile the kernels, so that they lie on disk for every later process.
+
+Place in the flow: stage 10, a process of its own, started by `kernels`; a container's image runs it
+when it is built. ``python -m ssm_metarl.app.warm_up adapting|training``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ssm_metarl.checkpoint import shipped_models
+from ssm_metarl.config import Core, MetaTrainingConfig
+from ssm_metarl.evaluation.episodes import collect_support, episodes_of
+from ssm_metarl.evaluation.opened_model import open_model
+from ssm_metarl.meta_rl.trainer import MetaTrainer
+
+CORES: tuple[Core, ...] = ("diagonal", "state_space")
+STEPS = 10
+
+
+def warm_up_adapting() -> None:
+    """Adapt every shipped model in all its modes, and run it."""
+    for name in shipped_models():
+        opened = open_model(name)
+        tasks = opened.family.task()
+        support = collect_support(opened.policy, tasks, STEPS, "random", seed=0)
+        params = [opened.policy.meta_params()]
+        for mode in opened.modes:
+            adapted = opened.adapt(support, mode, opened.trained.adaptation())
+            params.append(adapted.meta_params())
+        episodes_of(opened.policy, params, tasks, num_episodes=1, seed=0, max_steps=STEPS)
+
+
+def warm_up_training() -> None:
+    """Two epochs of either model: the second replays what the first one stored."""
+    for core in CORES:
+        config = MetaTrainingConfig(
+            core=core, tasks_per_epoch=2, horizon=STEPS, adaptation_mode="hybrid"
+        )
+        trainer = MetaTrainer(config)
+        for _ in range(2):
+            trainer.run_epoch()
+
+
+PARTS = {"adapting": warm_up_adapting, "training": warm_up_training}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compile what the named parts need."""
+    if unknown := [name for name in argv if name not in PARTS]:
+        print(f"warm_up: expected {' or '.join(PARTS)}, received {unknown[0]}", file=sys.stderr)
+        return 2
+    for name in argv:
+        PARTS[name]()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

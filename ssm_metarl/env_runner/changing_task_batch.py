@@ -1,0 +1,64 @@
+"""Plants that change while they run: no reset, and nothing that tells.
+
+Place in the flow: stage 2, beside `task_batch`, whose physics it runs; `evaluation.drift` asks who
+still holds the pole afterwards.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.env_runner.task_batch import TaskBatch
+from ssm_metarl.tasks.task_family import Tasks
+from ssm_metarl.types import EnvStep
+
+
+class ChangingTaskBatch(TaskBatch):
+    """One environment of each task, which becomes another task on the way.
+
+    Args:
+        tasks: K tasks, as they begin.
+        later: What they become.
+        at: Steps that a task takes before it changes, shape (K,), counted over all episodes.
+        over: Steps that the change takes, each parameter moving evenly; 1 for a jump.
+        seed: Seed of the noise streams, which are those of a `TaskBatch` of ``tasks``.
+        purpose: Names them.
+        max_episode_steps: Time limit; None for the family's own.
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        later: Tasks,
+        at: Tensor,
+        *,
+        over: int = 1,
+        seed: int,
+        purpose: str,
+        max_episode_steps: int | None = None,
+    ) -> None:
+        if at.shape != (len(tasks),) or len(later) != len(tasks):
+            raise ValueError(
+                f"at: expected shape ({len(tasks)},) and as many later tasks, received "
+                f"{tuple(at.shape)} and {len(later)}"
+            )
+        if over < 1:
+            raise ValueError(f"over: expected at least 1, received {over}")
+        super().__init__(
+            tasks, 1, seed=seed, purpose=purpose, max_episode_steps=max_episode_steps
+        )  # fmt: skip
+        self._before = self._parameters
+        self._later = {n: v.to(self._state)[:, None] for n, v in later.values.items()}
+        self._at, self._over, self._steps_done = at[:, None], over, 0
+
+    def step(self, action: Tensor) -> EnvStep:
+        """As `TaskBatch.step`, under the parameters of this moment."""
+        moved = self._steps_done + 1 - self._at
+        share = (moved / self._over).clamp(0, 1).to(self._state)  # (K, 1)
+        self._parameters = {
+            name: torch.lerp(before, self._later[name], share)
+            for name, before in self._before.items()
+        }
+        self._steps_done += 1
+        return super().step(action)

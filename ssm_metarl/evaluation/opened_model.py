@@ -1,0 +1,168 @@
+"""A model, ready to run: its weights, its family, how it was meta-trained, what it can do.
+
+Place in the flow: stage 7. The commands and the app begin here with a name that somebody typed or
+chose, and adapt and evaluate what they get. Whatever is wrong with a file, the error is a
+ValueError or OSError that names it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssm_metarl.adaptation.adapter import AdaptedPolicy
+from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
+from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.checkpoint import Checkpoint, find_model, load_model
+from ssm_metarl.config import AdaptationMode, EvaluationConfig, StandardAdaptationConfig
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.evaluation.episodes import MetaTrained, can_adapt, check_family
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.types import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model, ready to run."""
+
+    name: str
+    """As the user called it."""
+    checkpoint: Checkpoint
+    policy: Policy
+    family: TaskFamily
+    trained: MetaTrained
+    buffer: ExperienceBuffer | None
+    """The experience that came with it."""
+
+    @property
+    def modes(self) -> tuple[AdaptationMode, ...]:
+        """The ways in which it can adapt; none where it lacks the outputs that they need."""
+        if not can_adapt(self.policy, self.trained.objective):
+            return ()
+        return ("standard",) if self.buffer is None else ("standard", "hybrid")
+
+    @property
+    def training_log(self) -> Path | None:
+        """The log beside it, where there is one with at least a line."""
+        from ssm_metarl.meta_rl.training_run import LOG_NAME
+
+        model = find_model(self.name)
+        for log in (model.parent / LOG_NAME, model.with_suffix(".training.jsonl")):
+            if log.is_file() and log.stat().st_size > 0:
+                return log
+        return None
+
+    def adapt(
+        self,
+        support: Rollout,
+        mode: AdaptationMode,
+        config: StandardAdaptationConfig,
+        *,
+        seed: int = 0,
+    ) -> AdaptedPolicy:
+        """Adapt to one task; the model itself stays as it is.
+
+        Args:
+            support: Steps taken in the task, (T, 1, N).
+            mode: One of `modes`.
+            config: The inner step, as `MetaTrained.adaptation` gives it.
+            seed: Names the replayed experience (hybrid).
+
+        Raises:
+            ValueError: The model has no such mode, or its steps have overflown.
+        """
+        if mode == "standard":
+            adapted = StandardAdapter(config).adapt(self.policy, support)
+        elif self.buffer is None:
+            raise ValueError(
+                "mode: expected 'standard' for a model without experience, received 'hybrid'"
+            )
+        else:
+            hybrid = self.trained.hybrid(config, seed=seed)
+            adapted = HybridAdapter(hybrid).adapt(self.policy, support, self.buffer)
+        # Without rollback. The loss counts as well: long steps overflow it before the weights.
+        finite = all(bool(torch.isfinite(v).all()) for v in adapted.state_dict().values())
+        told = torch.tensor([adapted.report.loss_after, adapted.report.kl])
+        if not finite or not torch.isfinite(told).all():
+            raise ValueError(
+                f"adapt_lr: expected a rate with which {config.num_adapt_steps} step(s) stay "
+                f"finite, received {config.adapt_lr}; nothing was saved"
+            )
+        return adapted
+
+    def evaluate(
+        self, config: EvaluationConfig, on_progress: Callable[[float, str], None]
+    ) -> dict[str, Any]:
+        """Evaluate it, telling how far it is (0 to 1) and which arm runs; JSON-ready."""
+        from ssm_metarl.evaluation.meta_evaluator import MAX_ARMS, evaluate
+
+        done = 0
+
+        def on_arm(arm: str) -> None:
+            nonlocal done
+            on_progress(done / MAX_ARMS, arm)
+            done += 1
+
+        result = evaluate(
+            self.policy,
+            self.family,
+            config,
+            model=self.name,
+            trained=self.trained,
+            buffer=self.buffer,
+            on_arm=on_arm,
+        )
+        on_progress(1.0, "done")
+        return result
+
+
+def open_model(name: str, family: str | None = None) -> OpenedModel:
+    """Open a shipped name, a run's folder, a checkpoint or a ``.pth`` file.
+
+    Args:
+        name: Which model.
+        family: Name of a family, or a Gymnasium id; None for the one it was trained on.
+
+    Raises:
+        FileNotFoundError: There is no such model.
+        ValueError: It cannot be read, or does not fit the family.
+    """
+    with readable(name):
+        checkpoint = load_model(name)
+        policy, buffer = checkpoint.policy(), checkpoint.experience()
+        trained = MetaTrained.from_training(checkpoint.training)
+        trained.adaptation()  # refuses what no training writes
+        known = family_of_env(family or checkpoint.training.get("family", "cartpole"))
+    check_family(policy, known)
+    return OpenedModel(
+        name=name,
+        checkpoint=checkpoint,
+        policy=policy,
+        family=known,
+        trained=trained,
+        buffer=buffer,
+    )
+
+
+@contextlib.contextmanager
+def readable(name: str | Path) -> Iterator[None]:
+    """Name the file where its content has the right format and the wrong shape.
+
+    Raises:
+        ValueError: In place of what a missing or mistyped entry raises, at whatever depth.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{name}: expected a checkpoint of this package, received one that it cannot read "
+            f"({reason})"
+        ) from error

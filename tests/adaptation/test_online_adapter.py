@@ -1,0 +1,153 @@
+"""Adapting inside a running episode: what is noticed, what the window holds, what is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssm_metarl.adaptation.online_adapter import OnlineAdapter
+from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.checkpoint import load_pretrained
+from ssm_metarl.config import OnlineAdaptationConfig
+from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.task_batch import TaskBatch
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.types import Rollout
+
+FLIP, STEPS = 60, 240
+
+
+@dataclass
+class Flipping:
+    """Worlds whose actuators change direction after some steps, in the middle of an episode."""
+
+    worlds: TaskBatch
+    after: int = FLIP
+    steps: int = field(default=0)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.worlds, name)
+
+    def step(self, action: Tensor) -> object:
+        """Flip when it is time, then step."""
+        if self.steps == self.after:
+            signs = self.worlds._parameters
+            signs["sign"] = -signs["sign"]
+        self.steps += 1
+        return self.worlds.step(action)
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Policy:
+    return as_policy(load_pretrained("cartpole"))
+
+
+def make_worlds(num_tasks: int, start: int = 0) -> TaskBatch:
+    tasks = CARTPOLE.sample("id", num_tasks, seed=7, start=start)
+    return TaskBatch(tasks, 1, seed=7, purpose="online", max_episode_steps=10_000)
+
+
+def lives(rollout: Rollout) -> list[int]:
+    return rollout.mask[:, :, 0].sum(dim=0).tolist()
+
+
+def test_a_pole_survives_the_flip_of_its_actuator_without_a_reset(pretrained: Policy) -> None:
+    before = {name: p.clone() for name, p in pretrained.meta_params().items()}
+    online = OnlineAdapter(pretrained, num_tasks=8)
+    assert lives(collect_rollout(Flipping(make_worlds(8)), online, STEPS)) == [STEPS] * 8
+    for name, p in pretrained.meta_params().items():
+        assert torch.equal(p, before[name])
+    noticed = {e.task: e.step for e in reversed(online.events) if e.kind == "changed"}
+    late = [step - FLIP for step in noticed.values() if step >= FLIP]
+    assert len(late) >= 6 and max(late) <= 6
+    # One set of parameters does not hold both plants: it falls before the flip or after it.
+    frozen = pretrained.actor(online._params, 8, 1)
+    assert max(lives(collect_rollout(Flipping(make_worlds(8)), frozen, STEPS))) < STEPS
+
+
+def test_it_needs_no_data_to_begin_with(pretrained: Policy) -> None:
+    online = OnlineAdapter(pretrained, num_tasks=6)
+    assert lives(collect_rollout(make_worlds(6), online, 100)) == [100] * 6
+    settled = [e.step for e in online.events if e.kind == "settled"]
+    assert settled[:6] == [online.config.window] * 6
+    unadapted = pretrained.actor(pretrained.meta_params(), 6, 1)
+    assert min(lives(collect_rollout(make_worlds(6), unadapted, 100))) < 60
+
+
+def test_tasks_do_not_feel_each_other(pretrained: Policy) -> None:
+    together = collect_rollout(
+        Flipping(make_worlds(3), 30), OnlineAdapter(pretrained, num_tasks=3), 90
+    )
+    for k in range(3):
+        alone = collect_rollout(
+            Flipping(make_worlds(1, start=k), 30), OnlineAdapter(pretrained), 90
+        )
+        assert torch.equal(alone.action[:, 0], together.action[:, k])
+
+
+def test_the_window_holds_the_transitions_since_the_change_and_no_end_of_an_episode(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows: list[Rollout] = []
+    adapt_tasks = StandardAdapter.adapt_tasks
+
+    def spy(self: StandardAdapter, policy: Policy, rollout: Rollout) -> object:
+        windows.append(rollout)
+        return adapt_tasks(self, policy, rollout)
+
+    monkeypatch.setattr(StandardAdapter, "adapt_tasks", spy)
+    config = OnlineAdaptationConfig(window=200)  # it never settles: an untrained policy falls
+    taken = collect_rollout(make_worlds(1), OnlineAdapter(policy, config), 80, autoreset=True)
+    ends = taken.terminated[:-1, 0, 0]
+    assert ends.sum() >= 2
+    last = windows[-1]
+    assert torch.equal(last.mask[:, 0, 0], ~ends)
+    for name in ("obs", "action", "next_obs", "reset"):
+        kept, all_of_it = getattr(last, name)[:, 0, 0], getattr(taken, name)[:-1, 0, 0]
+        assert torch.equal(kept[~ends], all_of_it[~ends]), name
+
+
+def test_each_adaptation_is_the_standard_one_from_the_meta_parameters(
+    pretrained: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows: list[Rollout] = []
+    adapt_tasks = StandardAdapter.adapt_tasks
+
+    def spy(self: StandardAdapter, policy: Policy, rollout: Rollout) -> object:
+        windows.append(rollout)
+        return adapt_tasks(self, policy, rollout)
+
+    monkeypatch.setattr(StandardAdapter, "adapt_tasks", spy)
+    online = OnlineAdapter(pretrained)
+    collect_rollout(make_worlds(1), online, 15)
+    assert [w.num_steps for w in windows] == list(range(2, 15))
+    monkeypatch.undo()
+    expected, _ = StandardAdapter(online.config).adapt_tasks(pretrained, windows[-1])
+    assert torch.equal(online._params.flat, expected.flat)
+    assert online.num_adaptations == 13
+
+
+def test_a_policy_that_broke_counts_as_a_change(pretrained: Policy) -> None:
+    online = OnlineAdapter(pretrained)
+    worlds = make_worlds(1)
+    collect_rollout(worlds, online, 30)
+    assert not online._adapting.any()
+    online._params.flat.fill_(torch.nan)
+    collect_rollout(worlds, online, 10)
+    assert "changed" in [e.kind for e in online.events]
+    assert torch.isfinite(online._params.flat).all()
+
+
+def test_what_is_refused() -> None:
+    blind = StateSpaceModel(state_dim=4, input_dim=3, output_dim=2, hidden_dim=4)
+    with pytest.raises(ValueError, match="prediction outputs"):
+        OnlineAdapter(blind)
+    for wrong in ({"detect_steps": 0}, {"detect_steps": 21}, {"max_error": 0.0},
+                  {"objective": "policy_gradient"}):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+            OnlineAdaptationConfig(**wrong)

@@ -1,0 +1,95 @@
+"""A server without Gradio for the handlers, and the whole app as a process for everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ssm_metarl.app.config import AppConfig
+from ssm_metarl.app.handlers.daemon import Daemon
+from ssm_metarl.app.measure import free_port
+from ssm_metarl.app.server import Server
+from ssm_metarl.app.visitors import Visitor
+
+ROOT = Path(__file__).parents[2]
+AUDIT = Path(__file__).parent / "audit"
+PATIENCE = 120.0  # seconds; a loaded machine takes its time to import torch and gradio
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """What the handlers share, nothing served; its daemon's lineage does not exist."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    made = Server(AppConfig(), folder)
+    made.daemon = Daemon(tmp_path / "rsi")
+    made.kernels._ready.set()  # the session has compiled them before its first test
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def visitor(server: Server) -> Visitor:
+    """Somebody new."""
+    return server.visitors.arrive("")
+
+
+@dataclass(frozen=True)
+class App:
+    """The app, served by a process of its own on loopback."""
+
+    url: str
+    pid: int
+    connections: Path
+    """Where the process writes whom it connects to, a JSON list a line."""
+
+    def outbound(self) -> list[object]:
+        """Connections that left this machine, or tried to."""
+        lines = self.connections.read_text().splitlines() if self.connections.exists() else []
+        addresses = [json.loads(line) for line in lines]
+        return [a for a in addresses if a[0] not in ("127.0.0.1", "::1", "localhost")]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """``python app.py`` as a user starts it, but for the port and the home; no password is set."""
+    folder, port = tmp_path_factory.mktemp("app"), free_port()
+    environment = {
+        **{k: v for k, v in os.environ.items() if k != "SSM_METARL_PASSWORD"},
+        "SSM_METARL_HOME": str(folder / "home"),
+        "PYTHONPATH": str(AUDIT),
+        "SSM_METARL_CONNECTIONS": str(folder / "connections"),
+        "TMPDIR": str(folder),
+    }
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "app.py", "--port", str(port)],
+            cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    url, started = f"http://127.0.0.1:{port}", time.monotonic()
+    try:
+        while True:
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() - started < PATIENCE, (folder / "log").read_text()
+            try:
+                with urllib.request.urlopen(url, timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.1)
+        yield App(url, process.pid, folder / "connections")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(PATIENCE)
+    said = (folder / "log").read_text()
+    assert process.returncode == 0 and "Traceback" not in said, said
+    assert not list(folder.glob("ssm-metarl-app-*")), "the visitors' runs outlive the server"

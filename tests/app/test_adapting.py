@@ -1,0 +1,178 @@
+"""Tab 2: a plant, a press, before and after."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ssm_metarl.app import markup
+from ssm_metarl.app.handlers import adapting
+from ssm_metarl.app.handlers.adapting import Adaptation, FieldError, Plant
+from ssm_metarl.app.server import Server
+from ssm_metarl.app.visitors import Visitor
+from ssm_metarl.cli.adapt import episode_returns
+from ssm_metarl.config import EvaluationConfig
+from ssm_metarl.evaluation.episodes import collect_support
+from ssm_metarl.evaluation.opened_model import open_model
+from ssm_metarl.tasks.cartpole import CARTPOLE
+
+FLIPPED = replace(adapting.default_plant(CARTPOLE), flipped=True)
+
+
+def press(server: Server, visitor: Visitor, plant: Plant = FLIPPED, **how: Any) -> Adaptation:
+    how = {"mode": "standard", "support_steps": 20, "num_adapt_steps": 1, **how}
+    return adapting.adapt(visitor, server.models, server.kernels, plant, **how)
+
+
+@pytest.mark.parametrize("model", ["cartpole", "cartpole_hybrid_real_model"])
+def test_a_flipped_actuator_is_adapted_to(server: Server, visitor: Visitor, model: str) -> None:
+    server.models.choose(visitor, model)
+    done = press(server, visitor)
+    assert max(done.before.returns) < 200 and all(done.before.fell)
+    assert min(done.after.returns) >= 475 and not any(done.after.fell)
+    assert done.report is not None and done.report.loss_after < done.report.loss_before
+    assert (done.report.env_steps, done.report.num_steps, done.seconds) == (20, 1, 0.4)
+    assert [len(e) - 1 for e in done.before.episodes] == done.before.returns, "a state a step"
+
+
+def test_what_the_model_expects_needs_no_adapting(server: Server, visitor: Visitor) -> None:
+    done = press(server, visitor, replace(FLIPPED, flipped=False), mode="none")
+    assert done.report is None and done.command == ""
+    assert done.before == done.after and min(done.before.returns) >= 475
+
+
+def test_it_is_what_the_command_line_does(server: Server, visitor: Visitor) -> None:
+    done = press(server, visitor, mode="hybrid")
+    opened = open_model("cartpole")
+    tasks = opened.family.task(done.task)
+    support = collect_support(opened.policy, tasks, 20, opened.trained.support_policy, seed=0)
+    adapted = opened.adapt(support, "hybrid", opened.trained.adaptation())
+    returns = episode_returns(adapted, tasks, EvaluationConfig(episodes_per_task=4, seed=0))
+    assert done.after.returns == returns
+    assert done.report is not None
+    assert done.report.loss_after == pytest.approx(adapted.report.loss_after, rel=1e-3)
+    assert done.command == (
+        "ssm-metarl adapt --model cartpole --task "
+        """'{"force": 10.0, "length": 0.5, "mass": 0.1, "gravity": 9.8, "sign": 1.0}' """
+        "--mode hybrid --support-steps 20 --num-adapt-steps 1"
+    )
+
+
+def test_a_second_press_equals_one_with_twice_the_data_and_steps(server: Server) -> None:
+    twice, once = server.visitors.arrive(""), server.visitors.arrive("")
+    press(server, twice)
+    second = press(server, twice)
+    one = press(server, once, support_steps=40, num_adapt_steps=2)
+    assert (second.presses, one.presses) == (2, 1)
+    assert (second.asked, one.asked) == ((20, 1), (40, 2))
+    assert second.report == one.report and second.report.env_steps == 40
+    assert second.after == one.after
+
+
+def test_another_plant_or_mode_begins_again(server: Server, visitor: Visitor) -> None:
+    press(server, visitor)
+    assert press(server, visitor, mode="hybrid").presses == 1
+    heavier = Plant({**FLIPPED.values, "mass": 0.3}, True)
+    assert press(server, visitor, heavier, mode="hybrid").presses == 1
+    assert press(server, visitor, heavier, mode="hybrid").presses == 2
+    adapting.start_over(visitor)
+    assert press(server, visitor, heavier, mode="hybrid").presses == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("support_steps", 4), ("support_steps", 201), ("support_steps", "20"),
+        ("support_steps", None), ("support_steps", True), ("num_adapt_steps", 0),
+        ("num_adapt_steps", math.nan), ("num_adapt_steps", math.inf), ("mode", "magic"),
+        ("mode", None),
+    ],
+)  # fmt: skip
+def test_a_field_that_does_not_fit_is_named_and_nothing_is_lost(
+    server: Server, visitor: Visitor, field: str, value: object
+) -> None:
+    done = press(server, visitor)
+    with pytest.raises(FieldError, match=f"{field}: expected") as refusal:
+        press(server, visitor, **{field: value})
+    assert refusal.value.name == field
+    assert visitor.adaptation is done
+
+
+@pytest.mark.parametrize(
+    "values", [{"force": 500}, {"length": "long"}, {"mass": None}, {"gravity": -9.8}]
+)
+def test_a_plant_beyond_its_sliders_is_refused(
+    server: Server, visitor: Visitor, values: dict[str, Any]
+) -> None:
+    (name,) = values
+    with pytest.raises(FieldError, match=f"{name}: expected"):
+        press(server, visitor, Plant({**FLIPPED.values, **values}, True))
+
+
+def test_every_field_that_is_wrong_is_named() -> None:
+    plant = Plant({**FLIPPED.values, "force": 0.5, "mass": "x"}, False)  # type: ignore[dict-item]
+    found = adapting.problems(plant, CARTPOLE, 20, 99)
+    assert found == {
+        "force": "expected 1 to 20, received 0.5",
+        "mass": "expected a number from 0.01 to 1",
+        "num_adapt_steps": "expected 1 to 5, received 99",
+    }
+    assert adapting.problems(FLIPPED, CARTPOLE, 20, 1) == {}
+
+
+def test_a_plant_that_is_being_set_is_kept_if_it_is_one(server: Server, visitor: Visitor) -> None:
+    adapting.keep(visitor, FLIPPED, CARTPOLE)
+    adapting.keep(visitor, Plant({**FLIPPED.values, "force": 500}, True), CARTPOLE)
+    assert visitor.plant == FLIPPED
+
+
+def test_presses_end_somewhere(server: Server, visitor: Visitor) -> None:
+    for _ in range(5):
+        press(server, visitor, support_steps=200)
+    with pytest.raises(FieldError, match="support_steps: at most 1000"):
+        press(server, visitor, support_steps=200)
+
+
+def test_surprises_are_the_familys_draws_and_every_visitors_own(server: Server) -> None:
+    one, other = server.visitors.arrive(""), server.visitors.arrive("")
+    one.seed, other.seed = 1, 2
+    direction = server.models.direction(one)
+    drawn = [adapting.surprise(one, server.models, "ood") for _ in range(3)]
+    expected = CARTPOLE.sample("ood", 3, seed=1, stream="app").as_dicts()
+    for plant, task in zip(drawn, expected, strict=True):
+        assert plant.flipped == (task["sign"] != direction)
+        for name, value in plant.values.items():
+            assert value == pytest.approx(task[name], abs=0.051)
+            parameter = next(p for p in CARTPOLE.parameters if p.name == name)
+            assert any(a - 0.06 <= value <= b + 0.06 for a, b in parameter.ood.intervals)
+    assert adapting.surprise(other, server.models, "ood") not in drawn
+    assert adapting.surprise(one, server.models, "id") != drawn[0]
+
+
+def test_plain_operations_and_kernels_adapt_alike(server: Server) -> None:
+    plain, compiled = server.visitors.arrive(""), server.visitors.arrive("")
+    server.kernels._ready.clear()
+    first = press(server, plain)
+    server.kernels._ready.set()
+    second = press(server, compiled)
+    assert first.report is not None and second.report is not None
+    assert first.report.loss_after == pytest.approx(second.report.loss_after, rel=1e-3)
+    assert first.after.returns == second.after.returns
+
+
+def test_the_page_says_what_happened(server: Server, visitor: Visitor) -> None:
+    done = press(server, visitor, num_adapt_steps=5)
+    report = done.report
+    assert report is not None
+    html = markup.result(done, CARTPOLE)
+    before, after = (sum(side.returns) / 4 for side in (done.before, done.after))
+    assert f'data-return="before">{before:.0f}<' in html
+    assert f'data-return="after">{after:.0f}<' in html
+    assert f"{report.num_steps} of 5 kept" in html
+    assert (report.rolled_back is not None) == ("was undone" in html)
+    assert f"{report.loss_before:.3f} → {report.loss_after:.3f}" in html
+    film = adapting.film(done)
+    assert film["length"] == 0.5 and len(film["before"]["episodes"]) == 4

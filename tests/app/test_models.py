@@ -1,0 +1,55 @@
+"""Tab 0: which models there are, what one is, whose it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from ssm_metarl.app.handlers.models import OWN_RUN, WITHOUT
+from ssm_metarl.app.server import Server
+from ssm_metarl.app.visitors import Visitor
+from ssm_metarl.checkpoint import load_pretrained, shipped_models
+
+
+def test_a_shipped_model_is_ready_for_a_new_visitor(server: Server, visitor: Visitor) -> None:
+    view = server.models.view(visitor)
+    assert view.name == "cartpole"
+    assert server.models.modes(visitor) == [WITHOUT, "standard", "hybrid"]
+    facts = dict(view.facts)
+    assert facts["parameters"] == f"{load_pretrained('cartpole').num_parameters():,}"
+    assert facts["meta-trained for"] == "2,917,218 environment steps"
+    assert view.card.startswith("# cartpole") and len(view.log) > 50
+
+
+def test_the_visitor_chooses_from_a_list(server: Server, visitor: Visitor) -> None:
+    names = server.models.names(visitor)
+    assert names == list(shipped_models()), "no run of their own yet"
+    server.models.choose(visitor, names[1])
+    assert server.models.of(visitor).name == names[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../models/cartpole", "cartpole.safetensors", OWN_RUN, "", None, 3]
+)
+def test_no_path_and_nothing_else_is_a_model(
+    server: Server, visitor: Visitor, name: object
+) -> None:
+    with pytest.raises(ValueError, match="model: expected one of cartpole"):
+        server.models.choose(visitor, name)
+    assert visitor.model == "cartpole"
+
+
+def test_two_visitors_share_what_is_read_only(server: Server, visitor: Visitor) -> None:
+    other = server.visitors.arrive("")
+    assert server.models.of(visitor) is server.models.of(other)
+    server.models.choose(other, "cartpole_hybrid_real_model")
+    assert visitor.model == "cartpole"
+
+
+def test_the_direction_is_the_one_that_the_unadapted_model_plays(
+    server: Server, visitor: Visitor
+) -> None:
+    directions = {}
+    for name in server.models.names(visitor):
+        server.models.choose(visitor, name)
+        directions[name] = server.models.direction(visitor)
+    assert directions == {"cartpole": -1.0, "cartpole_hybrid_real_model": 1.0}

@@ -1,0 +1,67 @@
+"""The app as a process: what it is told to refuse, what it measures."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssm_metarl.app import measure, warm_up
+from ssm_metarl.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ended = subprocess.run(
+            [sys.executable, ROOT / "app.py", "--port", port],
+            capture_output=True, text=True, check=False, env=os.environ | {"TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+    assert ended.returncode == 2, ended
+    assert ended.stderr == (
+        f"ssm-metarl: port: expected one that is free, received {port}, which is taken\n"
+    )
+    assert not list(tmp_path.glob("ssm-metarl-app-*")), "nothing is left behind"
+
+
+def test_bad_flags_are_refused_before_anything_is_loaded(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["app", "--port", "99999"]) == 2
+    assert capfd.readouterr().err == "ssm-metarl: port: expected 0 to 65535, received 99999\n"
+
+
+def test_help_loads_neither_gradio_nor_torch() -> None:
+    script = (
+        "import sys\nfrom ssm_metarl.cli import main\n"
+        "try:\n    main(['app', '--help'])\nexcept SystemExit:\n    pass\n"
+        "assert not {'gradio', 'torch'} & set(sys.modules)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0 and "--port" in ended.stdout, ended
+
+
+def test_the_first_page_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, bares = iter([(4.0, 400.0), (6.0, 420.0)]), iter([(3.0, 320.0), (3.5, 330.0)])
+    monkeypatch.setattr(measure, "first_page", lambda: next(pages))
+    monkeypatch.setattr(measure, "bare_import", lambda: next(bares))
+    result: dict[str, Any] = measure.measure(2)
+    assert result["first_page_seconds"] == 5.0 and result["first_page_range"] == [4.0, 6.0]
+    assert result["memory_above_mb"] == pytest.approx(410 - 325)
+
+
+def test_only_known_parts_are_warmed_up(capfd: pytest.CaptureFixture[str]) -> None:
+    assert warm_up.main(["everything"]) == 2
+    assert "expected adapting or training, received everything" in capfd.readouterr().err
+    assert warm_up.main(["adapting"]) == 0

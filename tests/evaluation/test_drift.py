@@ -1,0 +1,79 @@
+"""Plants that change inside an episode: shares against counts by hand, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssm_metarl.adaptation.online_adapter import OnlineAdapter, OnlineEvent
+from ssm_metarl.checkpoint import load_pretrained
+from ssm_metarl.config import EvaluationConfig
+from ssm_metarl.core.policy import as_policy
+from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
+from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.evaluation import drift
+from ssm_metarl.evaluation.episodes import MetaTrained
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.task_family import TaskFamily
+
+CONFIG = EvaluationConfig(num_tasks=5, seed=3)
+
+
+def test_the_shares_are_counts_of_first_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "EARLIEST", 30)
+    monkeypatch.setattr(drift, "LATEST", 60)
+    monkeypatch.setattr(drift, "LOOK_AFTER", 40)
+    monkeypatch.setattr(drift, "HORIZON", 130)
+    policy = as_policy(load_pretrained("cartpole"))
+    result = drift.measure_drift(policy, CARTPOLE, "flip", CONFIG, MetaTrained())
+    arms = result["arms"]
+    assert arms["standard"]["up_at_change"] == 1.0 and arms["standard"]["up_after"] == 0.0
+    assert arms["online"]["up_after"] == 1.0 and arms["online"]["notice_steps"] <= 4
+    assert set(result["control_step_ms"]) == {"adapting", "quiet"}
+
+    tasks = CARTPOLE.sample("id", 5, seed=3)
+    later, at = drift.changes(tasks, "flip", CONFIG)
+    assert torch.equal(later.values["sign"], -tasks.values["sign"])
+    assert torch.equal(later.values["force"], tasks.values["force"])
+    assert at.min() >= 30 and at.max() < 60 and len(set(at.tolist())) > 1
+    worlds = ChangingTaskBatch(
+        tasks, later, at, seed=3, purpose="evaluation-drift", max_episode_steps=130
+    )
+    lives = collect_rollout(worlds, policy.actor(policy.meta_params(), 5, 1), 130).mask.sum(0)[:, 0]
+    frozen = arms["frozen"]
+    assert frozen["up_at_change"] == (lives >= at).double().mean()
+    assert frozen["mean_return"] == lives.double().mean()
+    assert 0 < frozen["up_at_change"] < 1, "a case that tells the counts apart"
+
+
+def test_moving_physics_keep_the_sign_and_leave_nothing_else() -> None:
+    tasks = CARTPOLE.sample("id", 5, seed=3)
+    later, _ = drift.changes(tasks, "parameters", CONFIG)
+    assert torch.equal(later.values["sign"], tasks.values["sign"])
+    assert all((later.values[n] != v).all() for n, v in tasks.values.items() if n != "sign")
+
+
+def test_what_was_noticed_is_told_from_false_alarms() -> None:
+    adapter = OnlineAdapter(as_policy(load_pretrained("cartpole")), num_tasks=2)
+    adapter.events = [
+        OnlineEvent(20, 0, "settled"),
+        OnlineEvent(50, 0, "changed"),  # before there was a change
+        OnlineEvent(103, 0, "changed"),
+        OnlineEvent(140, 0, "changed"),
+        OnlineEvent(95, 1, "changed"),  # its episode had ended
+    ]
+    adapter.num_adaptations = 30
+    found = drift._noticed(
+        adapter, torch.tensor([400, 80]).numpy(), torch.tensor([100, 90]).numpy()
+    )
+    assert found == {
+        "notice_steps": 3.0, "noticed": 0.5, "false_alarms": 1000 / 180, "adaptations": 15.0
+    }  # fmt: skip
+
+
+def test_a_family_that_cannot_change_is_refused() -> None:
+    policy = as_policy(load_pretrained("cartpole"))
+    stepped = TaskFamily.from_gymnasium("CartPole-v1", {})
+    for what in ("flip", "parameters"):
+        with pytest.raises(ValueError, match="drift: expected a family with batched physics"):
+            drift.measure_drift(policy, stepped, what, CONFIG, MetaTrained())

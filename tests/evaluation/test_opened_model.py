@@ -1,0 +1,85 @@
+"""A model that is ready to run: what it can do, and that doing it leaves it as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.evaluation.episodes import collect_support, episodes_of, played_direction
+from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.task_family import TaskFamily
+
+
+@pytest.fixture(scope="module")
+def opened() -> OpenedModel:
+    return open_model("cartpole")
+
+
+def test_its_modes_are_those_that_it_has_the_means_for(opened: OpenedModel, tmp_path: Path) -> None:
+    assert opened.modes == ("standard", "hybrid")
+    assert replace(opened, buffer=None).modes == ("standard",)
+    StateSpaceModel(output_dim=2).save(tmp_path / "raw.pth")  # no outputs to predict with
+    assert open_model(str(tmp_path / "raw.pth")).modes == ()
+
+
+def test_a_shipped_model_has_its_log_beside_it(opened: OpenedModel, tmp_path: Path) -> None:
+    assert opened.training_log is not None
+    assert opened.training_log.name == "cartpole.training.jsonl"
+    StateSpaceModel().save(tmp_path / "raw.pth")
+    assert open_model(str(tmp_path / "raw.pth")).training_log is None
+
+
+def test_adapting_leaves_it_as_it_was(opened: OpenedModel) -> None:
+    before = {n: v.clone() for n, v in opened.policy.state_dict().items()}
+    tasks = CARTPOLE.task({"sign": 1})
+    support = collect_support(opened.policy, tasks, 20, "random", seed=0)
+    for mode in opened.modes:
+        adapted = opened.adapt(support, mode, opened.trained.adaptation())
+        assert adapted.report.num_steps == 1
+    assert all(torch.equal(v, before[n]) for n, v in opened.policy.state_dict().items())
+
+
+def test_a_mode_that_it_does_not_have_is_refused(opened: OpenedModel) -> None:
+    bare = replace(opened, buffer=None)
+    support = collect_support(opened.policy, CARTPOLE.task(), 20, "random", seed=0)
+    with pytest.raises(ValueError, match="mode: expected 'standard' for a model without exper"):
+        bare.adapt(support, "hybrid", opened.trained.adaptation())
+
+
+def test_episodes_of_several_sets_are_those_of_each_alone(opened: OpenedModel) -> None:
+    policy, tasks = opened.policy, CARTPOLE.task({"sign": 1, "force": 7})
+    support = collect_support(policy, tasks, 20, "random", seed=0)
+    adapted = opened.adapt(support, "standard", opened.trained.adaptation()).meta_params()
+    both = episodes_of(policy, [policy.meta_params(), adapted], tasks, num_episodes=3, seed=4)
+    for k, params in enumerate((policy.meta_params(), adapted)):
+        alone = episodes_of(policy, [params], tasks, num_episodes=3, seed=4)
+        assert both.episode_returns()[k].tolist() == alone.episode_returns()[0].tolist()
+    assert both.episode_returns()[1].min() > both.episode_returns()[0].max()
+    assert torch.equal(both.obs[0, 0], both.obs[0, 1]), "from the same initial states"
+
+
+def test_the_played_direction_is_where_the_unadapted_policy_lasts_longer(
+    opened: OpenedModel,
+) -> None:
+    sign = played_direction(opened.policy, opened.family)
+    lengths = [
+        int(
+            episodes_of(
+                opened.policy,
+                [opened.policy.meta_params()],
+                CARTPOLE.task({"sign": s}),
+                num_episodes=1,
+                seed=0,
+            ).steps_taken()[0]
+        )
+        for s in (sign, -sign)
+    ]
+    assert lengths[0] > lengths[1]
+    pendulum = TaskFamily.from_gymnasium("Pendulum-v1", {})
+    with pytest.raises(ValueError, match="direction: expected a family with CartPole's state"):
+        played_direction(opened.policy, pendulum)
