@@ -19,7 +19,7 @@ from ssm_metarl.config import MetaTrainingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingCommand, MetaTrainingConfig):
-    """Meta-train a policy over a task family for a gradient step (--mode both: and a memory).
+    """Meta-train a policy over a task family (--mode in_context, both, policy_gradient: otherwise).
 
     Ctrl-C finishes the epoch, saves, and says how to resume. The last checkpoint counts.
     """

@@ -167,7 +167,11 @@ class MetaMAML:
             (left.sum() / num_tasks).backward()
             outer = outer + left.detach()
         inputs = (before.flat, sizes.flat)
-        rows = torch.stack(torch.autograd.grad(adapted.flat, inputs, start.flat.grad))  # (2, K, P)
+        # Without an inner step nothing depends on the step sizes.
+        grads = torch.autograd.grad(
+            adapted.flat, inputs, start.flat.grad, materialize_grads=num_steps == 0
+        )
+        rows = torch.stack(grads)  # (2, K, P)
         sound = outer.isfinite() & rows.square().sum(dim=(0, 2)).isfinite()
         if 2 * int(sound.sum()) >= num_tasks:
             rows, outer = rows.where(sound[:, None], 0.0), outer[sound]

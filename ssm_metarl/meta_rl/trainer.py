@@ -159,7 +159,9 @@ class MetaTrainer:
         support_steps = int(
             rng.integers(config.min_support_steps, config.max_support_steps, endpoint=True)
         )
-        inner_steps = int(rng.integers(1, config.adaptation_steps, endpoint=True))
+        # A policy that remembers must do well without a step, too: its context is half of it.
+        fewest = 0 if config.in_context else 1
+        inner_steps = int(rng.integers(fewest, config.adaptation_steps, endpoint=True))
         tasks = self.family.sample(
             "train",
             config.tasks_per_epoch,

@@ -48,6 +48,22 @@ def test_the_outer_gradient_runs_through_the_step_of_a_remembering_policy() -> N
     assert {"step_size", "core.encoder.weight", "heads.action.weight"} <= changed
 
 
+def test_some_epochs_go_without_a_step_and_train_the_context() -> None:
+    trainer = MetaTrainer(tiny(num_epochs=20))
+    steps = set()
+    for _ in range(20):
+        sizes = trainer.policy.step_size.detach().clone()
+        metrics = trainer.run_epoch()
+        steps.add(metrics.inner_steps)
+        if metrics.inner_steps == 0:
+            assert metrics.grad_norm > 0 and metrics.left_out == 0
+            moments = trainer.maml.optimizer.state[trainer.policy.step_size]["exp_avg"]
+            drift = (trainer.policy.step_size - sizes).abs().max()
+            assert drift <= 2 * trainer.config.outer_lr  # nothing but what momentum is left
+            assert moments.isfinite().all()
+    assert steps == {0, 1, 2, 3}
+
+
 def test_it_starts_from_a_model_that_remembers(tmp_path: Path) -> None:
     start = str(context_run(tmp_path / "context"))
     config = tiny(start=start, inner_lr=0.125)
