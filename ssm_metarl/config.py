@@ -95,8 +95,10 @@ class PolicyConfig:
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
-        require(not self.in_context or (self.core == "diagonal" and not self.mirror), "in_context",
-                "False, or core 'diagonal' without mirror", self.in_context)  # fmt: skip
+        require(not self.in_context or self.core == "diagonal", "in_context",
+                "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        require(not (self.in_context and self.mirror) or self.num_actions in (None, 2), "mirror",
+                "False in context with more than two actions", self.mirror)  # fmt: skip
         size = len(self.obs_scale)
         require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip

@@ -32,7 +32,7 @@ from ssm_metarl.core.fused_actor import FusedActor
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.task_linear import task_linear, task_vector
 from ssm_metarl.core.trial_actor import TrialActor
-from ssm_metarl.core.trial_input import trial_input_dim, trial_inputs, trial_starts
+from ssm_metarl.core.trial_input import reflection, trial_input_dim, trial_inputs, trial_starts
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import Actor, FlatParams, Params, Rollout, SequenceModel, flatten
 
@@ -155,6 +155,7 @@ class Policy(nn.Module):
 
     obs_scale: Tensor
     obs_limit: Tensor
+    reflection: Tensor
 
     def __init__(
         self,
@@ -187,6 +188,10 @@ class Policy(nn.Module):
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
         limits = obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
+        signs = -torch.ones(core.input_dim)
+        if in_context:
+            signs = reflection(len(obs_scale), heads.action_space.code_dim)
+        self.register_buffer("reflection", signs, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
         self.kernel = core.kernel(
@@ -241,7 +246,7 @@ class Policy(nn.Module):
         """
         x = obs if self.in_context else self.scaled(obs)
         if self.mirror:  # the history and its mirror image, as twice the environments
-            x, reset = torch.cat([x, -x], dim=2), torch.cat([reset, reset], dim=2)
+            x, reset = torch.cat([x, x * self.reflection], dim=2), torch.cat([reset, reset], dim=2)
             hidden = torch.cat(hidden.chunk(2, dim=-1), dim=1)
         params = FlatParams(flatten(params, self._shapes), self._shapes)
         if self.kernel is not None and can_fuse(params.flat, x, hidden):

@@ -59,14 +59,16 @@ class TrialActor:
         fused = isinstance(policy.action_space, Discrete) and policy.kernel is not None
         if fused and can_fuse(params.flat, policy.obs_scale, self._hidden):
             assert policy.kernel is not None
+            lead, envs = self._rows
+            every = (lead, envs * (2 if policy.mirror else 1))
             self._run = KernelRun(
                 policy.kernel,
-                params.flat.expand(self._rows[0], -1),
-                np.empty((*self._rows, policy.input_dim), np.float32),
-                self._hidden.numpy(),
-                np.empty(self._rows, np.bool_),
+                params.flat.expand(lead, -1),
+                np.empty((*every, policy.input_dim), np.float32),
+                np.zeros((*every, policy.kernel.hidden_size), np.float32),
+                np.empty(every, np.bool_),
             )
-            self._out = np.empty((*self._rows, policy.kernel.output_dim), np.float32)
+            self._out = np.empty((*every, policy.kernel.output_dim), np.float32)
             self._none = np.zeros((*self._rows, 0), np.float32)
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,12 +103,16 @@ class TrialActor:
     def _choose_fused(
         self, obs: Tensor, reset: Tensor, noise: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        run, count = self._run, len(obs)
+        run, policy, envs = self._run, self._policy, self._rows[1]
         assert run is not None
-        self._memory.fill(obs, reset, run.x.reshape(count, -1), run.reset.reshape(count))
+        x, first = self._memory.observe(obs, reset)
+        run.x[:, :envs], run.reset[:, :envs] = x.view(*self._rows, -1), first.view(self._rows)
+        if policy.mirror:
+            run.x[:, envs:] = run.x[:, :envs] * policy.reflection.numpy()
+            run.reset[:, envs:] = run.reset[:, :envs]
         run.forward(self._out, run.hidden)
         numbers = self._none if noise is None else noise.reshape(*self._rows, 1).numpy()
         action, log_prob = torch.empty(self._rows, dtype=torch.int64), torch.empty(self._rows)
-        actions = self._policy.action_space.logits_dim
-        choose(self._out, actions, False, numbers, action.numpy(), log_prob.numpy())
+        actions = policy.action_space.logits_dim
+        choose(self._out, actions, policy.mirror, numbers, action.numpy(), log_prob.numpy())
         return action.flatten(), log_prob.flatten()

@@ -41,6 +41,17 @@ def trial_input_dim(obs_dim: int, code_dim: int) -> int:
     return 2 * obs_dim + actions + obs_dim * (obs_dim + actions) + 3
 
 
+def reflection(obs_dim: int, code_dim: int) -> Tensor:
+    """What the mirrored history's input is, factor by factor, shape (I,).
+
+    Observations and actions change sign. Rewards, ends, and the coefficients by which ones move the
+    others stay.
+    """
+    signs = torch.ones(trial_input_dim(obs_dim, code_dim))
+    signs[: 2 * obs_dim + ACTIONS_SEEN * code_dim] = -1.0
+    return signs
+
+
 def step_input(
     z: Tensor,
     limit: Tensor,

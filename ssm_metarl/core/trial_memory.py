@@ -56,21 +56,17 @@ class TrialMemory:
         Returns:
             Inputs (R, I), and where a trial starts (R,).
         """
+        policy, plant = self._policy, self._plant
         if obs.device.type != "cpu" or obs.dtype != torch.float32:
             return self.observe_plainly(obs, reset)
-        x, first = obs.new_empty(len(obs), self._policy.input_dim), torch.empty_like(reset)
-        self.fill(obs, reset, x.numpy(), first.numpy())
-        return x, first
-
-    def fill(self, obs: Tensor, reset: Tensor, x: np.ndarray, first: np.ndarray) -> None:
-        """`observe` into arrays that are there already."""
-        policy, plant = self._policy, self._plant
+        x, first = obs.new_empty(len(obs), policy.input_dim), torch.empty_like(reset)
         _observe(
             obs.numpy(), reset.numpy(), policy.obs_limit.numpy(), policy.obs_scale.numpy(),
             self._trial_episodes or 0, self._before.numpy(), self._actions.numpy(),
             self._reward.numpy(), self._episode.numpy(), plant.gram.numpy(), plant.cross.numpy(),
-            x, first,
+            x.numpy(), first.numpy(),
         )  # fmt: skip
+        return x, first
 
     def observe_plainly(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """`observe` by PyTorch's own operations, on any device."""

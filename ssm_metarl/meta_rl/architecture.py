@@ -39,7 +39,7 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         obs_scale=(1.0,) * obs_dim if nonlinear or not family.obs_scale else family.obs_scale,
         obs_limit=tuple(1 / scale for scale in family.obs_scale or ()),
         predicted_dims=family.effect_dims if nonlinear else (),
-        mirror=family.mirror and not in_context,
+        mirror=family.mirror,
         in_context=in_context,
         **actions,
     )

@@ -1,5 +1,7 @@
 """The remembering actor: the same numbers as the whole sequence, and memory where it belongs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -16,10 +18,8 @@ TASKS, ENVS, STEPS = 3, 2, 60
 
 
 def small_policy(**changes):
-    config = PolicyConfig(
-        state_dim=5, hidden_dim=6, num_layers=2, obs_scale=CARTPOLE.obs_scale, num_actions=2,
-        in_context=True, **changes,
-    )  # fmt: skip
+    settings = {"num_actions": 2, "in_context": True, "obs_scale": CARTPOLE.obs_scale}
+    config = PolicyConfig(state_dim=5, hidden_dim=6, num_layers=2, **(settings | changes))
     policy = build_policy(config, seed=0, inner_lr=0.01)
     with torch.no_grad():
         policy.heads.action.weight.mul_(100)  # far from uniform: differences would show
@@ -37,10 +37,11 @@ def sampled_rollout(policy, params, trial_episodes):
     return collect_rollout(worlds, actor, STEPS, autoreset=True)
 
 
+@pytest.mark.parametrize("mirror", [False, True])
 @pytest.mark.parametrize("per_task", [False, True])
 @pytest.mark.parametrize("trial_episodes", [None, 2])
-def test_acting_is_the_sequence_step_by_step(per_task, trial_episodes):
-    policy = small_policy()
+def test_acting_is_the_sequence_step_by_step(per_task, trial_episodes, mirror):
+    policy = small_policy(mirror=mirror)
     params = {n: p.detach() for n, p in policy.meta_params().items()}
     if per_task:
         params = {
@@ -71,8 +72,9 @@ def test_the_memory_crosses_an_episodes_end_and_not_a_trials():
     assert same[episode % 2 == 0].double().mean() < 0.2
 
 
-def test_the_plain_actor_acts_alike(monkeypatch):
-    policy = small_policy()
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_plain_actor_acts_alike(monkeypatch, mirror):
+    policy = small_policy(mirror=mirror)
     compiled = sampled_rollout(policy, policy.meta_params(), 2)
     for module in ("policy", "trial_actor", "diagonal_ssm"):
         monkeypatch.setattr(f"ssm_metarl.core.{module}.can_fuse", lambda *_: False)
@@ -109,7 +111,29 @@ def test_continuous_actions():
     assert (action.shape, log_prob.shape) == ((2, 3, 1), (2, 3))
 
 
-@pytest.mark.parametrize("changes", [{"mirror": True}, {"core": "state_space"}])
-def test_what_in_context_does_not_go_with(changes):
-    with pytest.raises(ValueError, match="in_context: expected False, or core 'diagonal'"):
+def test_a_mirrored_history_is_met_with_mirrored_actions():
+    policy = small_policy(mirror=True)
+    params = policy.meta_params()
+    rollout = sampled_rollout(policy, params, 2)
+    start = trial_starts(rollout.reset, 2)
+    image = replace(rollout, obs=-rollout.obs, action=1 - rollout.action)
+    hidden = policy.init_hidden(TASKS, ENVS)
+    with torch.no_grad():
+        here, there = (
+            policy.unroll(params, policy.inputs(r, start), hidden, start)[0].distribution.logits
+            for r in (rollout, image)
+        )
+    torch.testing.assert_close(here, there.flip(-1), rtol=0, atol=1e-4)
+    assert (here - there).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"core": "state_space"}, "in_context: expected False, or core 'diagonal'"),
+        ({"mirror": True, "num_actions": 3}, "mirror: expected False in context with more"),
+    ],
+)
+def test_what_in_context_does_not_go_with(changes, message):
+    with pytest.raises(ValueError, match=message):
         small_policy(**changes)
