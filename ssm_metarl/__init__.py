@@ -8,7 +8,7 @@ The folders are the data flow:
        objectives/   prediction and policy gradient, as pure functions
        experience/   replay of whole sequences
     4  adaptation/   the inner step; standard and hybrid adapters; when to undo, when to adapt again
-    5  meta_rl/      MAML's outer step and the training loops
+    5  meta_rl/      MAML's outer step, recurrent PPO over trials, the training loops
     6  checkpoint    saving and loading
     7  evaluation/   held-out tasks, baselines, statistics, limits of adaptation, reports
        benchmarks/   how fast all that is, against other libraries and against the machine
@@ -33,6 +33,8 @@ _PUBLIC = {
     "HybridAdaptationConfig": "config",
     "HybridAdapter": "adaptation.hybrid_adapter",
     "DiagonalSSM": "core.diagonal_ssm",
+    "InContextConfig": "config_in_context",
+    "InContextTrainer": "meta_rl.in_context",
     "MetaMAML": "meta_rl.meta_maml",
     "MetaTrainer": "meta_rl.trainer",
     "MetaTrainingConfig": "config",

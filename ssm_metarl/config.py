@@ -86,6 +86,8 @@ class PolicyConfig:
     """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
     mirror: bool = False
     """Act on a mirrored history with the mirrored action, exactly (see `TaskFamily.mirror`)."""
+    in_context: bool = False
+    """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
 
     def __post_init__(self) -> None:
         require(self.core in ("diagonal", "state_space"), "core",
@@ -93,6 +95,10 @@ class PolicyConfig:
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
+        require(not self.in_context or self.core == "diagonal", "in_context",
+                "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        require(not (self.in_context and self.mirror) or self.num_actions in (None, 2), "mirror",
+                "False in context with more than two actions", self.mirror)  # fmt: skip
         size = len(self.obs_scale)
         require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip
@@ -233,6 +239,10 @@ class MetaTrainingConfig:
     norm_dim: int | None = None
     """Leading channels of the residual stream that its normalisation takes mean and variance over;
     None for all. Growing a model's width sets it, so that the function stays."""
+    in_context: bool = False
+    """The policy also remembers from episode to episode: a gradient step on top of its context."""
+    start: str | None = None
+    """Model whose weights to start from, of the same architecture; None for fresh ones."""
     seed: int = 0
     """Names every random number of the training."""
     device: str = "cpu"
@@ -327,6 +337,8 @@ class MetaTrainingConfig:
         for name, allowed in choices.items():
             require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.width)
+        require(not self.in_context or self.core == "diagonal", "in_context",
+                "False, or core 'diagonal'", self.in_context)  # fmt: skip
 
     @property
     def env_step_limit(self) -> int | None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -254,6 +254,14 @@ Actor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(obs (K, N, O), reset (K, N)) -> (action (K, N[, A]), log_prob (K, N))``; may hold a state."""
 
 
+@runtime_checkable
+class RewardedActor(Protocol):
+    """An `Actor` that is told what its actions brought."""
+
+    def rewarded(self, reward: Tensor) -> None:
+        """The reward (K, N) of the step that the last action took."""
+
+
 class Kernel(Protocol):
     """A core's compiled form, three functions that `core.fused` runs.
 
@@ -281,8 +289,8 @@ class SequenceModel(Protocol):
     output_dim: int
     hidden_size: int
 
-    def kernel(self, readouts: Sequence[tuple[int, int]]) -> Kernel:
-        """The compiled form of the model and of linear readouts of its output.
+    def kernel(self, readouts: Sequence[tuple[int, int]]) -> Kernel | None:
+        """The compiled form of the model and of linear readouts of its output; None without one.
 
         Args:
             readouts: Of each, where its weight starts among all parameters laid out one after

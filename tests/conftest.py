@@ -11,8 +11,10 @@ import pytest
 
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import Core, MetaTrainingConfig
+from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.meta_rl.in_context import InContextTrainer
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 
 CORES: tuple[Core, ...] = ("diagonal", "state_space")
@@ -22,6 +24,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Train a little and adapt, in the process that starts the others."""
     if hasattr(session.config, "workerinput"):
         return
+    InContextTrainer(
+        InContextConfig(
+            family="cartpole_scrambled", tasks_per_epoch=4, steps_per_epoch=16, sequence_steps=16,
+            imitation_coef=1.0,
+        )
+    ).run_epoch()  # fmt: skip
     for core in CORES:
         config = MetaTrainingConfig(
             core=core, tasks_per_epoch=2, horizon=10, adaptation_mode="hybrid", adaptation_steps=1

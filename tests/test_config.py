@@ -20,6 +20,7 @@ from ssm_metarl.config import (
     StandardAdaptationConfig,
     rebuild,
 )
+from ssm_metarl.config_in_context import InContextConfig
 
 NAN = float("nan")
 POLICY = {"obs_scale": (1.0, 2.0), "num_actions": 2}
@@ -33,6 +34,7 @@ ALL = (
     MetaTrainingConfig,
     SingleTaskConfig,
     EvaluationConfig,
+    InContextConfig,
 )
 
 RATE = (-0.1, NAN)
@@ -52,6 +54,31 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "obs_limit": ((1.0,), (1.0, 0.0), (1.0, NAN)),
         "num_actions": COUNT,
         "predicted_dims": ((2,), (0, -1)),
+    },
+    InContextConfig: {
+        **dict.fromkeys(
+            (
+                "state_dim",
+                "hidden_dim",
+                "num_layers",
+                "num_epochs",
+                "max_env_steps",
+                "trial_episodes",
+                "horizon",
+                "update_epochs",
+                "steps_per_epoch",
+            ),
+            COUNT,
+        ),
+        "tasks_per_epoch": COUNT,
+        "minibatches": (*COUNT, 65),
+        "sequence_steps": (*COUNT, 100),
+        **dict.fromkeys(
+            ("episode_gamma", "gae_lambda", "push_probability", "spread_starts"), SHARE
+        ),
+        "gamma": (*SHARE, 1.0),
+        **dict.fromkeys(("lr", "clip_coef", "max_grad_norm"), POSITIVE),
+        **dict.fromkeys(("entropy_coef", "value_coef", "imitation_coef"), (-0.1, NAN)),
     },
     Calibration: {
         "max_loss": ((), (1.0, 2.0), (NAN,)),
@@ -133,14 +160,15 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "experience_weight": RATE,
     },
 }
-FREE = {  # any value of the type will do, or another field's check covers it
-    PolicyConfig: {"action_dim", "action_low", "action_high", "mirror"},
+FREE: dict[type, set[str]] = {  # any value of the type will do, or another field's check covers it
+    PolicyConfig: {"action_dim", "action_low", "action_high", "mirror", "in_context"},
     Calibration: {"objective", "target_spread"},
     StandardAdaptationConfig: {"rollback"},
     HybridAdaptationConfig: {"num_adapt_steps", "objective", "gae_lambda", "rollback", "seed"},
-    MetaTrainingConfig: {"family", "seed", "device", "first_order"},
+    MetaTrainingConfig: {"family", "seed", "device", "first_order", "in_context", "start"},
     SingleTaskConfig: {"env_name", "seed"},
     EvaluationConfig: {"family", "seed", "rollback", "shuffle_actions"},
+    InContextConfig: {"family", "seed"},
 }
 
 

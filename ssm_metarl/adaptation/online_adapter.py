@@ -65,7 +65,7 @@ class OnlineAdapter:
         num_tasks: K.
 
     Raises:
-        ValueError: The policy predicts nothing.
+        ValueError: The policy predicts nothing, or adapts in context.
     """
 
     def __init__(
@@ -81,6 +81,11 @@ class OnlineAdapter:
             raise ValueError(
                 "policy: expected one with prediction outputs, which online adaptation watches, "
                 "received one without"
+            )
+        if self.policy.in_context:
+            raise ValueError(
+                "policy: expected one that sees observations only, received one that adapts in "
+                "context, whose memory does without"
             )
         self.events: list[OnlineEvent] = []
         """What happened so far."""

@@ -67,6 +67,11 @@ ROWS = {
         "sequence", "ssm_vs_gru",
         "Forward, squared loss and backward of `DiagonalSSM` against `torch.nn.GRU`.", 60,
     ),
+    "in_context": Row(
+        "in_context", "in_context",
+        "Environment steps a second of `InContextTrainer`, training included, against the same "
+        "training of a `torch.nn.GRU`.", 90,
+    ),
     "rollout": Row(
         "acting", "rollout",
         "Steps a second of 512 environments, with a policy and without, against Gymnasium's vector "
@@ -108,6 +113,8 @@ TARGETS: dict[str, float] = {
     "time_to_475/state_space/recurrent_ppo": 5,
     "time_to_475/diagonal/recurrent_ppo": 5,
     "ssm_vs_gru/batch32": 2,
+    "in_context/state32": 2,
+    "in_context/state128": 2,
     **{
         f"scan/{peer}_{steps}_{shape}": 1 / 1.1
         for peer in ("scan_parallel", "associative_scan", "scan_sequential", "scan_reference")

@@ -138,10 +138,10 @@ class Evaluate(EvaluationConfig):
         from ssm_metarl.evaluation.episodes import can_adapt
 
         objective = self.objective or opened.trained.objective
-        if not can_adapt(opened.policy, objective):
+        if not can_adapt(opened.policy, objective) or not opened.trained.gradient:
             raise ValueError(
                 f"safety: expected a model that can adapt by {objective}, received one without "
-                f"the outputs that it needs"
+                f"the outputs that it needs, or one that adapts in context"
             )
 
     def _write_report(
@@ -196,7 +196,8 @@ def film(opened: OpenedModel, config: EvaluationConfig) -> dict[str, Any]:
         objective=config.objective or opened.trained.objective,
         support_policy=config.support_policy or opened.trained.support_policy,
     )
-    if not (can_flip(opened.family) and can_adapt(opened.policy, trained.objective)):
+    adapts = can_adapt(opened.policy, trained.objective) and trained.gradient
+    if not (can_flip(opened.family) and adapts):
         return {}
     before, after, task = flip_trajectories(
         opened.policy,

@@ -29,6 +29,7 @@ from ssm_metarl.cli.evaluate import Evaluate
 from ssm_metarl.cli.models import Models
 from ssm_metarl.cli.policy_gradient import TrainPolicyGradient
 from ssm_metarl.cli.train import Train
+from ssm_metarl.cli.train_in_context import TrainInContext
 from ssm_metarl.cli.verify import Verify
 from ssm_metarl.command_line import PROGRAM, flag
 
@@ -43,7 +44,15 @@ COMMANDS: dict[str, type[Any]] = {
     **{f"rsi {name}": kind for name, kind in rsi.COMMANDS.items()},
 }
 RSI_ACTIONS = (*rsi.COMMANDS, *rsi.DAEMON_ACTIONS)
-ALIASES = {Train: ("--env-name",)}
+MODES: dict[str, type[Any]] = {
+    "in_context": TrainInContext,
+    "policy_gradient": TrainPolicyGradient,
+}
+"""Trainings with flags of their own, by the value of --mode."""
+ALIASES: dict[type[Any], tuple[str, ...]] = {
+    Train: ("--env-name",),
+    TrainInContext: ("--env-name",),
+}
 CONFIG = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
 
 OVERVIEW = f"""\
@@ -114,11 +123,9 @@ def parse(arguments: Sequence[str]) -> Command:
     elif name not in COMMANDS:
         first_words = dict.fromkeys(command.split()[0] for command in COMMANDS)
         raise UsageError(f"command: expected one of {', '.join(first_words)}, received {name!r}")
-    kind = (
-        TrainPolicyGradient
-        if name == "train" and _mode(rest) == "policy_gradient"
-        else (COMMANDS[name])
-    )
+    kind = COMMANDS[name]
+    if name == "train":
+        kind = MODES.get(_mode(rest), kind)
     command: Command = read_flags(kind, name, rest)
     return command
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import Reporter, note, print_json
-from ssm_metarl.cli.train import EXIT_DIVERGED, Mode
+from ssm_metarl.cli.training import EXIT_DIVERGED, Mode
 from ssm_metarl.command_line import command_line, part_of
 from ssm_metarl.config import SingleTaskConfig
 
@@ -30,7 +30,7 @@ class TrainPolicyGradient(SingleTaskConfig):
     """
 
     mode: Mode = "policy_gradient"
-    """meta_rl has other flags: see ssm-metarl train --help."""
+    """meta_rl and in_context have other flags: see ssm-metarl train --help."""
     out: Path | None = None
     """Folder for the trained policy; None writes none. It must be new or empty."""
     json: bool = False

@@ -40,6 +40,7 @@ class FusedActor:
         num_envs: int,
         noise: Iterator[Tensor] | None,
     ) -> None:
+        assert policy.kernel is not None
         self._policy, self._noise = policy, noise
         self._scale, self._limit = policy.obs_scale.numpy(), policy.obs_limit.numpy()
         flat = params.flat

@@ -31,8 +31,10 @@ from ssm_metarl.core.fused import can_fuse, fused_unroll
 from ssm_metarl.core.fused_actor import FusedActor
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.task_linear import task_linear, task_vector
+from ssm_metarl.core.trial_actor import TrialActor
+from ssm_metarl.core.trial_input import reflection, trial_input_dim, trial_inputs, trial_starts
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.types import Actor, FlatParams, Params, SequenceModel, flatten
+from ssm_metarl.types import Actor, FlatParams, Params, Rollout, SequenceModel, flatten
 
 CARTPOLE_VELOCITIES = (1, 3)
 
@@ -145,12 +147,15 @@ class Policy(nn.Module):
         mirror: Average each output with that of the mirrored history, mirrored back: van der Pol
             et al. 2020 (arXiv 2006.16908), for the group of one reflection. A policy that is not
             symmetric leans to one side, and a plant with a weak actuator falls that way.
+        in_context: The core's input is that of `trial_input`, and its state runs through all
+            episodes of a trial.
         inner_lr: Initial step size of every parameter.
         config: The architecture as data, where the policy is to be saved.
     """
 
     obs_scale: Tensor
     obs_limit: Tensor
+    reflection: Tensor
 
     def __init__(
         self,
@@ -160,6 +165,7 @@ class Policy(nn.Module):
         obs_scale: tuple[float, ...],
         obs_limit: tuple[float, ...] = (),
         mirror: bool = False,
+        in_context: bool = False,
         inner_lr: float,
         config: PolicyConfig | None = None,
     ) -> None:
@@ -167,17 +173,25 @@ class Policy(nn.Module):
         holder: object = core  # apart, or the type checker takes `core` for a Module alone
         if not isinstance(holder, nn.Module):
             raise TypeError(f"core: expected a torch module, received {type(core).__name__}")
-        if core.input_dim != len(obs_scale):
+        if in_context:
+            needed = trial_input_dim(len(obs_scale), heads.action_space.code_dim)
+            if core.input_dim != needed:
+                raise ValueError(f"core: expected {needed} inputs, received {core.input_dim}")
+        elif core.input_dim != len(obs_scale):
             raise ValueError(
                 f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
             )
         self.core, self.heads, self.config = core, heads, config
-        self.mirror = mirror
+        self.mirror, self.in_context = mirror, in_context
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
         limits = obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
+        signs = -torch.ones(core.input_dim)
+        if in_context:
+            signs = reflection(len(obs_scale), heads.action_space.code_dim)
+        self.register_buffer("reflection", signs, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
         self.kernel = core.kernel(
@@ -190,6 +204,11 @@ class Policy(nn.Module):
     def obs_dim(self) -> int:
         """Size of an observation."""
         return self.obs_scale.shape[0]
+
+    @property
+    def input_dim(self) -> int:
+        """Size of what `unroll` takes at a step."""
+        return self.core.input_dim
 
     @property
     def action_space(self) -> ActionSpace:
@@ -220,16 +239,17 @@ class Policy(nn.Module):
 
         Args:
             params: From `meta_params`, shared or with a leading K axis.
-            obs: Shape (T, K, N, O).
+            obs: Shape (T, K, N, O); for an in-context policy its inputs (`inputs`), (T, K, N, I).
             hidden: State before the first step, as `init_hidden` gives it.
-            reset: True where an episode starts, shape (T, K, N).
+            reset: True where the state is cleared, shape (T, K, N): where an episode starts, for
+                an in-context policy where a trial does.
         """
-        x = obs.clamp(-self.obs_limit, self.obs_limit) * self.obs_scale
+        x = obs if self.in_context else self.scaled(obs)
         if self.mirror:  # the history and its mirror image, as twice the environments
-            x, reset = torch.cat([x, -x], dim=2), torch.cat([reset, reset], dim=2)
+            x, reset = torch.cat([x, x * self.reflection], dim=2), torch.cat([reset, reset], dim=2)
             hidden = torch.cat(hidden.chunk(2, dim=-1), dim=1)
         params = FlatParams(flatten(params, self._shapes), self._shapes)
-        if can_fuse(params.flat, x, hidden):
+        if self.kernel is not None and can_fuse(params.flat, x, hidden):
             output, hidden = fused_unroll(
                 self.kernel, params.flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
             )
@@ -241,6 +261,33 @@ class Policy(nn.Module):
             hidden = torch.cat(hidden.chunk(2, dim=1), dim=-1)
             distribution = distribution.mirror_mean()
         return PolicyOutput(distribution.transpose(0, 1), output.transpose(0, 1)), hidden
+
+    def scaled(self, obs: Tensor) -> Tensor:
+        """Observations (..., O), clipped and scaled."""
+        return obs.clamp(-self.obs_limit, self.obs_limit) * self.obs_scale
+
+    def inputs(self, rollout: Rollout, trial_start: Tensor) -> Tensor:
+        """What an in-context policy sees of a (cleaned) rollout, shape (T, K, N, I).
+
+        Args:
+            rollout: Steps in K x N environments.
+            trial_start: True where a trial starts, shape (T, K, N).
+        """
+        code = self.action_space.code(rollout.action).to(rollout.obs.dtype)
+        z, limit = rollout.obs * self.obs_scale, self.obs_limit * self.obs_scale
+        return trial_inputs(z, limit, code, rollout.reward, rollout.reset, trial_start)
+
+    def look(self, params: Params, rollout: Rollout) -> PolicyOutput:
+        """What it says about a (cleaned) rollout, from an empty memory.
+
+        For an in-context policy an environment's steps are one trial.
+        """
+        hidden = self.init_hidden(rollout.num_tasks, rollout.num_envs)
+        seen, reset = rollout.obs, rollout.reset
+        if self.in_context:
+            reset = trial_starts(rollout.reset, None)
+            seen = self.inputs(rollout, reset)
+        return self.unroll(params, seen, hidden, reset)[0]
 
     def value(self, output: Tensor) -> Tensor:
         """Predicted return-to-go, shape (T, K, N), from `PolicyOutput.output`.
@@ -282,8 +329,11 @@ class Policy(nn.Module):
         *,
         noise: TaskNoise | None = None,
         num_steps: int = 0,
+        trial_episodes: int | None = None,
     ) -> Actor:
         """An actor with a hidden state of its own.
+
+        It starts every episode with an empty memory; an in-context policy's, every trial.
 
         Args:
             params: Shared or per-task parameters.
@@ -291,6 +341,8 @@ class Policy(nn.Module):
             num_envs: N.
             noise: The tasks' streams to sample actions from; None acts greedily.
             num_steps: Steps that will be asked for, where it samples.
+            trial_episodes: Episodes of a trial (in-context policies); None for one trial without
+                an end.
         """
         samples = None
         if noise is not None:
@@ -298,10 +350,13 @@ class Policy(nn.Module):
                 self.action_space.draw_noise(noise, num_steps, num_envs).to(self.step_size)
             )
         params = FlatParams(flatten(params, self._shapes).detach(), self._shapes)
+        if self.in_context:
+            return TrialActor(
+                self, params, num_tasks, num_envs, samples, trial_episodes=trial_episodes
+            )
         hidden = self.init_hidden(num_tasks, num_envs)
-        if isinstance(self.action_space, Discrete) and can_fuse(
-            params.flat, self.obs_scale, hidden
-        ):
+        fused = isinstance(self.action_space, Discrete) and self.kernel is not None
+        if fused and can_fuse(params.flat, self.obs_scale, hidden):
             return FusedActor(self, params, num_tasks, num_envs, samples)
 
         def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,7 +405,7 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             )
         else:
             core = DiagonalSSM(
-                obs_dim,
+                trial_input_dim(obs_dim, action_space.code_dim) if config.in_context else obs_dim,
                 config.hidden_dim,
                 config.state_dim,
                 config.num_layers,
@@ -363,6 +418,7 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             obs_scale=config.obs_scale,
             obs_limit=config.obs_limit,
             mirror=config.mirror,
+            in_context=config.in_context,
             inner_lr=inner_lr,
             config=config,
         )

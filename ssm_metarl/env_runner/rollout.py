@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.types import Actor, Rollout, Worlds
+from ssm_metarl.types import Actor, RewardedActor, Rollout, Worlds
 
 CHECK_EVERY = 8  # steps between looks at whether every episode has ended
 
@@ -34,12 +34,15 @@ def collect_rollout(
         A rollout whose time axis has the number of steps that were run.
     """
     columns: dict[str, list[Tensor]] = {name: [] for name in Rollout.__dataclass_fields__}
+    remembers = actor if isinstance(actor, RewardedActor) else None
     obs = worlds.reset()
     reset = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
     running = reset
     for t in range(num_steps):
         action, log_prob = actor(obs, reset)
         step = worlds.step(action)
+        if remembers is not None:
+            remembers.rewarded(step.reward)
         record = {
             "obs": obs,
             "action": action,

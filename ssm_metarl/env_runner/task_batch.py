@@ -101,7 +101,7 @@ class TaskBatch:
             self._state = torch.where(mask[..., None], fresh, self._state)
             self._ended = self._ended & ~mask
             self._step_count = torch.where(mask, 0, self._step_count)
-        return self.dynamics.observe(self._state)
+        return self.dynamics.observe(self._state, self._parameters)
 
     def step(self, action: Tensor) -> EnvStep:
         """Step every environment that has not ended.
@@ -132,7 +132,9 @@ class TaskBatch:
             self._ended.numpy(), self._step_count.numpy(),
         )  # fmt: skip
         self._state = state
-        return EnvStep(self.dynamics.observe(state), reward, terminated, truncated)
+        return EnvStep(
+            self.dynamics.observe(state, self._parameters), reward, terminated, truncated
+        )
 
     def _settled_plainly(self, state: Tensor, reward: Tensor, terminated: Tensor) -> EnvStep:
         """The same by PyTorch's own operations, on any device."""
@@ -144,7 +146,12 @@ class TaskBatch:
         terminated = terminated & running
         truncated = (self._step_count >= self.max_episode_steps) & running & ~terminated
         self._ended = self._ended | terminated | truncated
-        return EnvStep(self.dynamics.observe(self._state), reward * running, terminated, truncated)
+        return EnvStep(
+            self.dynamics.observe(self._state, self._parameters),
+            reward * running,
+            terminated,
+            truncated,
+        )
 
     def _spread(self, state: Tensor) -> Tensor:
         uniform = self._next(self._start_block, self._start_noise, extra=1)

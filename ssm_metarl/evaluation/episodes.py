@@ -17,6 +17,7 @@ import torch
 
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
@@ -30,7 +31,7 @@ from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CartPoleDynamics
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
-from ssm_metarl.types import Actor, FlatParams, Params, Rollout, flatten
+from ssm_metarl.types import Actor, FlatParams, Params, RewardedActor, Rollout, flatten
 
 PURPOSE = "evaluation"
 
@@ -44,10 +45,14 @@ class MetaTrained:
     gamma: float = 0.99
     gae_lambda: float = 0.98
     experience_weight: float = 0.5
+    gradient: bool = True
+    """Whether for a gradient step: an in-context training prepares for none."""
 
     @classmethod
     def from_training(cls, training: Mapping[str, Any]) -> MetaTrained:
         """From the training configuration in a checkpoint; empty gives the defaults."""
+        if training.get("mode") == "in_context":
+            return cls(gradient=False)
         known = {name: training[name] for name in cls.__dataclass_fields__ if name in training}
         return cls(**known)
 
@@ -143,6 +148,36 @@ def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
     rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
     returns: np.ndarray = rollout.episode_returns().double().numpy()
     return returns
+
+
+@threads_for_kernels()
+@torch.no_grad()
+def run_trials(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
+    """Returns of the ``episodes_per_task`` episodes of one trial a task.
+
+    Args:
+        tasks: K tasks.
+        actor: Of one environment a task; its memory runs through the whole trial.
+        config: Names the episodes.
+
+    Returns:
+        Shape (K, episodes_per_task), in the order in which a task's episodes followed each other.
+    """
+    worlds = make_worlds(tasks, 1, seed=config.seed, purpose=f"{PURPOSE}-trial")
+    returns = torch.zeros(len(tasks), config.episodes_per_task + 1, dtype=torch.float64)
+    episode = torch.zeros(len(tasks), dtype=torch.int64)
+    obs, reset = worlds.reset(), torch.ones(len(tasks), 1, dtype=torch.bool)
+    while bool((episode < config.episodes_per_task).any()):
+        action, _ = actor(obs, reset)
+        step = worlds.step(action)
+        if isinstance(actor, RewardedActor):
+            actor.rewarded(step.reward)
+        # Whoever is through with its trial goes on, in a column that nobody reads.
+        returns[torch.arange(len(tasks)), episode] += step.reward[:, 0]
+        reset = step.terminated | step.truncated
+        episode = (episode + reset[:, 0]).clamp(max=config.episodes_per_task)
+        obs = worlds.reset(reset)
+    return returns[:, :-1].numpy()
 
 
 def uniform_actor(tasks: Tasks, config: EvaluationConfig) -> Actor:

@@ -5,7 +5,8 @@ JSON object, which `report` draws. Support data and episodes are made in `episod
 
 The arms are paired, and support data are collected once and shared by all arms that use any.
 An arm that does not apply is absent: ``hybrid`` without experience, ``standard`` where the model
-has no outputs for the inner objective, the CartPole controllers elsewhere.
+has no outputs for the inner objective or was trained in context only, ``in_context`` where it was
+not, the CartPole controllers elsewhere.
 """
 
 from __future__ import annotations
@@ -41,20 +42,31 @@ from ssm_metarl.evaluation.episodes import (
     check_family,
     collect_support,
     run_arm,
+    run_trials,
     shuffle_actions,
     uniform_actor,
 )
-from ssm_metarl.evaluation.statistics import paired_interval, summarize, worst_tenth
+from ssm_metarl.evaluation.least_squares import LeastSquaresActor
+from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize, worst_tenth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.tasks.regulator import has_expert
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 from ssm_metarl.version import __version__
 
 SPREAD = (0.1, 0.9)
-PAIRS = (("standard", "frozen"), ("hybrid", "frozen"), ("hybrid", "standard"))
-COST_SUPPORT = ("standard", "hybrid", "sign_probe")
+PAIRS = (
+    ("in_context", "frozen"),
+    ("both", "in_context"),
+    ("standard", "frozen"),
+    ("hybrid", "frozen"),
+    ("hybrid", "standard"),
+)
+COST_SUPPORT = ("standard", "hybrid", "both", "sign_probe")
 """Arms that use the support data."""
-MAX_ARMS = 6
+TRIALS = ("in_context", "both", "least_squares")
+"""Arms whose episodes follow each other in one trial."""
+MAX_ARMS = 9
 """Most arms that an evaluation has, for progress bars."""
 
 DEFINITIONS = {
@@ -70,12 +82,17 @@ DEFINITIONS = {
     "in arms, of the mean difference in paired",
     "worst10": "mean of the worst tenth of tasks",
     "frozen": "no gradient; hidden state reset every episode",
+    "in_context": "no gradient; hidden state carried through one trial of all of a task's episodes",
+    "both": "gradient steps on the support data, then hidden state carried through one trial",
+    "by_episode": "scores of the trial's first episode, of its second, and so on",
     "standard": "gradient steps on the support data",
     "hybrid": "gradient steps on the support data and replayed experience",
     "random": "uniform actions",
     "steps_kept": "gradient steps kept, mean over tasks; num_steps were asked for",
     "rolled_back": "share of tasks on which a gradient step was undone",
     "lqr": "linear-quadratic regulator, told the task's parameters",
+    "least_squares": "told nothing: identifies the plant by least squares and regulates what it "
+    "found, carried through one trial",
     "sign_probe": "one fixed robust controller; the actuator's sign read off the support data",
 }
 
@@ -125,13 +142,15 @@ def evaluate(
     support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
     if config.shuffle_actions:
         support = shuffle_actions(support, seed=config.seed)
-    adapted = _adapted_params(policy, support, standard, hybrid, buffer)
+    adapted: dict[str, Callable[[], Adapted]] = {}
+    if trained.gradient:
+        adapted = _adapted_params(policy, support, standard, hybrid, buffer)
     reports: dict[str, list[AdaptationReport]] = {}
     returns: dict[str, np.ndarray] = {}
-    for arm, make_actor in _arms(policy, tasks, support, config, adapted, reports).items():
+    for arm, run in _arms(policy, tasks, support, config, adapted, reports).items():
         if on_arm is not None:
             on_arm(arm)
-        returns[arm] = run_arm(tasks, make_actor(), config)
+        returns[arm] = run()
     cost = int(support.steps_taken().max())
     return {
         "model": model,
@@ -141,7 +160,11 @@ def evaluate(
         "seed": config.seed,
         "version": __version__,
         "arms": {
-            arm: {**summarize(r, seed=config.seed), "env_steps": cost * (arm in COST_SUPPORT)}
+            arm: {
+                **summarize(r, seed=config.seed),
+                "env_steps": cost * (arm in COST_SUPPORT),
+                **({"by_episode": _by_episode(r, config.seed)} if arm in TRIALS else {}),
+            }
             for arm, r in returns.items()
         },
         "paired": _paired(returns, config.seed),
@@ -192,24 +215,40 @@ def _arms(
     config: EvaluationConfig,
     adapted: Mapping[str, Callable[[], Adapted]],
     reports: dict[str, list[AdaptationReport]],
-) -> dict[str, Callable[[], Actor]]:
-    """Every arm that applies, in the order of the result; ``reports`` fills as they run."""
-    num_envs = config.episodes_per_task
+) -> dict[str, Callable[[], np.ndarray]]:
+    """What runs each arm that applies, in the order of the result; ``reports`` fills with it."""
+    num_envs, meta = config.episodes_per_task, policy.meta_params()
+
+    def run(make_actor: Callable[[], Actor]) -> Callable[[], np.ndarray]:
+        return lambda: run_arm(tasks, make_actor(), config)
+
+    def trial(make_actor: Callable[[], Actor]) -> Callable[[], np.ndarray]:
+        return lambda: run_trials(tasks, make_actor(), config)
 
     def adapting(arm: str) -> Actor:
         params, reports[arm] = adapted[arm]()
         return policy.actor(params, len(tasks), num_envs)
 
-    arms: dict[str, Callable[[], Actor]] = {
-        "frozen": lambda: policy.actor(policy.meta_params(), len(tasks), num_envs)
-    }
+    arms = {"frozen": run(lambda: policy.actor(meta, len(tasks), num_envs))}
+    if policy.in_context:
+        arms["in_context"] = trial(lambda: policy.actor(meta, len(tasks), 1))
     for arm in adapted:
-        arms[arm] = partial(adapting, arm)
-    arms["random"] = lambda: uniform_actor(tasks, config)
+        arms[arm] = run(partial(adapting, arm))
+    if policy.in_context and "standard" in adapted:
+        arms["both"] = trial(lambda: policy.actor(adapted["standard"]()[0], len(tasks), 1))
+    arms["random"] = run(lambda: uniform_actor(tasks, config))
+    if has_expert(tasks.family):
+        arms["lqr"] = run(lambda: lqr_actor(tasks, num_envs))
+        if policy.in_context:  # which is what an arm without training should be compared with
+            arms["least_squares"] = trial(lambda: LeastSquaresActor(tasks.family, len(tasks), 1))
     if can_flip(tasks.family):
-        arms["lqr"] = lambda: lqr_actor(tasks, num_envs)
-        arms["sign_probe"] = lambda: sign_probe_actor(support, num_envs)
+        arms["sign_probe"] = run(lambda: sign_probe_actor(support, num_envs))
     return arms
+
+
+def _by_episode(returns: np.ndarray, seed: int) -> list[Summary]:
+    """Scores of each episode of a trial, from returns (K, episodes)."""
+    return [summarize(episode[:, None], seed=seed) for episode in returns.T]
 
 
 def _mean_or_none(values: list[float]) -> float | None:
@@ -278,12 +317,34 @@ def learning_curve_point(
     return point
 
 
+def in_context_curve_point(
+    policy: Policy, family: TaskFamily, *, num_tasks: int = 40, trial_episodes: int = 2
+) -> dict[str, float]:
+    """Return of the episodes of one trial on a few held-out tasks: a look on the way.
+
+    Returns:
+        ``episode_1_mean``, ``episode_1_iqm``, ``episode_2_mean``, ... on ID tasks, and
+        ``ood_episode_1_mean``, ...
+    """
+    config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=trial_episodes, seed=1)
+    point = {}
+    splits: tuple[tuple[Split, str], ...] = (("id", ""), ("ood", "ood_"))
+    for split, prefix in splits:
+        tasks = family.sample(split, num_tasks, seed=config.seed)
+        returns = run_trials(tasks, policy.actor(policy.meta_params(), num_tasks, 1), config)
+        for number, scores in enumerate(_by_episode(returns, config.seed), start=1):
+            point[f"{prefix}episode_{number}_mean"] = scores["mean"]
+            point[f"{prefix}episode_{number}_iqm"] = scores["iqm"]
+    return point
+
+
 def verify(
     policy: Policy | StateSpaceModel, family: TaskFamily, trained: MetaTrained, *, seed: int = 0
 ) -> dict[str, Any]:
     """Ten seeded episodes, each on an ID task of its own, adapted from 20 environment steps.
 
-    A model without the outputs that its inner objective needs runs them as it is.
+    A model that was not trained for a gradient step, or without the outputs that its inner
+    objective needs, runs them as it is.
 
     Returns:
         Mean, standard deviation, minimum and maximum of the returns, the episodes' lengths,
@@ -295,7 +356,8 @@ def verify(
     tasks = family.sample("id", config.num_tasks, seed=seed)
     params: Params = policy.meta_params()
     frozen = run_arm(tasks, policy.actor(params, 10, 1), config)
-    support_steps = config.support_steps if can_adapt(policy, trained.objective) else 0
+    adapts = trained.gradient and can_adapt(policy, trained.objective)
+    support_steps = config.support_steps if adapts else 0
     if support_steps > 0:
         support = collect_support(policy, tasks, support_steps, trained.support_policy, seed=seed)
         params, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)

@@ -99,7 +99,9 @@ def bootstrap_interval(
     - **Several runs** (R > 1): the runs, with replacement, within each task independently of the
       other tasks (stratified, Agarwal et al. 2021, section 4.1). Every task stays in every
       resample, so the interval says how the number would change with *another training*, on the
-      same tasks. With R runs it is too narrow by about ``sqrt((R - 1) / R)``.
+      same tasks. A resample of R runs varies less than R runs do, by ``sqrt((R - 1) / R)``; the
+      interval is stretched by as much about the statistic (rliable's is not, and covers 93 to
+      94 % where it claims 95).
     - **One run** (a vector of K, or R = 1): the tasks. The interval says how the number would
       change with *another draw of tasks* from the family, for this very model. It is silent
       about training noise: one run holds no information on that.
@@ -131,7 +133,11 @@ def bootstrap_interval(
         run = draw.integers(num_runs, size=(num_resamples, num_runs, num_tasks))
         resampled = table[run, np.arange(num_tasks)].reshape(num_resamples, -1)  # (B, R * K)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(statistic(resampled), [tail, 1 - tail])
+    ends = np.quantile(statistic(resampled), [tail, 1 - tail])
+    if num_runs > 1:
+        middle = statistic(table.reshape(1, -1))
+        ends = middle + (ends - middle) * np.sqrt(num_runs / (num_runs - 1))
+    low, high = ends
     return float(low), float(high)
 
 

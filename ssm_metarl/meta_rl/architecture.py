@@ -9,6 +9,7 @@ from typing import Any
 
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, SingleTaskConfig
+from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.tasks.task_family import TaskFamily
 
@@ -21,6 +22,7 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
     """
     obs_dim, space = observation_and_action(family)
     nonlinear = config.core == "state_space"
+    in_context = isinstance(config, MetaTrainingConfig) and config.in_context
     effects = space.code_dim * len(family.effect_dims)
     actions: dict[str, Any] = (
         {"num_actions": space.n}
@@ -38,5 +40,17 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         obs_limit=tuple(1 / scale for scale in family.obs_scale or ()),
         predicted_dims=family.effect_dims if nonlinear else (),
         mirror=family.mirror,
+        in_context=in_context,
         **actions,
     )
+
+
+def in_context_architecture(config: InContextConfig, family: TaskFamily) -> PolicyConfig:
+    """The architecture of an in-context policy for a family."""
+    sizes = MetaTrainingConfig(
+        state_dim=config.state_dim,
+        hidden_dim=config.hidden_dim,
+        num_layers=config.num_layers,
+        in_context=True,
+    )
+    return architecture(sizes, family)

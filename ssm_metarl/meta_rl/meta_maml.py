@@ -31,6 +31,7 @@ from torch import Tensor
 from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params, expand_to_tasks
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.meta_rl.optimizer_state import optimizer_tensors, restore_optimizer
 from ssm_metarl.objectives.policy_gradient import Guide, clipped_policy_loss
 from ssm_metarl.types import FlatParams, Rollout
 
@@ -166,7 +167,11 @@ class MetaMAML:
             (left.sum() / num_tasks).backward()
             outer = outer + left.detach()
         inputs = (before.flat, sizes.flat)
-        rows = torch.stack(torch.autograd.grad(adapted.flat, inputs, start.flat.grad))  # (2, K, P)
+        # Without an inner step nothing depends on the step sizes.
+        grads = torch.autograd.grad(
+            adapted.flat, inputs, start.flat.grad, materialize_grads=num_steps == 0
+        )
+        rows = torch.stack(grads)  # (2, K, P)
         sound = outer.isfinite() & rows.square().sum(dim=(0, 2)).isfinite()
         if 2 * int(sound.sum()) >= num_tasks:
             rows, outer = rows.where(sound[:, None], 0.0), outer[sound]
@@ -217,26 +222,12 @@ class MetaMAML:
 
     def state(self) -> dict[str, Tensor]:
         """The optimiser's moments as named tensors, for a checkpoint."""
-        names = [name for name, _ in self.policy.named_parameters()]
-        state = self.optimizer.state_dict()["state"]
-        return {
-            f"{names[index]}.{key}": torch.as_tensor(value).clone()
-            for index, values in state.items()
-            for key, value in values.items()
-        }
+        return optimizer_tensors(self.optimizer, self._names)
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state` gave."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for index, (name, _) in enumerate(self.policy.named_parameters()):
-            prefix = f"{name}."
-            values = {
-                key[len(prefix) :]: value.clone()  # the optimiser would go on in the caller's
-                for key, value in tensors.items()
-                if key.startswith(prefix) and "." not in key[len(prefix) :]
-            }
-            if values:
-                state[index] = values
-        content = self.optimizer.state_dict()
-        content["state"] = state
-        self.optimizer.load_state_dict(content)
+        restore_optimizer(self.optimizer, self._names, tensors)
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for name, _ in self.policy.named_parameters()]

@@ -102,8 +102,9 @@ class MetaTrainer:
         self.config = config
         self.family = family or family_of_env(config.family)
         self.device = usable_device(config.device)
+        self.policy_config = architecture(config, self.family)
         self.policy = build_policy(
-            architecture(config, self.family), seed=config.seed, inner_lr=config.inner_lr
+            self.policy_config, seed=config.seed, inner_lr=config.inner_lr
         ).to(self.device)
         self.maml = MetaMAML(self.policy, config)
         self.buffer = ExperienceBuffer(config.buffer_size)
@@ -112,6 +113,20 @@ class MetaTrainer:
         self.epoch = 0
         self.env_steps = 0
         self.recent_return = 0.0
+
+    def start_from(self, model: Policy) -> None:
+        """Take a model's weights, not its step sizes: it may have been trained without any.
+
+        Raises:
+            ValueError: It is of another architecture.
+        """
+        if model.config != self.policy_config:
+            raise ValueError(
+                f"start: expected a model of {self.policy_config}, received one of {model.config}"
+            )
+        with torch.no_grad():
+            for name, weights in model.meta_params().items():
+                self.policy.get_parameter(name).copy_(weights)
 
     @property
     def progress(self) -> float:
@@ -144,7 +159,9 @@ class MetaTrainer:
         support_steps = int(
             rng.integers(config.min_support_steps, config.max_support_steps, endpoint=True)
         )
-        inner_steps = int(rng.integers(1, config.adaptation_steps, endpoint=True))
+        # A policy that remembers must do well without a step, too: its context is half of it.
+        fewest = 0 if config.in_context else 1
+        inner_steps = int(rng.integers(fewest, config.adaptation_steps, endpoint=True))
         tasks = self.family.sample(
             "train",
             config.tasks_per_epoch,

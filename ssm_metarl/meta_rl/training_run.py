@@ -1,7 +1,7 @@
 """A training that lives in a folder: log, checkpoints, a clean stop, an exact resume.
 
-Place in the flow: stage 5, around `trainer` (the loop) and `checkpoint` (the file). The command
-line runs this. The folder holds
+Place in the flow: stage 5, around a trainer (the loop: `trainer` or `in_context`) and `checkpoint`
+(the file). The command line runs this. The folder holds
 
     checkpoint.safetensors   the last good state, replaced atomically
     training_log.jsonl       one JSON object an epoch
@@ -20,16 +20,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
+from ssm_metarl.checkpoint import (
+    FILE_NAME,
+    Checkpoint,
+    load_checkpoint,
+    load_pretrained,
+    save_checkpoint,
+)
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
+from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
 
 LOG_NAME = "training_log.jsonl"
 CHECKPOINT_EVERY = 10  # epochs
 NUM_EVALUATIONS = 20  # over a training, evenly spaced in its progress
 
+Config = MetaTrainingConfig | InContextConfig
+Trainer = MetaTrainer | InContextTrainer
+Metrics = EpochMetrics | InContextMetrics
 OnEval = Callable[[Policy], dict[str, float]]
 """Evaluates the policy; the numbers join the log's line."""
 
@@ -46,10 +56,10 @@ class TrainingRun:
 
     def __init__(
         self,
-        trainer: MetaTrainer,
+        trainer: Trainer,
         out: Path,
         *,
-        on_epoch: Callable[[EpochMetrics, dict[str, Any]], None] | None = None,
+        on_epoch: Callable[[Metrics, dict[str, Any]], None] | None = None,
         on_eval: OnEval | None = None,
     ) -> None:
         self.trainer, self.out = trainer, out
@@ -58,18 +68,22 @@ class TrainingRun:
         self.stopped = False
 
     @classmethod
-    def start(cls, config: MetaTrainingConfig, out: Path, **callbacks: Any) -> TrainingRun:
+    def start(cls, config: Config, out: Path, **callbacks: Any) -> TrainingRun:
         """A new training in a folder that holds none yet.
 
         Raises:
-            ValueError: The folder holds a training already; nothing is overwritten.
+            ValueError: The folder holds a training already; nothing is overwritten. Or the model
+                to start from is of another architecture.
+            FileNotFoundError: There is no model to start from.
         """
         if (out / FILE_NAME).exists():
             raise ValueError(
                 f"out: expected a folder without a training, received {out}, which holds one; "
                 f"continue it with --resume {out}, or choose another --out"
             )
-        trainer = MetaTrainer(config)
+        trainer = make_trainer(config)
+        if isinstance(trainer, MetaTrainer) and trainer.config.start is not None:
+            trainer.start_from(load_pretrained(trainer.config.start))
         out.mkdir(parents=True, exist_ok=True)
         run = cls(trainer, out, **callbacks)
         (out / LOG_NAME).write_text("")
@@ -100,10 +114,10 @@ class TrainingRun:
         checkpoint = load_checkpoint(out)
         if not checkpoint.training or not checkpoint.counters:
             raise ValueError(f"{out}: expected a training's checkpoint, received a model's")
-        config = rebuild(MetaTrainingConfig, checkpoint.training, f"{out}: training")
+        config = recorded_config(checkpoint.training, f"{out}: training")
         if num_epochs is not None or max_env_steps is not None:
             config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
-        trainer = MetaTrainer(config)
+        trainer = make_trainer(config)
         built, saved = trainer.policy.config, PolicyConfig.from_dict(checkpoint.policy_config)
         if built != saved:
             raise ValueError(
@@ -167,14 +181,36 @@ class TrainingRun:
         save_checkpoint(
             self.out / FILE_NAME,
             Checkpoint(
-                policy_config=asdict(architecture(trainer.config, trainer.family)),
+                policy_config=asdict(trainer.policy_config),
                 tensors=trainer.tensors(),
-                training=asdict(trainer.config),
+                training=training_record(trainer.config),
                 counters=trainer.counters(),
                 card=card or {},
                 calibration={} if calibration is None else asdict(calibration),
             ),
         )
+
+
+def make_trainer(config: Config) -> Trainer:
+    """The training that a configuration describes, fresh."""
+    return InContextTrainer(config) if isinstance(config, InContextConfig) else MetaTrainer(config)
+
+
+def training_record(config: Config) -> dict[str, Any]:
+    """A configuration as a checkpoint keeps it; ``mode`` names any but gradient meta-training."""
+    mode = {"mode": "in_context"} if isinstance(config, InContextConfig) else {}
+    return {**asdict(config), **mode}
+
+
+def recorded_config(record: dict[str, Any], what: str) -> Config:
+    """The configuration that :func:`training_record` wrote.
+
+    Raises:
+        ValueError: Unknown or missing fields, or values of another type.
+    """
+    if record.get("mode") == "in_context":
+        return rebuild(InContextConfig, {n: v for n, v in record.items() if n != "mode"}, what)
+    return rebuild(MetaTrainingConfig, record, what)
 
 
 def _event_writer(out: Path, epoch: int) -> Any | None:

@@ -111,9 +111,7 @@ def clipped_policy_loss(
 
 def action_distribution(policy: Policy, params: Params, rollout: Rollout) -> ActionDistribution:
     """What the policy would do in a (cleaned) rollout's steps, (T, K, N)."""
-    hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
-    out, _ = policy.unroll(params, rollout.obs, hidden, rollout.reset)
-    return out.distribution
+    return policy.look(params, rollout).distribution
 
 
 def _task_mean(x: Tensor, mask: Tensor) -> Tensor:

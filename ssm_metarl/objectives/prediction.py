@@ -75,7 +75,6 @@ class PredictionLoss:
         weight = torch.where(rollout.mask, weight, 0.0)
         share = weight / weight.sum(dim=(0, 2), keepdim=True).clamp(min=1e-8)
         self._weight = (share / change.shape[-1])[..., None]  # (T, K, N, 1)
-        self._hidden = policy.init_hidden(rollout.num_tasks, rollout.num_envs)
 
     def __call__(self, params: Params) -> Tensor:
         """The loss of each task, shape (K,)."""
@@ -83,7 +82,6 @@ class PredictionLoss:
 
     def look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
         """The losses (K,), and what the policy would do in these steps, (T, K, N)."""
-        rollout = self._rollout
-        out, _ = self._policy.unroll(params, rollout.obs, self._hidden, rollout.reset)
+        out = self._policy.look(params, self._rollout)
         error = self._policy.predict(out.output, self._code) - self._target
         return (error.square() * self._weight).sum(dim=(0, 2, 3)), out.distribution

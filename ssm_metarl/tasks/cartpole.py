@@ -44,8 +44,8 @@ class CartPoleDynamics:
         """Every component uniform in [-0.05, 0.05), as in Gymnasium; shape (..., 4)."""
         return uniform * 0.1 - 0.05
 
-    def observe(self, state: Tensor) -> Tensor:
-        """The full state is observed."""
+    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The full state is observed, in every task."""
         return state
 
     def step(

@@ -7,9 +7,10 @@ that one declares oneself is passed as an object and needs no registration.
 from __future__ import annotations
 
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.task_family import TaskFamily
 
-FAMILIES = {family.name: family for family in (CARTPOLE,)}
+FAMILIES = {family.name: family for family in (CARTPOLE, CARTPOLE_SCRAMBLED)}
 
 
 def family_of_env(env_id: str) -> TaskFamily:
@@ -21,7 +22,9 @@ def family_of_env(env_id: str) -> TaskFamily:
     for family in FAMILIES.values():
         if env_id in (family.name, family.gymnasium_id):
             return family
-    known = ", ".join(f"{f.name} ({f.gymnasium_id})" for f in FAMILIES.values())
+    known = ", ".join(
+        f"{f.name} ({f.gymnasium_id})" if f.gymnasium_id else f.name for f in FAMILIES.values()
+    )
     raise ValueError(
         f"task family: expected one of {known}, received {env_id!r}; declare your own, such as "
         'TaskFamily.from_gymnasium("Pendulum-v1", parameters={"g": Uniform(5, 15, unit="m/s²")})'

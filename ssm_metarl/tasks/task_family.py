@@ -86,10 +86,11 @@ class TaskParameter:
     def check(self, value: float) -> float:
         """Return ``value``, or raise ValueError naming what was expected."""
         if isinstance(self.id, Choice):
-            if value not in self.id.values:
+            also = self.ood.values if isinstance(self.ood, Choice) else ()
+            values = sorted({*self.id.values, *also})
+            if value not in values:
                 raise ValueError(
-                    f"task parameter {self.name!r}: expected one of {list(self.id.values)}, "
-                    f"received {value:g}"
+                    f"task parameter {self.name!r}: expected one of {values}, received {value:g}"
                 )
         elif not self.physical[0] <= value <= self.physical[1]:
             raise ValueError(
@@ -145,8 +146,8 @@ class Dynamics(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Next state (K, N, S), reward (K, N) and terminated (K, N)."""
 
-    def observe(self, state: Tensor) -> Tensor:
-        """Observations (K, N, O) of states (K, N, S)."""
+    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Observations (K, N, O) of states (K, N, S) in tasks of these parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +245,8 @@ class TaskFamily:
             state, reward, terminated = self.dynamics.step(
                 state, action.expand(num_tasks, -1), parameters
             )
-            numbers += [self.dynamics.observe(state).flatten(1), reward, terminated.double()]
+            observed = self.dynamics.observe(state, parameters)
+            numbers += [observed.flatten(1), reward, terminated.double()]
         return torch.cat(numbers, dim=1)
 
     @property

@@ -39,7 +39,9 @@ MISTAKES = {
     "train --outer_lr=fast": "--outer-lr: expected a number, received 'fast'",
     "evaluate --model m --adapt_lr x": "--adapt-lr: expected a number or None, received 'x'",
     "train --core lstm": "--core: expected one of 'diagonal', 'state_space', received 'lstm'",
-    "train --mode rl": "--mode: expected one of 'meta_rl', 'policy_gradient', received 'rl'",
+    "train --mode rl": (
+        "--mode: expected one of 'meta_rl', 'in_context', 'both', 'policy_gradient', received 'rl'"
+    ),
     "train --mode": "--mode: expected a value, received none",
     "train --tasks_per_epoch 0": "tasks_per_epoch: expected at least 1, received 0",
     "train --outer_lr nan": "outer_lr: expected a number above 0, received nan",

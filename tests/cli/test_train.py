@@ -33,7 +33,7 @@ ENDLESS = ("--update_epochs", 1_000_000, "--max_env_steps", 1_000_000)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short evaluation at the end of a training."""
-    monkeypatch.setattr("ssm_metarl.cli.train.FINAL_TASKS", 3)
+    monkeypatch.setattr("ssm_metarl.cli.training.FINAL_TASKS", 3)
 
 
 def test_stdout_is_one_json_object_and_progress_goes_to_stderr(trained: Trained) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
+from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, as_policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
@@ -22,11 +23,17 @@ from ssm_metarl.evaluation.episodes import (
     collect_support,
     flip_trajectories,
     run_arm,
+    run_trials,
 )
-from ssm_metarl.evaluation.meta_evaluator import evaluate, learning_curve_point, verify
+from ssm_metarl.evaluation.meta_evaluator import (
+    evaluate,
+    in_context_curve_point,
+    learning_curve_point,
+    verify,
+)
 from ssm_metarl.evaluation.report import write_report
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 from ssm_metarl.types import Rollout
@@ -386,3 +393,68 @@ def test_replay_weighs_what_it_weighed_in_meta_training_unless_told_otherwise() 
     assert trained.hybrid(standard).experience_weight == 0.125
     told = trained.hybrid(standard, experience_weight=0.0, seed=4)
     assert (told.experience_weight, told.num_adapt_steps, told.gamma, told.seed) == (0, 3, 0.9, 4)
+
+
+@pytest.fixture(scope="module")
+def in_context_policy() -> Policy:
+    small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.1)
+    with torch.no_grad():
+        policy.heads.action.weight.mul_(1000)
+    return policy
+
+
+def test_in_context_arm(in_context_policy: Policy) -> None:
+    trained = MetaTrained.from_training({"mode": "in_context"})
+    settings = config(episodes_per_task=3)
+    result = evaluate(in_context_policy, CARTPOLE, settings, model="m", trained=trained)
+    assert list(result["arms"]) == [
+        "frozen",
+        "in_context",
+        "random",
+        "lqr",
+        "least_squares",
+        "sign_probe",
+    ]
+    assert list(result["paired"]) == ["in_context-frozen"]
+    arm = result["arms"]["in_context"]
+    assert arm["env_steps"] == 0
+    episodes = [e["mean"] for e in arm["by_episode"]]
+    assert len(episodes) == 3
+    assert arm["mean"] == pytest.approx(np.mean(episodes))
+    assert "by_episode" not in result["arms"]["frozen"]
+    assert {"in_context", "by_episode"} <= result["definitions"].keys()
+
+
+def test_a_trial_is_one_memory_and_its_first_episode_is_a_frozen_one(
+    in_context_policy: Policy,
+) -> None:
+    policy, tasks = in_context_policy, CARTPOLE.sample("id", 4, seed=0)
+    params = policy.meta_params()
+    three, one = (
+        run_trials(tasks, policy.actor(params, 4, 1), config(episodes_per_task=n)) for n in (3, 1)
+    )
+    assert three.shape == (4, 3)
+    assert (three[:, :1] == one).all()
+    worlds = make_worlds(tasks, 1, seed=0, purpose=f"{episodes.PURPOSE}-trial")
+    whole = collect_rollout(worlds, policy.actor(params, 4, 1), 400, autoreset=True)
+    ends = (whole.terminated | whole.truncated)[:, :, 0]
+    for k in range(4):
+        steps = ends[:, k].nonzero()[:3, 0]
+        lengths = torch.diff(steps, prepend=torch.tensor([-1]))
+        assert three[k].tolist() == lengths.tolist()
+
+
+def test_a_model_trained_in_context_is_verified_as_it_is(in_context_policy: Policy) -> None:
+    trained = MetaTrained.from_training({"mode": "in_context"})
+    figures = verify(in_context_policy, CARTPOLE, trained)
+    assert figures["support_steps"] == 0
+    assert figures["mean"] == figures["frozen_mean"]
+
+
+def test_a_look_on_the_way_at_a_trial(in_context_policy: Policy) -> None:
+    point = in_context_curve_point(in_context_policy, CARTPOLE, num_tasks=3)
+    assert set(point) == {
+        f"{split}episode_{n}_{kind}"
+        for split in ("", "ood_") for n in (1, 2) for kind in ("mean", "iqm")
+    }  # fmt: skip

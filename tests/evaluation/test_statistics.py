@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import trim_mean
+from scipy.stats import beta, trim_mean
 
 from ssm_metarl.evaluation.statistics import (
     bootstrap_interval,
@@ -66,6 +66,56 @@ def test_interval_covers_as_often_as_it_claims():
 
 def test_a_half_interval_would_fail_that_test():
     assert 0.40 <= _coverage(0.50) <= 0.60
+
+
+SCORES = np.array(  # three runs on four tasks
+    [[0.10, 0.52, 0.93, 0.35], [0.14, 0.61, 0.88, 0.07], [0.22, 0.40, 0.97, 0.66]]
+)
+
+
+def test_iqm_of_all_runs_and_tasks_at_once():
+    # Twelve scores, three dropped at either end; not the mean of each task's own IQM.
+    assert iqm(SCORES) == pytest.approx((0.22 + 0.35 + 0.40 + 0.52 + 0.61 + 0.66) / 6)
+    assert iqm(SCORES) == pytest.approx(trim_mean(SCORES, 0.25, axis=None))
+
+
+def test_the_stratified_interval_is_the_published_one_stretched():
+    # Agarwal et al.'s interval by the plainest of loops, on this package's draws of runs.
+    runs, tasks = SCORES.shape
+    drawn = generator(9, "bootstrap").integers(runs, size=(2000, runs, tasks))
+    values = []
+    for sample in drawn:
+        resampled = [[SCORES[sample[r, k], k] for k in range(tasks)] for r in range(runs)]
+        values.append(trim_mean(resampled, 0.25, axis=None))
+    published = np.percentile(values, [2.5, 97.5])
+    middle = iqm(SCORES)
+    stretched = middle + (published - middle) * np.sqrt(3 / 2)
+    assert bootstrap_interval(SCORES, seed=9) == pytest.approx(tuple(stretched))
+
+
+def _beta_coverage(confidence: float, repetitions: int, num_resamples: int) -> float:
+    """Share of intervals that hold the truth: 10 runs on 100 tasks, each with a Beta of its own."""
+    rng = generator(0, "betas")
+    a, b = rng.uniform(0.5, 5, 100), rng.uniform(0.5, 5, 100)
+    quantiles = (np.arange(400) + 0.5) / 400
+    truth = iqm(beta.ppf(quantiles[:, None], a, b))
+    hits = 0
+    for repetition in range(repetitions):
+        scores = generator(3, "coverage", repetition).beta(a, b, size=(10, 100))
+        low, high = bootstrap_interval(
+            scores, seed=repetition, num_resamples=num_resamples, confidence=confidence
+        )
+        hits += low <= truth <= high
+    return hits / repetitions
+
+
+@pytest.mark.slow
+def test_ten_runs_on_a_hundred_tasks_cover_as_often_as_they_claim():
+    assert 0.93 <= _beta_coverage(0.95, 800, 250) <= 0.97
+
+
+def test_a_narrower_interval_of_several_runs_would_fail_that_test():
+    assert 0.70 <= _beta_coverage(0.80, 100, 150) <= 0.90
 
 
 def test_interval_is_deterministic_and_names_its_stream_by_seed():

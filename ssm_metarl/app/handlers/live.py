@@ -159,7 +159,7 @@ class LiveRun:
                 plant.episode += 1
                 plant.state, plant.begins = self._fresh(plant.episode), True
             return round(x, 4), round(theta, 4), 0, FELL
-        obs = self._dynamics.observe(plant.state)
+        obs = self._dynamics.observe(plant.state, plant.parameters)
         action, _ = plant.actor(obs, torch.tensor([[plant.begins]]))
         plant.begins = False
         push = (1 if int(action) else -1) * int(plant.parameters["sign"])

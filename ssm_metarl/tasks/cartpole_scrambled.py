@@ -1,0 +1,167 @@
+"""CartPole behind unknown wiring: sensors in any order, sign and gain, an actuator with a delay.
+
+Place in the flow: stage 1, a family of tasks (`task_family`). The physics are those of `cartpole`.
+Of its state s and the chosen actions u = 2 a - 1 a task shows and does::
+
+    observation[place_i] = sensor_sign_i gain_i s_i        i = x, dx/dt, theta, dtheta/dt
+    force at step t      = sign force u_{t - delay}        0 before the first action of an episode
+
+`order` names which of the 24 ways to place the sensors a task has. In `cartpole` one bit is hidden
+and one fixed controller, told that bit, is enough. Here the same observation asks for one push in
+one task and for the other in the next, whatever the controller: `tests/tasks` measures that no
+fixed linear controller keeps the pole up, and `evaluation.baselines.told_actor` that one which is
+told the wiring does.
+
+The trap: an action that waits in the line is part of the state. Whoever rates an action by the
+next observation rates another one wherever there is a delay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssm_metarl.compiled import compiled
+from ssm_metarl.tasks.cartpole import CARTPOLE, CartPoleDynamics
+from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Uniform
+
+SENSORS = CARTPOLE.obs_names
+LONGEST_DELAY = 3  # steps
+PLACES = np.array(list(permutations(range(len(SENSORS)))))
+"""Where each sensor stands in the observation, for every value of `order`, shape (24, 4)."""
+WIRING = (
+    "order",
+    *(f"sensor_sign_{name}" for name in SENSORS),
+    *(f"gain_{name}" for name in SENSORS),
+)
+
+
+class CartPoleScrambledDynamics:
+    """Batched. State = (x, dx/dt, theta, dtheta/dt, u_{t-1}, u_{t-2}, u_{t-3})."""
+
+    obs_dim = len(SENSORS)
+    num_actions = 2
+    max_episode_steps = 500
+    push_scale: Sequence[float] = (*CartPoleDynamics.push_scale, *(0.0,) * LONGEST_DELAY)
+    start_spread: Sequence[float] = (*CartPoleDynamics.start_spread, *(0.0,) * LONGEST_DELAY)
+
+    def __init__(self) -> None:
+        self._cartpole = CartPoleDynamics()
+
+    def initial_state(self, uniform: Tensor) -> Tensor:
+        """As in `cartpole`, and no action waits; shape (..., 7)."""
+        cart = self._cartpole.initial_state(uniform[..., : self.obs_dim])
+        return torch.cat([cart, torch.zeros_like(uniform[..., self.obs_dim :])], dim=-1)
+
+    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """What the sensors show, each at its place, shape (K, N, 4)."""
+        if state.device.type == "cpu":
+            obs = state.new_empty(*state.shape[:-1], self.obs_dim)
+            _sense(PLACES, state.numpy(), *(parameters[n].numpy() for n in WIRING), obs.numpy())
+            return obs
+        return self.observe_plainly(state, parameters)
+
+    def observe_plainly(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The same by PyTorch's own operations, on any device."""
+        factors = [parameters[f"sensor_sign_{n}"] * parameters[f"gain_{n}"] for n in SENSORS]
+        sensed = state[..., : self.obs_dim] * torch.stack(factors, dim=-1)
+        place = torch.from_numpy(PLACES).to(state.device)[parameters["order"].long()]
+        return torch.empty_like(sensed).scatter_(-1, place, sensed)
+
+    def step(
+        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of 0.02 s.
+
+        Args:
+            state: Shape (K, N, 7).
+            action: 0 or 1, shape (K, N), int64.
+            parameters: Those of `cartpole` and delay [steps], each broadcast to (K, N).
+
+        Returns:
+            Next state (K, N, 7), reward (K, N), 1 for every step, and terminated (K, N), bool.
+        """
+        chosen = (2 * action - 1).to(state.dtype)[..., None]
+        line = torch.cat([chosen, state[..., self.obs_dim :]], dim=-1)  # u_t, u_{t-1}, ...
+        acting = line.gather(-1, parameters["delay"].long()[..., None])[..., 0]
+        # Action 1 of CartPole pushes with sign * force: the sign carries what arrives now.
+        arrived = {**parameters, "sign": parameters["sign"] * acting}
+        cart = state[..., : self.obs_dim].contiguous()
+        after, reward, terminated = self._cartpole.step(cart, torch.ones_like(action), arrived)
+        return torch.cat([after, line[..., :LONGEST_DELAY]], dim=-1), reward, terminated
+
+
+@compiled
+def _sense(  # type: ignore[no-untyped-def]
+    places, state, order, sign_0, sign_1, sign_2, sign_3, gain_0, gain_1, gain_2, gain_3, obs
+):
+    """`CartPoleScrambledDynamics.observe_plainly`, number by number."""
+    for k in range(state.shape[0]):
+        for n in range(state.shape[1]):
+            place = places[int(order[k, n])]
+            obs[k, n, place[0]] = sign_0[k, n] * gain_0[k, n] * state[k, n, 0]
+            obs[k, n, place[1]] = sign_1[k, n] * gain_1[k, n] * state[k, n, 1]
+            obs[k, n, place[2]] = sign_2[k, n] * gain_2[k, n] * state[k, n, 2]
+            obs[k, n, place[3]] = sign_3[k, n] * gain_3[k, n] * state[k, n, 3]
+
+
+def _wiring() -> tuple[TaskParameter, ...]:
+    either, gains = Choice((-1.0, 1.0)), Uniform(0.5, 2)
+    orders = Choice(tuple(float(i) for i in range(len(PLACES))))
+    return (
+        TaskParameter(
+            name="order",
+            unit="",
+            default=0.0,
+            id=orders,
+            ood=orders,
+            meaning="which of the 24 orders the sensors stand in",
+        ),
+        *(
+            TaskParameter(
+                name=f"sensor_sign_{name}",
+                unit="",
+                default=1.0,
+                id=either,
+                ood=either,
+                meaning=f"sign of the sensor of {name}",
+            )
+            for name in SENSORS
+        ),
+        *(
+            TaskParameter(
+                name=f"gain_{name}",
+                unit="",
+                default=1.0,
+                id=gains,
+                ood=Uniform(0.25, 0.5, also=((2.0, 4.0),)),
+                physical=(0.01, 100.0),
+                meaning=f"gain of the sensor of {name}",
+            )
+            for name in SENSORS
+        ),
+        TaskParameter(
+            name="delay",
+            unit="steps",
+            default=0.0,
+            id=Choice((0.0, 1.0, 2.0)),
+            ood=Choice((float(LONGEST_DELAY),)),
+            meaning="time between the choice of an action and its push",
+        ),
+    )
+
+
+CARTPOLE_SCRAMBLED = TaskFamily(
+    name="cartpole_scrambled",
+    dynamics=CartPoleScrambledDynamics(),
+    obs_scale=(0.2,) * len(SENSORS),
+    obs_names=tuple(f"sensor_{place}" for place in range(len(SENSORS))),
+    effect_dims=tuple(range(len(SENSORS))),
+    return_bounds=CARTPOLE.return_bounds,
+    mirror=True,
+    parameters=(*CARTPOLE.parameters, *_wiring()),
+)

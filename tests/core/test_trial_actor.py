@@ -1,0 +1,139 @@
+"""The remembering actor: the same numbers as the whole sequence, and memory where it belongs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ssm_metarl.config import PolicyConfig
+from ssm_metarl.core.policy import build_policy
+from ssm_metarl.core.trial_input import trial_starts
+from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.types import RewardedActor
+
+TASKS, ENVS, STEPS = 3, 2, 60
+
+
+def small_policy(**changes):
+    settings = {"num_actions": 2, "in_context": True, "obs_scale": CARTPOLE.obs_scale}
+    config = PolicyConfig(state_dim=5, hidden_dim=6, num_layers=2, **(settings | changes))
+    policy = build_policy(config, seed=0, inner_lr=0.01)
+    with torch.no_grad():
+        policy.heads.action.weight.mul_(100)  # far from uniform: differences would show
+    return policy
+
+
+def sampled_rollout(policy, params, trial_episodes):
+    tasks = CARTPOLE.sample("train", TASKS, seed=0)
+    worlds = make_worlds(tasks, ENVS, seed=0, purpose="test", max_episode_steps=15)
+    noise = TaskNoise(0, "test-action", tasks.indices)
+    actor = policy.actor(
+        params, TASKS, ENVS, noise=noise, num_steps=STEPS, trial_episodes=trial_episodes
+    )
+    assert isinstance(actor, RewardedActor)
+    return collect_rollout(worlds, actor, STEPS, autoreset=True)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("per_task", [False, True])
+@pytest.mark.parametrize("trial_episodes", [None, 2])
+def test_acting_is_the_sequence_step_by_step(per_task, trial_episodes, mirror):
+    policy = small_policy(mirror=mirror)
+    params = {n: p.detach() for n, p in policy.meta_params().items()}
+    if per_task:
+        params = {
+            n: torch.stack([p * (1 + 0.1 * k) for k in range(TASKS)]) for n, p in params.items()
+        }
+    rollout = sampled_rollout(policy, params, trial_episodes)
+    assert rollout.reset.sum() > 2 * TASKS * ENVS  # episodes did end
+    start = trial_starts(rollout.reset, trial_episodes)
+    with torch.no_grad():
+        inputs = policy.inputs(rollout, start)
+        out, _ = policy.unroll(params, inputs, policy.init_hidden(TASKS, ENVS), start)
+    log_prob = out.distribution.log_prob(rollout.action)
+    torch.testing.assert_close(log_prob, rollout.log_prob, rtol=0, atol=2e-5)
+
+
+def test_the_memory_crosses_an_episodes_end_and_not_a_trials():
+    policy = small_policy()
+    params = policy.meta_params()
+    rollout = sampled_rollout(policy, params, 2)
+    fresh = trial_starts(rollout.reset, 1)  # what a memory of one episode would see
+    with torch.no_grad():
+        out, _ = policy.unroll(
+            params, policy.inputs(rollout, fresh), policy.init_hidden(TASKS, ENVS), fresh
+        )
+    same = (out.distribution.log_prob(rollout.action) - rollout.log_prob).abs() < 2e-5
+    episode = rollout.reset.long().cumsum(0)
+    assert same[episode % 2 == 1].all()  # the first of each trial
+    assert same[episode % 2 == 0].double().mean() < 0.2
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_plain_actor_acts_alike(monkeypatch, mirror):
+    policy = small_policy(mirror=mirror)
+    compiled = sampled_rollout(policy, policy.meta_params(), 2)
+    for module in ("policy", "trial_actor", "diagonal_ssm"):
+        monkeypatch.setattr(f"ssm_metarl.core.{module}.can_fuse", lambda *_: False)
+    plain = sampled_rollout(policy, policy.meta_params(), 2)
+    assert torch.equal(plain.action, compiled.action)
+    torch.testing.assert_close(plain.log_prob, compiled.log_prob, rtol=0, atol=2e-5)
+
+
+def test_a_new_actor_remembers_nothing():
+    policy = small_policy()
+    first = sampled_rollout(policy, policy.meta_params(), None)
+    again = sampled_rollout(policy, policy.meta_params(), None)
+    assert torch.equal(first.action, again.action)
+
+
+def test_the_reward_is_told():
+    policy = small_policy()
+    told, untold = (policy.actor(policy.meta_params(), 1, 1) for _ in range(2))
+    obs, start = torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool)
+    for actor in (told, untold):
+        actor(obs, start)
+    told.rewarded(torch.ones(1, 1))
+    assert told(obs, ~start)[1].item() != untold(obs, ~start)[1].item()
+
+
+def test_continuous_actions():
+    config = PolicyConfig(
+        state_dim=4, hidden_dim=4, num_layers=1, obs_scale=(1.0, 1.0, 1.0), action_dim=1,
+        in_context=True,
+    )  # fmt: skip
+    policy = build_policy(config, seed=0, inner_lr=0.01)
+    actor = policy.actor(policy.meta_params(), 2, 3)
+    action, log_prob = actor(torch.zeros(2, 3, 3), torch.ones(2, 3, dtype=torch.bool))
+    assert (action.shape, log_prob.shape) == ((2, 3, 1), (2, 3))
+
+
+def test_a_mirrored_history_is_met_with_mirrored_actions():
+    policy = small_policy(mirror=True)
+    params = policy.meta_params()
+    rollout = sampled_rollout(policy, params, 2)
+    start = trial_starts(rollout.reset, 2)
+    image = replace(rollout, obs=-rollout.obs, action=1 - rollout.action)
+    hidden = policy.init_hidden(TASKS, ENVS)
+    with torch.no_grad():
+        here, there = (
+            policy.unroll(params, policy.inputs(r, start), hidden, start)[0].distribution.logits
+            for r in (rollout, image)
+        )
+    torch.testing.assert_close(here, there.flip(-1), rtol=0, atol=1e-4)
+    assert (here - there).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"core": "state_space"}, "in_context: expected False, or core 'diagonal'"),
+        ({"mirror": True, "num_actions": 3}, "mirror: expected False in context with more"),
+    ],
+)
+def test_what_in_context_does_not_go_with(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_policy(**changes)

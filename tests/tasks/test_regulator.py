@@ -1,0 +1,122 @@
+"""Told experts: the linear algebra against scipy, and the wiring undone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import solve_discrete_are
+
+from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
+from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from ssm_metarl.tasks.regulator import (
+    PUSH_COST,
+    STATE_COST,
+    CartPoleExpert,
+    expert_for,
+    has_expert,
+    linearised_cartpole,
+    lqr_gain,
+    solve_riccati,
+)
+from ssm_metarl.tasks.task_family import TaskFamily
+
+SEED = 3
+
+
+@pytest.mark.parametrize("split", ["id", "ood"])
+def test_linearisation_is_the_derivative_of_the_physics(split):
+    tasks = CARTPOLE.sample(split, 8, seed=SEED)
+    a, b = linearised_cartpole(tasks)
+    parameters = {**tasks.values, "sign": torch.ones(8, dtype=torch.float64)}
+
+    def step(state: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
+        # The force as a continuous variable: the physics' own action is one of two.
+        scaled = {**parameters, "force": parameters["force"] * push}
+        action = torch.ones(8, dtype=torch.int64)
+        return CARTPOLE.dynamics.step_plainly(state, action, scaled)[0].sum(0)
+
+    rest = (torch.zeros(8, 4, dtype=torch.float64), torch.zeros(8, dtype=torch.float64))
+    by_state, by_push = torch.autograd.functional.jacobian(step, rest)
+    torch.testing.assert_close(by_state.transpose(0, 1), a)
+    torch.testing.assert_close(by_push.T, b[..., 0])
+
+
+@pytest.mark.parametrize("split", ["id", "ood"])
+def test_riccati_solution_is_scipys(split):
+    a, b = linearised_cartpole(CARTPOLE.sample(split, 12, seed=SEED))
+    cost = torch.diag(torch.tensor(STATE_COST, dtype=torch.float64))
+    p = solve_riccati(a, b, cost, PUSH_COST)
+    expected = np.stack(
+        [
+            solve_discrete_are(x.numpy(), y.numpy(), cost.numpy(), np.array([[PUSH_COST]]))
+            for x, y in zip(a, b, strict=True)
+        ]
+    )
+    np.testing.assert_allclose(p.numpy(), expected, rtol=1e-8)
+
+
+def test_regulated_linear_plant_is_stable():
+    tasks = CARTPOLE.sample("ood", 50, seed=SEED)
+    a, b = linearised_cartpole(tasks)
+    closed_loop = a + b @ lqr_gain(tasks)[:, None]
+    assert torch.linalg.eigvals(closed_loop).abs().max() < 1
+    assert torch.linalg.eigvals(a).abs().amax(-1).min() > 1.02  # unregulated it falls
+
+
+def test_families_with_an_expert():
+    assert has_expert(CARTPOLE) and has_expert(CARTPOLE_SCRAMBLED)
+    other = TaskFamily.from_gymnasium("Pendulum-v1", {})
+    assert not has_expert(other)
+    with pytest.raises(ValueError, match="received family 'Pendulum-v1'"):
+        expert_for(other.task())
+
+
+def _rollout(delay, num_steps=40):
+    """Random actions behind unknown wiring, with the states underneath."""
+    tasks = CARTPOLE_SCRAMBLED.sample("id", 5, seed=SEED)
+    tasks = replace(tasks, values={**tasks.values, "delay": torch.full((5,), delay).double()})
+    worlds = make_worlds(tasks, 2, seed=SEED, purpose="test")
+    actor = random_actor(worlds, TaskNoise(SEED, "test-action", tasks.indices), num_steps)
+    states = []
+
+    def act(obs, reset):
+        states.append(worlds._state)
+        return actor(obs, reset)
+
+    return tasks, collect_rollout(worlds, act, num_steps, autoreset=True), torch.stack(states)
+
+
+def test_without_a_delay_it_is_cartpoles_expert_on_the_state_underneath():
+    tasks, rollout, states = _rollout(delay=0.0)
+    told = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
+    plain = CartPoleExpert(tasks)(states[..., :4], rollout.action, rollout.reset)
+    assert (told == plain).double().mean() > 0.995  # but for rounding at the switching plane
+    assert 0.2 < told.double().mean() < 0.8
+
+
+@pytest.mark.parametrize("delay", [1.0, 2.0, 3.0])
+def test_with_a_delay_it_acts_on_where_the_plant_will_be(delay):
+    # Within an episode the state that many steps later is the one that an action meets.
+    tasks, rollout, states = _rollout(delay)
+    told = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
+    later = int(delay)
+    plain = CartPoleExpert(tasks)(states[later:, ..., :4], rollout.action[later:], rollout.reset)
+    same_episode = ~torch.stack(
+        [rollout.reset[ago : len(told) - later + ago] for ago in range(1, later + 1)]
+    ).any(0)
+    agree = (told[:-later] == plain)[same_episode].double().mean()
+    assert agree > 0.99
+    now = CartPoleExpert(tasks)(states[..., :4], rollout.action, rollout.reset)
+    assert (told == now).double().mean() < 0.97
+
+
+def test_the_last_action_is_not_looked_at():
+    tasks, rollout, _ = _rollout(delay=2.0)
+    expert, other = expert_for(tasks), rollout.action.clone()
+    other[-1] = 1 - other[-1]
+    one = expert(rollout.obs, rollout.action, rollout.reset)
+    assert torch.equal(one, expert(rollout.obs, other, rollout.reset))
