@@ -10,6 +10,7 @@ as a batch, so that it never has to; with shorter ones it would be cut into piec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,9 +23,12 @@ from ssm_metarl.benchmarks.timing import alternate
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import LinearHeads, Policy
 from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
+from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.types import Params
 
 WIDTH = 128
+FAMILY = replace(CARTPOLE, mirror=False)
+"""Without the mirrored histories, which would double the work of either model."""
 
 
 class GRUModel(nn.Module):
@@ -67,7 +71,7 @@ def in_context(settings: Settings) -> list[Measurement]:
             update_epochs=4,
             trial_episodes=128,
         )
-        trainers = {"ours": InContextTrainer(config), "GRU": gru_trainer(config)}
+        trainers = {"ours": InContextTrainer(config, FAMILY), "GRU": gru_trainer(config)}
         for trainer in trainers.values():
             for _ in range(warmup):
                 trainer.run_epoch()
@@ -99,7 +103,7 @@ def in_context(settings: Settings) -> list[Measurement]:
 
 def gru_trainer(config: InContextConfig) -> InContextTrainer:
     """The same training of a GRU."""
-    trainer = InContextTrainer(config)
+    trainer = InContextTrainer(config, FAMILY)
     like = trainer.policy
     with torch.random.fork_rng(devices=[]):  # the initialisers draw from the global generator
         torch.manual_seed(config.seed)

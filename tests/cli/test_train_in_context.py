@@ -79,3 +79,11 @@ def test_a_model_trained_in_context_has_nothing_to_adapt_by_gradient(cli: Cli) -
     cli("train", *TINY, "--out", "run", "--json")
     refusal = cli("adapt", "--model", "run", "--task", '{"force": 7}', "--out", "x").refusal()
     assert "in context" in refusal
+
+
+def test_a_report_has_the_trials_curves(cli: Cli) -> None:
+    cli("train", *TINY, "--out", "run", "--json")
+    outcome = cli("evaluate", "--model", "run", "--num_tasks", 2, "--report", "page")
+    assert outcome.code == 0, outcome.err
+    text = (Path("page") / "report.md").read_text()
+    assert "in context" in text and "least squares, told nothing" in text
