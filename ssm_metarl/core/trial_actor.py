@@ -56,7 +56,8 @@ class TrialActor:
         self._rows = self._shape
         if params.flat.dim() == 1:
             # Shared parameters: all environments are as good as one task's, for larger products,
-            # or as several tasks', for as many threads.
+            # or as several tasks', for as many threads. The last bit depends on their number, as
+            # that of the gradients does (`fused_unroll`).
             count = num_tasks * num_envs
             groups = math.gcd(count, threads_worth(count))
             self._rows = (groups, count // groups)
