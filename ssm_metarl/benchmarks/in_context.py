@@ -32,7 +32,7 @@ FAMILY = replace(CARTPOLE, mirror=False)
 
 
 class GRUModel(nn.Module):
-    """A linear encoder and a `torch.nn.GRU`, as a `SequenceModel` of one task."""
+    """A linear encoder and a `torch.nn.GRU`, as a `SequenceModel` with shared parameters."""
 
     def __init__(self, input_dim: int, width: int = WIDTH) -> None:
         super().__init__()
@@ -48,11 +48,12 @@ class GRUModel(nn.Module):
         """See `SequenceModel.unroll`; states are cleared before the first step only."""
         if bool(reset[1:].any()):
             raise ValueError("GRUModel: expected no reset inside a sequence, received one")
-        state = (hidden * ~reset[0, ..., None])[:1]  # (1, N, D)
-        features = nn.functional.linear(x[:, 0], params["encoder.weight"], params["encoder.bias"])
+        state = (hidden * ~reset[0, ..., None]).flatten(0, 1)[None]  # (1, K N, D)
+        rows = x.flatten(1, 2)  # under shared parameters tasks are environments
+        features = nn.functional.linear(rows, params["encoder.weight"], params["encoder.bias"])
         weights = {n[4:]: params[n] for n in params if n.startswith("gru.")}
         out, last = functional_call(self.gru, weights, (features, state))
-        return out[:, None], last
+        return out.view(*x.shape[:-1], -1), last.view(*hidden.shape)
 
 
 def in_context(settings: Settings) -> list[Measurement]:
