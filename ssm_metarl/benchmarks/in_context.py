@@ -10,6 +10,7 @@ as a batch, so that it never has to; with shorter ones it would be cut into piec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,13 +23,16 @@ from ssm_metarl.benchmarks.timing import alternate
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import LinearHeads, Policy
 from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
+from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.types import Params
 
 WIDTH = 128
+FAMILY = replace(CARTPOLE, mirror=False)
+"""Without the mirrored histories, which would double the work of either model."""
 
 
 class GRUModel(nn.Module):
-    """A linear encoder and a `torch.nn.GRU`, as a `SequenceModel` of one task."""
+    """A linear encoder and a `torch.nn.GRU`, as a `SequenceModel` with shared parameters."""
 
     def __init__(self, input_dim: int, width: int = WIDTH) -> None:
         super().__init__()
@@ -44,11 +48,12 @@ class GRUModel(nn.Module):
         """See `SequenceModel.unroll`; states are cleared before the first step only."""
         if bool(reset[1:].any()):
             raise ValueError("GRUModel: expected no reset inside a sequence, received one")
-        state = (hidden * ~reset[0, ..., None])[:1]  # (1, N, D)
-        features = nn.functional.linear(x[:, 0], params["encoder.weight"], params["encoder.bias"])
+        state = (hidden * ~reset[0, ..., None]).flatten(0, 1)[None]  # (1, K N, D)
+        rows = x.flatten(1, 2)  # under shared parameters tasks are environments
+        features = nn.functional.linear(rows, params["encoder.weight"], params["encoder.bias"])
         weights = {n[4:]: params[n] for n in params if n.startswith("gru.")}
         out, last = functional_call(self.gru, weights, (features, state))
-        return out[:, None], last
+        return out.view(*x.shape[:-1], -1), last.view(*hidden.shape)
 
 
 def in_context(settings: Settings) -> list[Measurement]:
@@ -67,7 +72,7 @@ def in_context(settings: Settings) -> list[Measurement]:
             update_epochs=4,
             trial_episodes=128,
         )
-        trainers = {"ours": InContextTrainer(config), "GRU": gru_trainer(config)}
+        trainers = {"ours": InContextTrainer(config, FAMILY), "GRU": gru_trainer(config)}
         for trainer in trainers.values():
             for _ in range(warmup):
                 trainer.run_epoch()
@@ -99,7 +104,7 @@ def in_context(settings: Settings) -> list[Measurement]:
 
 def gru_trainer(config: InContextConfig) -> InContextTrainer:
     """The same training of a GRU."""
-    trainer = InContextTrainer(config)
+    trainer = InContextTrainer(config, FAMILY)
     like = trainer.policy
     with torch.random.fork_rng(devices=[]):  # the initialisers draw from the global generator
         torch.manual_seed(config.seed)

@@ -102,6 +102,12 @@ class Evaluate(EvaluationConfig):
                 f"compare: expected models of one family, received {first.family.name!r} and "
                 f"{second.family.name!r}"
             )
+        for opened in (first, second):
+            if not opened.trained.gradient:
+                raise ValueError(
+                    f"compare: expected models that were meta-trained for a gradient step, "
+                    f"received {opened.name!r}, which adapts in context"
+                )
         announce_compilation()
         result = compare_models(
             ((first.policy, first.trained), (second.policy, second.trained)),

@@ -10,6 +10,7 @@ nothing; and a reward that nobody tells is 0 to the policy, a reward that it nev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.action_space import Discrete
+from ssm_metarl.compiled import threads_worth
 from ssm_metarl.core.fused import KernelRun, can_fuse
 from ssm_metarl.core.fused_actor import choose
 from ssm_metarl.core.trial_memory import TrialMemory
@@ -51,8 +53,14 @@ class TrialActor:
     ) -> None:
         self._policy, self._params, self._noise = policy, params, noise
         self._shape = (num_tasks, num_envs)
-        # Under shared parameters all environments are rows of one task: larger products.
-        self._rows = (1, num_tasks * num_envs) if params.flat.dim() == 1 else self._shape
+        self._rows = self._shape
+        if params.flat.dim() == 1:
+            # Shared parameters: all environments are as good as one task's, for larger products,
+            # or as several tasks', for as many threads. The last bit depends on their number, as
+            # that of the gradients does (`fused_unroll`).
+            count = num_tasks * num_envs
+            groups = math.gcd(count, threads_worth(count))
+            self._rows = (groups, count // groups)
         self._memory = TrialMemory(policy, num_tasks * num_envs, trial_episodes)
         self._hidden = policy.init_hidden(*self._rows)
         self._run: KernelRun | None = None

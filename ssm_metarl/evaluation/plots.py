@@ -33,6 +33,7 @@ ARMS: Mapping[str, tuple[str, str]] = {
     "hybrid": ("after: hybrid", GREEN),
     "both": ("after: both", PURPLE),
     "lqr": ("LQR, told the physics", MUTED),
+    "least_squares": ("least squares, told nothing", MUTED),
     "sign_probe": ("fixed gain, sign probed", MUTED),
 }
 """Every known arm, in the order of display: label and colour."""
@@ -133,7 +134,8 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
     Args:
         log: JSON lines with ``env_steps`` and ``average_return``, and on some of them
             ``eval_adapted_mean``, ``eval_ood_adapted_mean`` and ``eval_frozen_mean`` (drawn as
-            lines) and ``eval_adapted_iqm`` and ``eval_frozen_iqm`` (dotted).
+            lines) and ``eval_adapted_iqm`` and ``eval_frozen_iqm`` (dotted); of a training in
+            context ``eval_episode_1_mean`` and so on.
         path: PNG file to write.
         ceiling: The highest possible return, drawn as a line; None for none.
 
@@ -154,6 +156,10 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
         ("eval_frozen_mean", "eval_frozen_iqm", "before adapting", VERMILION),
         ("eval_ood_adapted_mean", "eval_ood_adapted_iqm", "after, out of range", SKY),
         ("eval_adapted_mean", "eval_adapted_iqm", "after adapting", BLUE),
+        # of a training in context, which has none of these three
+        ("eval_episode_1_mean", "eval_episode_1_iqm", "first episode", VERMILION),
+        ("eval_ood_episode_2_mean", "eval_ood_episode_2_iqm", "second, out of range", SKY),
+        ("eval_episode_2_mean", "eval_episode_2_iqm", "second episode", BLUE),
     )
     for mean, middle, label, color in curves:
         usual = rows if middle else [row for row in rows if row.get("horizon") == horizon]
@@ -189,7 +195,7 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
     axes.set_title(
         "Episode return over meta-training", loc="left", fontsize=11.5, color=INK, weight="bold"
     )
-    if any("eval_adapted_iqm" in row for row in rows):
+    if any("eval_adapted_iqm" in row or "eval_episode_1_iqm" in row for row in rows):
         axes.set_title("lines: mean; dotted: IQM", loc="right", fontsize=8.5, color=MUTED)
     return _save(figure, path)
 

@@ -55,6 +55,10 @@ def generation_zero(
         raise ValueError("model: expected one to begin a lineage with, received None")
     checkpoint = _as_checkpoint(model)
     family = family_of(env or checkpoint.training.get("family", "cartpole"))
+    if checkpoint.policy_config.get("in_context", False):
+        raise ValueError(
+            "model: expected one that sees observations only, received one that adapts in context"
+        )
     recipe = _recipe(checkpoint, family)
     config = architecture(recipe, family)
     checkpoint = replace(

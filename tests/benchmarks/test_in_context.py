@@ -19,12 +19,13 @@ def test_the_row_runs() -> None:
 
 def test_the_model_is_torchs_gru_behind_an_encoder() -> None:
     model = GRUModel(5, width=7)
-    x, hidden = torch.randn(6, 1, 3, 5), torch.randn(1, 3, 7)
-    reset = torch.zeros(6, 1, 3, dtype=torch.bool)
+    x, hidden = torch.randn(6, 2, 3, 5), torch.randn(2, 3, 7)
+    reset = torch.zeros(6, 2, 3, dtype=torch.bool)
     out, last = model.unroll(dict(model.named_parameters()), x, hidden, reset)
-    expected, state = model.gru(model.encoder(x[:, 0]), hidden)
-    torch.testing.assert_close(out[:, 0], expected)
-    torch.testing.assert_close(last, state)
+    for task in range(2):
+        expected, state = model.gru(model.encoder(x[:, task]), hidden[task : task + 1])
+        torch.testing.assert_close(out[:, task], expected)
+        torch.testing.assert_close(last[task : task + 1], state)
 
 
 def test_a_reset_clears_the_state_at_the_start_and_is_refused_later() -> None:

@@ -77,5 +77,21 @@ def test_an_evaluation_of_as_many_episodes_as_one_likes(cli: Cli) -> None:
 
 def test_a_model_trained_in_context_has_nothing_to_adapt_by_gradient(cli: Cli) -> None:
     cli("train", *TINY, "--out", "run", "--json")
-    refusal = cli("adapt", "--model", "run", "--task", '{"force": 7}', "--out", "x").refusal()
-    assert "in context" in refusal
+    for command in (
+        ("adapt", "--model", "run", "--task", '{"force": 7}', "--out", "x"),
+        ("evaluate", "--model", "run", "--safety", "--num_tasks", 2),
+        ("evaluate", "--compare", "run", "run"),
+        ("evaluate", "--model", "run", "--drift", "flip", "--num_tasks", 2),
+        ("rsi", "run", "--model", "run", "--cycles", 1, "--lineage", "lineage"),
+    ):
+        outcome = cli(*command)
+        assert outcome.code == 2, command
+        assert "in context" in outcome.err, command
+
+
+def test_a_report_has_the_trials_curves(cli: Cli) -> None:
+    cli("train", *TINY, "--out", "run", "--json")
+    outcome = cli("evaluate", "--model", "run", "--num_tasks", 2, "--report", "page")
+    assert outcome.code == 0, outcome.err
+    text = (Path("page") / "report.md").read_text()
+    assert "in context" in text and "least squares, told nothing" in text

@@ -137,3 +137,13 @@ def test_a_mirrored_history_is_met_with_mirrored_actions():
 def test_what_in_context_does_not_go_with(changes, message):
     with pytest.raises(ValueError, match=message):
         small_policy(**changes)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_number_of_threads_changes_the_last_bit_at_most(monkeypatch, mirror):
+    policy = small_policy(mirror=mirror)
+    alone = sampled_rollout(policy, policy.meta_params(), 2)
+    monkeypatch.setattr("ssm_metarl.core.trial_actor.threads_worth", lambda rows: 3)
+    shared = sampled_rollout(policy, policy.meta_params(), 2)
+    assert torch.equal(alone.action, shared.action)
+    torch.testing.assert_close(alone.log_prob, shared.log_prob, rtol=0, atol=1e-5)
