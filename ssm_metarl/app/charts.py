@@ -120,22 +120,31 @@ def generations(lineage: LineageView) -> Chart:
 
 def ratios(rows: Sequence[Interval], title: str) -> Chart:
     """Ratios with their spreads, on a scale of logarithms, around 1; a colour for each kind."""
+    return _intervals(rows, title, {"label": "ratio (1 is as much as the other)", "log": True}, 1)
+
+
+def differences(rows: Sequence[Interval], title: str) -> Chart:
+    """Differences with their intervals, around 0; a colour for each kind."""
+    return _intervals(rows, title, {"label": "difference of mean returns (95 % interval)"}, 0)
+
+
+def _intervals(rows: Sequence[Interval], title: str, axis: dict[str, Any], ref: float) -> Chart:
     if not rows:
         return NOTHING
     kinds = dict(zip(dict.fromkeys(row.kind for row in rows), KINDS, strict=False))
     return {
         "kind": "intervals",
         "title": title,
-        "x": {"label": "ratio (1 is as much as the other)", "log": True},
-        "ref": 1,
+        "x": axis,
+        "ref": ref,
         "rows": [
             {
-                "label": row.label, "value": row.median, "low": row.low, "high": row.high,
-                "text": f"{row.median:.3g} {row.kind}".strip(), "color": kinds[row.kind],
+                "label": row.label, "value": row.middle, "low": row.low, "high": row.high,
+                "text": f"{row.middle:.3g} {row.kind}".strip(), "color": kinds[row.kind],
             }
             for row in rows
         ],
-        "summary": "; ".join(f"{row.label}: {row.median:.3g} {row.kind}" for row in rows),
+        "summary": "; ".join(f"{row.label}: {row.middle:.3g} {row.kind}" for row in rows),
     }  # fmt: skip
 
 

@@ -26,9 +26,26 @@ def test_the_ratios_are_those_of_the_file() -> None:
     row = next(r for r in content["rows"] if r["name"] == "rollout")
     table = next(t for t in comparing.read("performance").tables if t.title == "rollout")
     expected = [m["ratio"]["median"] for m in row["measurements"] if m["ratio"] is not None]
-    assert [row.median for row in comparing.intervals(table)] == expected
+    assert [row.middle for row in comparing.intervals(table)] == expected
     chart = charts.ratios(comparing.intervals(table), "rollout")
     assert [r["value"] for r in chart["rows"]] == expected
+
+
+def test_the_differences_are_those_of_the_file() -> None:
+    content = json.loads((RESULTS / "benchmark_results.json").read_text())
+    table = comparing.read("benchmark_results").tables[0]
+    found = comparing.differences(table)
+    rows = content["configurations"]
+    assert [(i.middle, i.low, i.high) for i in found] == [
+        (row[pair]["mean"], row[pair]["ci95_low"], row[pair]["ci95_high"])
+        for pair in ("standard - frozen", "hybrid - standard")
+        for row in rows
+    ]
+    assert (found[0].label, found[0].kind) == ("id, 5, 0.01", "standard - frozen")
+    chart = charts.differences(found, "configurations")
+    assert chart["ref"] == 0 and len({row["color"] for row in chart["rows"]}) == 2
+    curves = comparing.read("benchmark_results").tables[1]
+    assert comparing.intervals(table) == comparing.differences(curves) == []
 
 
 def test_a_result_of_another_kind_is_shown_as_tables(tmp_path: Path) -> None:

@@ -111,12 +111,13 @@ def _same_columns(records: list[Row]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Interval:
-    """A ratio with its spread."""
+    """A ratio with its spread, or a difference with its 95 % interval."""
 
     label: str
     kind: str
-    """What it is a ratio of, such as ``speedup``; empty where the file does not say."""
-    median: float
+    """What it is a ratio of, such as ``speedup``, or which difference, such as ``hybrid -
+    standard``; empty where the file does not say."""
+    middle: float
     low: float
     high: float
 
@@ -134,3 +135,17 @@ def intervals(table: Table) -> list[Interval]:
         for row in table.rows
         if row.get("ratio.median") is not None and row["ratio.low"] > 0
     ]
+
+
+LOW = ".ci95_low"
+
+
+def differences(table: Table) -> list[Interval]:
+    """Every difference that has a 95 % interval, named by its row's words and whole numbers."""
+    found = []
+    for kind in [column.removesuffix(LOW) for column in table.rows[0] if column.endswith(LOW)]:
+        for row in table.rows:
+            words = [str(v) for v in row.values() if isinstance(v, (str, int))]
+            ends = (row[f"{kind}{end}"] for end in (".mean", LOW, ".ci95_high"))
+            found.append(Interval(", ".join(words), kind, *ends))
+    return found

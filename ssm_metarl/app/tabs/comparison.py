@@ -34,15 +34,17 @@ def build(page: Page) -> None:
         rows = text("result-table")
         command = text("result-command")
 
-        def contents(name: Any, title: Any) -> Sequence[Any]:
+        def contents(name: Any, part_name: Any) -> Sequence[Any]:
             found = comparing.read(name)
-            table = next((t for t in found.tables if t.title == title), found.tables[0])
+            table = next((t for t in found.tables if t.title == part_name), found.tables[0])
             heading = "Makes these figures again" if found.command else ""
+            title = table.title.replace("_", " ")
             return [
                 gr.update(choices=[t.title for t in found.tables], value=table.title),
                 markup.notice(table.note),
-                charts.ratios(comparing.intervals(table), table.title.replace("_", " ")),
-                markup.table(table.rows, table.title.replace("_", " ")),
+                charts.ratios(comparing.intervals(table), title)
+                or charts.differences(comparing.differences(table), title),
+                markup.table(table.rows, title),
                 markup.notice(heading) + markup.command(found.command)
                 + markup.details("what the words mean", markup.facts(found.definitions.items()))
                 + markup.details("machine and versions", markup.facts(found.about.items())),
