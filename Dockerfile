@@ -12,8 +12,8 @@ WORKDIR /home/app/ssm-metarl
 
 ARG TORCH_INDEX
 COPY constraints.txt .
-RUN pip install --no-cache-dir "$(grep '^torch==' constraints.txt)" \
-        ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+RUN if [ -n "$TORCH_INDEX" ]; then export PIP_INDEX_URL="$TORCH_INDEX"; fi \
+    && pip install --no-cache-dir "$(grep '^torch==' constraints.txt)" \
     && grep -v '^torch==' constraints.txt > /tmp/constraints.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY ssm_metarl ssm_metarl

@@ -6,12 +6,13 @@ Place in the flow: after `results`; the only module here that needs matplotlib.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ssm_metarl.benchmarks.results import Measurement, RowResult, ratio_text
 
 FASTER, SLOWER, COST = "#2b7a78", "#c0504d", "#8a8f99"
+ARMS = {"frozen": "#8a8f99", "standard": "#0072b2", "hybrid": "#d55e00"}
 DPI, COLOURS = 90, 32
 
 
@@ -80,3 +81,51 @@ def _bar(axis, place: int, m: Measurement) -> None:  # type: ignore[no-untyped-d
 
 def _label(m: Measurement) -> str:
     return f"{m.name.partition('/')[0]}: {m.case} / {m.peer}"
+
+
+def draw_bars(groups: Mapping[str, Mapping[str, float]], path: Path) -> None:
+    """Mean returns side by side: a group a configuration, a bar an arm.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axis = figure.subplots()
+    arms = list(next(iter(groups.values())))
+    width = 0.8 / len(arms)
+    for place, arm in enumerate(arms):
+        left = [group + (place - (len(arms) - 1) / 2) * width for group in range(len(groups))]
+        axis.bar(left, [each[arm] for each in groups.values()], width, color=ARMS[arm], label=arm)
+    axis.set_xticks(range(len(groups)), list(groups), fontsize=8, rotation=20, ha="right")
+    axis.set_ylabel("mean return")
+    axis.legend(frameon=False, fontsize=8, ncols=len(arms), loc="upper left")
+    axis.margins(y=0.18)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_curves(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Mean return after 0, 1, 2, ... gradient steps: a panel a setting, a line an arm.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure
+
+    columns = max(1, len(panels) // 2)
+    figure = Figure(figsize=(3 * columns, 4.6), layout="constrained")
+    axes = figure.subplots(-(-len(panels) // columns), columns, sharey=True, squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for width, (arm, values) in zip((4, 1.5), lines.items(), strict=False):  # both show
+            axis.plot(
+                range(len(values)), values, marker=".", color=ARMS[arm], label=arm, linewidth=width
+            )
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.set_xlabel("gradient steps", fontsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("mean return", fontsize=8)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=DPI)

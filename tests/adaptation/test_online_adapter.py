@@ -47,6 +47,20 @@ def pretrained() -> Policy:
     return as_policy(load_pretrained("cartpole"))
 
 
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> list[Rollout]:
+    """What the adapter is given to adapt to, each time."""
+    seen: list[Rollout] = []
+    adapt_tasks = StandardAdapter.adapt_tasks
+
+    def spy(self: StandardAdapter, policy: Policy, rollout: Rollout) -> object:
+        seen.append(rollout)
+        return adapt_tasks(self, policy, rollout)
+
+    monkeypatch.setattr(StandardAdapter, "adapt_tasks", spy)
+    return seen
+
+
 def make_worlds(num_tasks: int, start: int = 0) -> TaskBatch:
     tasks = CARTPOLE.sample("id", num_tasks, seed=7, start=start)
     return TaskBatch(tasks, 1, seed=7, purpose="online", max_episode_steps=10_000)
@@ -91,16 +105,8 @@ def test_tasks_do_not_feel_each_other(pretrained: Policy) -> None:
 
 
 def test_the_window_holds_the_transitions_since_the_change_and_no_end_of_an_episode(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
+    policy: Policy, windows: list[Rollout]
 ) -> None:
-    windows: list[Rollout] = []
-    adapt_tasks = StandardAdapter.adapt_tasks
-
-    def spy(self: StandardAdapter, policy: Policy, rollout: Rollout) -> object:
-        windows.append(rollout)
-        return adapt_tasks(self, policy, rollout)
-
-    monkeypatch.setattr(StandardAdapter, "adapt_tasks", spy)
     config = OnlineAdaptationConfig(window=200)  # it never settles: an untrained policy falls
     taken = collect_rollout(make_worlds(1), OnlineAdapter(policy, config), 80, autoreset=True)
     ends = taken.terminated[:-1, 0, 0]
@@ -113,20 +119,11 @@ def test_the_window_holds_the_transitions_since_the_change_and_no_end_of_an_epis
 
 
 def test_each_adaptation_is_the_standard_one_from_the_meta_parameters(
-    pretrained: Policy, monkeypatch: pytest.MonkeyPatch
+    pretrained: Policy, windows: list[Rollout]
 ) -> None:
-    windows: list[Rollout] = []
-    adapt_tasks = StandardAdapter.adapt_tasks
-
-    def spy(self: StandardAdapter, policy: Policy, rollout: Rollout) -> object:
-        windows.append(rollout)
-        return adapt_tasks(self, policy, rollout)
-
-    monkeypatch.setattr(StandardAdapter, "adapt_tasks", spy)
     online = OnlineAdapter(pretrained)
     collect_rollout(make_worlds(1), online, 15)
     assert [w.num_steps for w in windows] == list(range(2, 15))
-    monkeypatch.undo()
     expected, _ = StandardAdapter(online.config).adapt_tasks(pretrained, windows[-1])
     assert torch.equal(online._params.flat, expected.flat)
     assert online.num_adaptations == 13
