@@ -141,7 +141,8 @@ ssm.chart = (element, props, watch) => {
   function intervals(spec, figure, width) { // a row for each thing: its value, and an interval
     const narrow = width < 560 || spec.rows.some((r) => r.label.length > 44);
     const row = narrow ? 46 : 30, top = 8, bottom = 38;
-    const left = narrow ? 8 : Math.min(330, width * 0.46), right = 96;
+    const left = narrow ? 8 : Math.min(330, width * 0.46);
+    const right = 24 + 7 * Math.max(8, ...spec.rows.map((r) => (r.text || "").length));
     const height = top + row * spec.rows.length + bottom;
     const ends = spec.rows.flatMap((r) => [r.low ?? r.value, r.high ?? r.value]).concat(spec.ref ?? []);
     let [low, high] = [Math.min(...ends), Math.max(...ends)];
