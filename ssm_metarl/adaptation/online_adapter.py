@@ -89,8 +89,8 @@ class OnlineAdapter:
             )
         self.events: list[OnlineEvent] = []
         """What happened so far."""
-        self.num_adaptations = 0
-        """Adaptations so far, each one or more gradient steps, summed over the tasks."""
+        self.num_adaptations = torch.zeros(num_tasks, dtype=torch.int64)
+        """Adaptations to each task so far, of one or more gradient steps, shape (K,)."""
         self._adapter = StandardAdapter(self.config)
         self._params = expand_to_tasks(self.policy.meta_params(), num_tasks)
         self._params = self._params.at(self._params.flat.detach().clone())
@@ -156,8 +156,8 @@ class OnlineAdapter:
         if not len(chosen):
             return
         rollout = self._window(steps, chosen, known[:, :, None], first)
-        params, reports = self._adapter.adapt_tasks(self.policy, rollout)
-        self.num_adaptations += len(reports)
+        params, _ = self._adapter.adapt_tasks(self.policy, rollout)
+        self.num_adaptations[chosen] += 1
         self._params.flat[chosen] = params.flat
         self._spread[chosen] = target_spread(self.policy, rollout)
         hidden = self.policy.init_hidden(len(chosen), 1)

@@ -155,8 +155,10 @@ def print_drift(result: Mapping[str, Any]) -> None:
         print(
             f"online: noticed on {online['noticed']:.1%} of tasks, after "
             f"{online['notice_steps']:.0f} steps; {online['false_alarms']:.2f} false alarms per "
-            f"1,000 steps; {online['adaptations']:.0f} adaptations a task"
+            f"1,000 steps"
         )
+    if online["adaptations"] is not None:
+        print(f"online: {online['adaptations']:.0f} adaptations of a task up to the end")
     for kind, ms in result["control_step_ms"].items():
         print(
             f"a control step, {kind}: {ms['median']:.1f} ms, 99 % within {ms['p99']:.1f} ms "

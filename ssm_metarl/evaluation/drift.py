@@ -49,7 +49,7 @@ DEFINITIONS = {
     "up_after": f"share of tasks whose first episode lasts {LOOK_AFTER} steps beyond its beginning",
     "notice_steps": "steps from a change to its being noticed, median over tasks where it was",
     "false_alarms": "changes noticed before there was one, per 1,000 steps",
-    "adaptations": "adaptations of a task in its whole episode, mean",
+    "adaptations": "adaptations of a task in its whole episode, mean over those up to the end",
     "control_step_ms": "time of one action of one plant, median and 99 % quantile, while adapting "
     "and while not",
 }
@@ -183,6 +183,7 @@ def _noticed(adapter: OnlineAdapter, lives: np.ndarray, at: np.ndarray) -> dict[
     """What the online arm noticed, while its episodes lasted."""
     first: dict[int, int] = {}
     false_alarms = 0
+    to_the_end = torch.from_numpy(lives >= HORIZON)  # the adapter goes on looking at a fallen pole
     for event in adapter.events:
         if event.kind != "changed" or event.step > lives[event.task]:
             continue
@@ -194,7 +195,9 @@ def _noticed(adapter: OnlineAdapter, lives: np.ndarray, at: np.ndarray) -> dict[
         "notice_steps": float(np.median(list(first.values()))) if first else None,
         "noticed": len(first) / len(at),
         "false_alarms": 1000 * false_alarms / float(np.minimum(lives, at).sum()),
-        "adaptations": adapter.num_adaptations / len(at),
+        "adaptations": float(adapter.num_adaptations[to_the_end].double().mean())
+        if to_the_end.any()
+        else None,
     }
 
 
@@ -211,10 +214,11 @@ def _control_step_ms(
     times: dict[str, list[float]] = {"adapting": [], "quiet": []}
 
     def timed(obs: torch.Tensor, reset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        before, began = adapter.num_adaptations, time.perf_counter()
+        before, began = int(adapter.num_adaptations), time.perf_counter()
         action = adapter(obs, reset)
-        kind = "quiet" if adapter.num_adaptations == before else "adapting"
-        times[kind].append(1000 * (time.perf_counter() - began))
+        milliseconds = 1000 * (time.perf_counter() - began)
+        kind = "quiet" if int(adapter.num_adaptations) == before else "adapting"
+        times[kind].append(milliseconds)
         return action
 
     worlds = _worlds(task, later, torch.tensor([LOOK_AFTER]), drift, config)

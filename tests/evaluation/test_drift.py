@@ -62,12 +62,12 @@ def test_what_was_noticed_is_told_from_false_alarms() -> None:
         OnlineEvent(140, 0, "changed"),
         OnlineEvent(95, 1, "changed"),  # its episode had ended
     ]
-    adapter.num_adaptations = 30
+    adapter.num_adaptations = torch.tensor([30, 900])  # the second one's pole has fallen
     found = drift._noticed(
-        adapter, torch.tensor([400, 80]).numpy(), torch.tensor([100, 90]).numpy()
+        adapter, torch.tensor([1000, 80]).numpy(), torch.tensor([100, 90]).numpy()
     )
     assert found == {
-        "notice_steps": 3.0, "noticed": 0.5, "false_alarms": 1000 / 180, "adaptations": 15.0
+        "notice_steps": 3.0, "noticed": 0.5, "false_alarms": 1000 / 180, "adaptations": 30.0
     }  # fmt: skip
 
 
