@@ -22,6 +22,7 @@ from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
     Objective,
+    OnlineAdaptationConfig,
     StandardAdaptationConfig,
     SupportPolicy,
 )
@@ -84,6 +85,10 @@ class MetaTrained:
         """The same inner step on replayed experience too, weighed as it was meta-trained."""
         weight = self.experience_weight if experience_weight is None else experience_weight
         return HybridAdaptationConfig(**asdict(standard), experience_weight=weight, seed=seed)
+
+    def online(self) -> OnlineAdaptationConfig:
+        """Adapting inside an episode, with gradient steps only where it was trained for one."""
+        return OnlineAdaptationConfig(num_adapt_steps=1 if self.gradient else 0)
 
 
 def check_family(policy: Policy, family: TaskFamily) -> None:
