@@ -5,10 +5,10 @@ Place in the flow: stage 7, beside `meta_evaluator`; ``ssm-metarl evaluate --dri
 Two changes: ``flip`` turns the actuator round at once; ``parameters`` moves all other parameters to
 those of another task of the split, within 200 steps. All arms (see `DEFINITIONS`) meet the same
 plants, the same changes and the same initial states. Which there are depends on the model: frozen,
-standard and online for one that was trained for a gradient step; in_context and
-in_context_restarted for one that remembers; both of these and both for one that was trained for
-both. A model that remembers has no frozen arm: cleared at every episode's start, its memory does in
-the one episode that counts what in_context does.
+standard and online where it sees observations only; in_context and in_context_restarted where it
+remembers, and ``both`` where it was trained for a gradient step as well. A model that remembers has
+no frozen arm: cleared at every episode's start, its memory does in the one episode that counts what
+in_context does.
 
 A task counts as up while its first episode lasts. Shares are of all tasks: one that fell before
 its plant changed has not survived the change.
@@ -100,8 +100,9 @@ def measure_drift(
     tell = on_step or (lambda share, what: None)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     later, at = changes(tasks, drift, config)
-    online = online or trained.online()
-    actors = _actors(policy, tasks, config, trained, online)
+    actors = _actors(policy, tasks, config, trained, online or trained.online())
+    last = list(actors.values())[-1]
+    assert isinstance(last, OnlineAdapter)
     arms: dict[str, dict[str, Any]] = {}
     for name, actor in actors.items():
         tell(len(arms) / (len(actors) + 1), name)
@@ -121,7 +122,9 @@ def measure_drift(
         "horizon": HORIZON,
         "trained_on_changes": False,  # no training changes a task inside an episode
         "arms": arms,
-        "control_step_ms": _control_step_ms(policy, tasks[:1], later[:1], drift, config, online),
+        "control_step_ms": _control_step_ms(
+            policy, tasks[:1], later[:1], drift, config, last.config
+        ),
         "control_period_ms": CONTROL_PERIOD_MS,
         "definitions": DEFINITIONS,
     }
