@@ -88,10 +88,13 @@ class PolicyConfig:
     """Act on a mirrored history with the mirrored action, exactly (see `TaskFamily.mirror`)."""
     in_context: bool = False
     """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
+    memory: bool = True
+    """Keep the state from step to step; False clears it before each: nothing is remembered."""
 
     def __post_init__(self) -> None:
         require(self.core in ("diagonal", "state_space"), "core",
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
@@ -241,6 +244,8 @@ class MetaTrainingConfig:
     None for all. Growing a model's width sets it, so that the function stays."""
     in_context: bool = False
     """The policy also remembers from episode to episode: a gradient step on top of its context."""
+    memory: bool = True
+    """Keep the model's state from step to step; False clears it before each."""
     start: str | None = None
     """Model whose weights to start from, of the same architecture; None for fresh ones."""
     seed: int = 0
@@ -344,6 +349,7 @@ class MetaTrainingConfig:
     def env_step_limit(self) -> int | None:
         """The environment steps after which training stops, if they limit it."""
         if self.max_env_steps is None and self.num_epochs is None:
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
             return 1_450_000
         return self.max_env_steps
 

@@ -161,11 +161,19 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
     },
 }
 FREE: dict[type, set[str]] = {  # any value of the type will do, or another field's check covers it
-    PolicyConfig: {"action_dim", "action_low", "action_high", "mirror", "in_context"},
+    PolicyConfig: {"action_dim", "action_low", "action_high", "mirror", "in_context", "memory"},
     Calibration: {"objective", "target_spread"},
     StandardAdaptationConfig: {"rollback"},
     HybridAdaptationConfig: {"num_adapt_steps", "objective", "gae_lambda", "rollback", "seed"},
-    MetaTrainingConfig: {"family", "seed", "device", "first_order", "in_context", "start"},
+    MetaTrainingConfig: {
+        "family",
+        "seed",
+        "device",
+        "first_order",
+        "in_context",
+        "memory",
+        "start",
+    },
     SingleTaskConfig: {"env_name", "seed"},
     EvaluationConfig: {"family", "seed", "rollback", "shuffle_actions"},
     InContextConfig: {"family", "seed"},

@@ -60,6 +60,8 @@ class FusedActor:
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, N) and their log-probabilities for observations (K, N, O)."""
         run, mirror = self._run, self._policy.mirror
+        if not self._policy.memory:
+            reset = torch.ones_like(reset)
         observe(obs.numpy(), reset.numpy(), self._limit, self._scale, run.x, run.reset)
         run.forward(self._out, run.hidden)
         noise = self._none if self._noise is None else next(self._noise).numpy()

@@ -107,3 +107,4 @@ def _recipe(checkpoint: Checkpoint, family: TaskFamily) -> MetaTrainingConfig:
         num_layers=config.num_layers,
         norm_dim=config.norm_dim,
     )
+        memory=config.memory,

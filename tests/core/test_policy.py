@@ -25,8 +25,13 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make_policy(kind: str) -> Policy:
-    kind, _, mirror = kind.partition("-")
-    options: dict[str, Any] = {"obs_scale": SCALE, "mirror": bool(mirror), "inner_lr": 0.1}
+    kind, *how = kind.split("-")
+    options: dict[str, Any] = {
+        "obs_scale": SCALE,
+        "mirror": "mirror" in how,
+        "memory": "memoryless" not in how,
+        "inner_lr": 0.1,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         heads: LinearHeads | SliceHeads
@@ -46,7 +51,8 @@ def make_policy(kind: str) -> Policy:
 
 KINDS = ("slice", "discrete", "continuous")
 MIRRORED = tuple(f"{kind}-mirror" for kind in KINDS)
-every_policy = pytest.mark.parametrize("kind", [*KINDS, *MIRRORED])
+MEMORYLESS = tuple(f"{kind}-memoryless" for kind in (*KINDS, *MIRRORED))
+every_policy = pytest.mark.parametrize("kind", [*KINDS, *MIRRORED, *MEMORYLESS])
 
 
 def per_task(policy: Policy) -> dict[str, Tensor]:
@@ -224,6 +230,21 @@ def test_mirroring_is_a_mean_over_the_history_and_its_image(kind: str) -> None:
         torch.testing.assert_close(out.distribution.mean, expected)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("kind", MEMORYLESS)
+def test_without_memory_a_step_is_what_it_would_be_as_the_first(kind: str) -> None:
+    policy, remembering = make_policy(kind), make_policy(kind.replace("-memoryless", ""))
+    obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    never = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
+    for params in (policy.meta_params(), per_task(policy)):
+        hidden = policy.init_hidden(TASKS, ENVS)
+        out, last = policy.unroll(params, obs, hidden + 1.0, never)
+        alone, alone_last = remembering.unroll(params, obs, hidden, ~never)
+        torch.testing.assert_close(out.output, alone.output)
+        torch.testing.assert_close(last, alone_last)
+        kept, _ = remembering.unroll(params, obs, hidden, never)
+        assert not torch.allclose(kept.output[1:], alone.output[1:])
+
+
 def test_slice_heads_read_logits_and_signed_effects() -> None:
     policy = make_policy("slice")
     obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
@@ -322,3 +343,12 @@ def test_a_nonlinear_model_starts_as_sensitive_to_each_observation() -> None:
         sees_inputs = name in ("core.input_projection.weight", "core.feedthrough.weight")
         expected = value / torch.tensor(limits) if sees_inputs else value
         torch.testing.assert_close(scaled.meta_params()[name], expected)
+
+
+def test_a_policy_is_built_with_or_without_memory_and_never_without_in_context() -> None:
+    settings: dict[str, Any] = {"obs_scale": SCALE, "num_actions": 2}
+    for memory in (True, False):
+        config = PolicyConfig(**settings, memory=memory)
+        assert build_policy(config, seed=0, inner_lr=0.1).memory == memory
+    with pytest.raises(ValueError, match="memory: expected True in context, received False"):
+        PolicyConfig(**settings, memory=False, in_context=True)
