@@ -279,7 +279,8 @@ class MetaTrainingConfig:
     max_support_steps: int = 40
     """Longest support data; each epoch draws a length between the two."""
     adaptation_steps: int = 3
-    """Most inner steps; each epoch draws a number from 1 to this."""
+    """Most inner steps; each epoch draws a number from 1 to this. 0: none, one policy for all
+    tasks."""
     adaptation_mode: AdaptationMode = "standard"
     """standard: this task's data; hybrid: also replayed experience of other tasks."""
     experience_weight: float = 0.5
@@ -317,7 +318,7 @@ class MetaTrainingConfig:
                 "0 or at least 180 (fewer prove nothing)", self.calibration_tasks)  # fmt: skip
         at_least_one = (
             "state_dim", "num_layers", "tasks_per_epoch", "episodes_per_task", "horizon",
-            "min_support_steps", "adaptation_steps", "update_epochs", "buffer_size",
+            "min_support_steps", "update_epochs", "buffer_size",
         )  # fmt: skip
         for name in at_least_one:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -328,7 +329,11 @@ class MetaTrainingConfig:
             require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
         for name in ("inner_lr", "outer_lr", "clip_coef", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        for name in ("entropy_coef", "inner_loss_coef", "experience_weight", "full_horizon_every"):
+        at_least_zero = (
+            "adaptation_steps", "entropy_coef", "inner_loss_coef", "experience_weight",
+            "full_horizon_every",
+        )  # fmt: skip
+        for name in at_least_zero:
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         require(self.max_support_steps >= self.min_support_steps, "max_support_steps",
                 f"at least min_support_steps = {self.min_support_steps}",
@@ -344,12 +349,12 @@ class MetaTrainingConfig:
         require_norm_dim(self.core, self.norm_dim, self.width)
         require(not self.in_context or self.core == "diagonal", "in_context",
                 "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
 
     @property
     def env_step_limit(self) -> int | None:
         """The environment steps after which training stops, if they limit it."""
         if self.max_env_steps is None and self.num_epochs is None:
-        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
             return 1_450_000
         return self.max_env_steps
 

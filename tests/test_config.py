@@ -118,7 +118,7 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "support_policy": CHOICE,
         "min_support_steps": COUNT,
         "max_support_steps": (4,),
-        "adaptation_steps": COUNT,
+        "adaptation_steps": (-1,),
         "calibration_tasks": (-1, 1, 179),
         "adaptation_mode": CHOICE,
         "experience_weight": RATE,

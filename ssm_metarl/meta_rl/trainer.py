@@ -160,7 +160,7 @@ class MetaTrainer:
             rng.integers(config.min_support_steps, config.max_support_steps, endpoint=True)
         )
         # A policy that remembers must do well without a step, too: its context is half of it.
-        fewest = 0 if config.in_context else 1
+        fewest = 0 if config.in_context else min(1, config.adaptation_steps)
         inner_steps = int(rng.integers(fewest, config.adaptation_steps, endpoint=True))
         tasks = self.family.sample(
             "train",
