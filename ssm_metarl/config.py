@@ -90,6 +90,9 @@ class PolicyConfig:
     """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
     memory: bool = True
     """Keep the state from step to step; False clears it before each: nothing is remembered."""
+    told_dims: int = 0
+    """Last observation dimensions that a mirrored history leaves as they are: what a task tells of
+    its parameters (see `TaskFamily.told_dims`)."""
 
     def __post_init__(self) -> None:
         require(self.core in ("diagonal", "state_space"), "core",
@@ -105,6 +108,8 @@ class PolicyConfig:
         size = len(self.obs_scale)
         require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip
+        require(0 <= self.told_dims < size and not (self.in_context and self.told_dims),
+                "told_dims", f"0 to {size - 1}, and 0 in context", self.told_dims)  # fmt: skip
         require(len(self.obs_limit) in (0, size) and all(v > 0 for v in self.obs_limit),
                 "obs_limit", f"none, or {size} numbers above 0", self.obs_limit)  # fmt: skip
         require(all(0 <= d < size for d in self.predicted_dims), "predicted_dims",

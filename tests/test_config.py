@@ -52,6 +52,7 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "output_dim": COUNT,
         "obs_scale": ((), (1.0, NAN), (float("inf"),)),
         "obs_limit": ((1.0,), (1.0, 0.0), (1.0, NAN)),
+        "told_dims": (-1, 4),
         "num_actions": COUNT,
         "predicted_dims": ((2,), (0, -1)),
     },

@@ -151,6 +151,7 @@ class Policy(nn.Module):
             episodes of a trial.
         memory: Whether the state is kept from step to step. Without, every step is cleared like an
             episode's first one.
+        told_dims: Last observation dimensions that a mirrored history leaves as they are.
         inner_lr: Initial step size of every parameter.
         config: The architecture as data, where the policy is to be saved.
     """
@@ -169,6 +170,7 @@ class Policy(nn.Module):
         mirror: bool = False,
         in_context: bool = False,
         memory: bool = True,
+        told_dims: int = 0,
         inner_lr: float,
         config: PolicyConfig | None = None,
     ) -> None:
@@ -194,6 +196,8 @@ class Policy(nn.Module):
         signs = -torch.ones(core.input_dim)
         if in_context:
             signs = reflection(len(obs_scale), heads.action_space.code_dim)
+        elif told_dims > 0:
+            signs[-told_dims:] = 1.0
         self.register_buffer("reflection", signs, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
@@ -425,6 +429,7 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             mirror=config.mirror,
             in_context=config.in_context,
             memory=config.memory,
+            told_dims=config.told_dims,
             inner_lr=inner_lr,
             config=config,
         )

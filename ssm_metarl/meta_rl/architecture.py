@@ -42,6 +42,7 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         mirror=family.mirror,
         in_context=meta.in_context,
         memory=meta.memory,
+        told_dims=family.told_dims,
         **actions,
     )
 

@@ -174,7 +174,11 @@ class MetaTrainer:
         adapted = self.maml.adapt(loss, num_tasks=len(tasks), num_steps=inner_steps)
         query, horizon = self._collect_query(tasks, adapted)
         advantage = advantages(
-            query, gamma=config.gamma, gae_lambda=config.gae_lambda, shared_scale=True
+            query,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            shared_scale=True,
+            told_dims=self.family.told_dims,
         )
         update = self.maml.update(
             loss,

@@ -30,6 +30,7 @@ def make_policy(kind: str) -> Policy:
         "obs_scale": SCALE,
         "mirror": "mirror" in how,
         "memory": "memoryless" not in how,
+        "told_dims": 1 if "told" in how else 0,
         "inner_lr": 0.1,
     }
     with torch.random.fork_rng():
@@ -52,7 +53,8 @@ def make_policy(kind: str) -> Policy:
 KINDS = ("slice", "discrete", "continuous")
 MIRRORED = tuple(f"{kind}-mirror" for kind in KINDS)
 MEMORYLESS = tuple(f"{kind}-memoryless" for kind in (*KINDS, *MIRRORED))
-every_policy = pytest.mark.parametrize("kind", [*KINDS, *MIRRORED, *MEMORYLESS])
+TOLD = tuple(f"{kind}-told" for kind in MIRRORED)
+every_policy = pytest.mark.parametrize("kind", [*KINDS, *MIRRORED, *MEMORYLESS, *TOLD])
 
 
 def per_task(policy: Policy) -> dict[str, Tensor]:
@@ -189,6 +191,26 @@ def test_per_task_parameters_equal_each_task_alone(kind: str) -> None:
         if isinstance(policy.heads, LinearHeads):
             value = policy.value(out.output)
             torch.testing.assert_close(policy.value(alone.output), value[:, slot])
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_what_a_task_tells_is_the_same_in_the_mirror(kind: str) -> None:
+    policy = make_policy(kind)
+    obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
+    params, hidden = policy.meta_params(), policy.init_hidden(TASKS, ENVS)
+    noise = policy.action_space.draw_noise(TaskNoise(1, "x", range(TASKS)), STEPS, ENVS)
+    out, _ = policy.unroll(params, obs, hidden, reset)
+    action = out.distribution.sample(noise)
+    mirrored = -action if kind.startswith("continuous") else policy.action_space.n - 1 - action  # type: ignore[union-attr]
+    same_told, all_negated = (-obs).clone(), -obs
+    same_told[..., -1] = obs[..., -1]
+    image, other = (
+        policy.unroll(params, seen, hidden, reset)[0].distribution.log_prob(mirrored)
+        for seen in (same_told, all_negated)
+    )
+    torch.testing.assert_close(image, out.distribution.log_prob(action))
+    assert not torch.allclose(other, image)
 
 
 @pytest.mark.parametrize("kind", MIRRORED)
