@@ -152,13 +152,16 @@ def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
 
 @threads_for_kernels()
 @torch.no_grad()
-def run_trials(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
+def run_trials(
+    tasks: Tasks, actor: Actor, config: EvaluationConfig, *, first_steps: int | None = None
+) -> np.ndarray:
     """Returns of the ``episodes_per_task`` episodes of one trial a task.
 
     Args:
         tasks: K tasks.
         actor: Of one environment a task; its memory runs through the whole trial.
         config: Names the episodes.
+        first_steps: Steps after which the first episode is cut; None lets it run to its end.
 
     Returns:
         Shape (K, episodes_per_task), in the order in which a task's episodes followed each other.
@@ -167,14 +170,18 @@ def run_trials(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarr
     returns = torch.zeros(len(tasks), config.episodes_per_task + 1, dtype=torch.float64)
     episode = torch.zeros(len(tasks), dtype=torch.int64)
     obs, reset = worlds.reset(), torch.ones(len(tasks), 1, dtype=torch.bool)
+    steps = 0
     while bool((episode < config.episodes_per_task).any()):
         action, _ = actor(obs, reset)
         step = worlds.step(action)
+        steps += 1
         if isinstance(actor, RewardedActor):
             actor.rewarded(step.reward)
         # Whoever is through with its trial goes on, in a column that nobody reads.
         returns[torch.arange(len(tasks)), episode] += step.reward[:, 0]
         reset = step.terminated | step.truncated
+        if steps == first_steps:
+            reset = reset | (episode == 0)[:, None]
         episode = (episode + reset[:, 0]).clamp(max=config.episodes_per_task)
         obs = worlds.reset(reset)
     return returns[:, :-1].numpy()
