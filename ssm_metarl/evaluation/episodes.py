@@ -22,6 +22,7 @@ from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
     Objective,
+    ReplayWeights,
     StandardAdaptationConfig,
     SupportPolicy,
 )
@@ -79,11 +80,19 @@ class MetaTrained:
         standard: StandardAdaptationConfig,
         *,
         experience_weight: float | None = None,
+        replay: ReplayWeights = "propensity",
+        proximal_weight: float = HybridAdaptationConfig.proximal_weight,
         seed: int = 0,
     ) -> HybridAdaptationConfig:
         """The same inner step on replayed experience too, weighed as it was meta-trained."""
         weight = self.experience_weight if experience_weight is None else experience_weight
-        return HybridAdaptationConfig(**asdict(standard), experience_weight=weight, seed=seed)
+        return HybridAdaptationConfig(
+            **asdict(standard),
+            experience_weight=weight,
+            replay=replay,
+            proximal_weight=proximal_weight,
+            seed=seed,
+        )
 
 
 def check_family(policy: Policy, family: TaskFamily) -> None:
