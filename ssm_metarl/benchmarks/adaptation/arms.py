@@ -22,7 +22,7 @@ import numpy as np
 
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-from ssm_metarl.config import EvaluationConfig, require
+from ssm_metarl.config import EvaluationConfig, ReplayWeights, require
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.baselines import lqr_actor, sign_probe_actor
@@ -106,7 +106,7 @@ def gradient_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Sc
         if arm == "standard":
             return StandardAdapter(standard).adapt_tasks(policy, support)[0]
         assert opened.buffer is not None
-        replay = "uniform" if arm == "hybrid_uniform" else "propensity"
+        replay: ReplayWeights = "uniform" if arm == "hybrid_uniform" else "propensity"
         adapter = HybridAdapter(replace(hybrid, replay=replay))
         return adapter.adapt_tasks(policy, support, opened.buffer)[0]
 
