@@ -89,10 +89,16 @@ class PolicyConfig:
     """Act on a mirrored history with the mirrored action, exactly (see `TaskFamily.mirror`)."""
     in_context: bool = False
     """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
+    memory: bool = True
+    """Keep the state from step to step; False clears it before each: nothing is remembered."""
+    told_dims: int = 0
+    """Last observation dimensions that a mirrored history leaves as they are: what a task tells of
+    its parameters (see `TaskFamily.told_dims`)."""
 
     def __post_init__(self) -> None:
         require(self.core in ("diagonal", "state_space"), "core",
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
@@ -103,6 +109,8 @@ class PolicyConfig:
         size = len(self.obs_scale)
         require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip
+        require(0 <= self.told_dims < size and not (self.in_context and self.told_dims),
+                "told_dims", f"0 to {size - 1}, and 0 in context", self.told_dims)  # fmt: skip
         require(len(self.obs_limit) in (0, size) and all(v > 0 for v in self.obs_limit),
                 "obs_limit", f"none, or {size} numbers above 0", self.obs_limit)  # fmt: skip
         require(all(0 <= d < size for d in self.predicted_dims), "predicted_dims",
@@ -251,6 +259,8 @@ class MetaTrainingConfig:
     None for all. Growing a model's width sets it, so that the function stays."""
     in_context: bool = False
     """The policy also remembers from episode to episode: a gradient step on top of its context."""
+    memory: bool = True
+    """Keep the model's state from step to step; False clears it before each."""
     start: str | None = None
     """Model whose weights to start from, of the same architecture; None for fresh ones."""
     seed: int = 0
@@ -284,7 +294,8 @@ class MetaTrainingConfig:
     max_support_steps: int = 40
     """Longest support data; each epoch draws a length between the two."""
     adaptation_steps: int = 3
-    """Most inner steps; each epoch draws a number from 1 to this."""
+    """Most inner steps; each epoch draws a number from 1 to this. 0: none, one policy for all
+    tasks."""
     adaptation_mode: AdaptationMode = "standard"
     """standard: this task's data; hybrid: also replayed experience of other tasks."""
     experience_weight: float = 0.5
@@ -322,7 +333,7 @@ class MetaTrainingConfig:
                 "0 or at least 180 (fewer prove nothing)", self.calibration_tasks)  # fmt: skip
         at_least_one = (
             "state_dim", "num_layers", "tasks_per_epoch", "episodes_per_task", "horizon",
-            "min_support_steps", "adaptation_steps", "update_epochs", "buffer_size",
+            "min_support_steps", "update_epochs", "buffer_size",
         )  # fmt: skip
         for name in at_least_one:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -333,7 +344,11 @@ class MetaTrainingConfig:
             require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
         for name in ("inner_lr", "outer_lr", "clip_coef", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        for name in ("entropy_coef", "inner_loss_coef", "experience_weight", "full_horizon_every"):
+        at_least_zero = (
+            "adaptation_steps", "entropy_coef", "inner_loss_coef", "experience_weight",
+            "full_horizon_every",
+        )  # fmt: skip
+        for name in at_least_zero:
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         require(self.max_support_steps >= self.min_support_steps, "max_support_steps",
                 f"at least min_support_steps = {self.min_support_steps}",
@@ -349,6 +364,7 @@ class MetaTrainingConfig:
         require_norm_dim(self.core, self.norm_dim, self.width)
         require(not self.in_context or self.core == "diagonal", "in_context",
                 "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
 
     @property
     def env_step_limit(self) -> int | None:

@@ -96,11 +96,7 @@ class Adapt(ModelArgument):
         parameters = parse_task(self.task)
         announce_compilation()
         opened = open_model(self.model, self.family)
-        if not opened.trained.gradient:
-            raise ValueError(
-                f"model: expected one that was meta-trained for a gradient step, received "
-                f"{self.model!r}, which adapts in context"
-            )
+        opened.check_gradient("model")
         out = self.out or Path("adapted.safetensors")
         if out.suffix == ".pth":
             raise ValueError(f"out: expected a .safetensors file, received {out}")

@@ -103,11 +103,7 @@ class Evaluate(EvaluationConfig):
                 f"{second.family.name!r}"
             )
         for opened in (first, second):
-            if not opened.trained.gradient:
-                raise ValueError(
-                    f"compare: expected models that were meta-trained for a gradient step, "
-                    f"received {opened.name!r}, which adapts in context"
-                )
+            opened.check_gradient("compare")
         announce_compilation()
         result = compare_models(
             ((first.policy, first.trained), (second.policy, second.trained)),
@@ -129,6 +125,7 @@ class Evaluate(EvaluationConfig):
 
         if self.safety or self.report:
             raise ValueError("drift: expected no --safety or --report beside it, received one")
+        opened.check_gradient("drift")
         with Reporter("evaluating") as reporter:
             result = measure_drift(
                 opened.policy, opened.family, drift, config, opened.trained, on_step=reporter.update
@@ -143,11 +140,12 @@ class Evaluate(EvaluationConfig):
     def _check_adaptable(self, opened: OpenedModel) -> None:
         from ssm_metarl.evaluation.episodes import can_adapt
 
+        opened.check_gradient("safety")
         objective = self.objective or opened.trained.objective
-        if not can_adapt(opened.policy, objective) or not opened.trained.gradient:
+        if not can_adapt(opened.policy, objective):
             raise ValueError(
                 f"safety: expected a model that can adapt by {objective}, received one without "
-                f"the outputs that it needs, or one that adapts in context"
+                f"the outputs that it needs"
             )
 
     def _write_report(

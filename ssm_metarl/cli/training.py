@@ -166,8 +166,8 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     if resumed_further:
         # The learning rate decays towards the limit, so no one command does the same.
         command += "  # its limits were changed on resuming"
-    if isinstance(config, MetaTrainingConfig) and config.calibration_tasks > 0:
-        num_tasks = config.calibration_tasks
+    num_tasks = config.calibration_tasks if isinstance(config, MetaTrainingConfig) else 0
+    if num_tasks > 0 and trained.gradient:
         note(f"setting the limits of adaptation on {num_tasks:,} meta-training tasks")
         policy.calibration = calibrate(
             policy, trainer.family, trained, seed=config.seed, num_tasks=num_tasks
@@ -185,14 +185,19 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
 def print_result(result: dict[str, Any], out: Path) -> None:
     """What came of a training, in words."""
     print_evaluation(result)
-    arm = "standard" if "standard" in result["arms"] else "in_context"
-    name = "adapted" if arm == "standard" else "in context"
-    difference = result["paired"][f"{arm}-frozen"]
+    frozen = f"frozen {result['arms']['frozen']['mean']:.1f}"
+    names = {"standard": "adapted", "in_context": "in context"}
+    arm = next((arm for arm in names if arm in result["arms"]), None)
+    if arm is None:  # one policy for all tasks
+        came_to = frozen
+    else:
+        difference = result["paired"][f"{arm}-frozen"]
+        came_to = (
+            f"{names[arm]} {result['arms'][arm]['mean']:.1f}, {frozen}, difference "
+            f"{difference['mean']:+.1f} (95 % interval {interval(difference['ci95'], '+')})"
+        )
     print(
-        f"{name} {result['arms'][arm]['mean']:.1f}, "
-        f"frozen {result['arms']['frozen']['mean']:.1f}, difference "
-        f"{difference['mean']:+.1f} (95 % interval {interval(difference['ci95'], '+')}) "
-        f"after {result['env_steps']:,} environment steps; peak memory "
+        f"{came_to} after {result['env_steps']:,} environment steps; peak memory "
         f"{result['peak_memory_mb']:.0f} MB above import torch"
     )
     print(f"model: {out}")

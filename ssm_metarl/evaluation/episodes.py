@@ -47,7 +47,8 @@ class MetaTrained:
     gae_lambda: float = 0.98
     experience_weight: float = 0.5
     gradient: bool = True
-    """Whether for a gradient step: an in-context training prepares for none."""
+    """Whether for a gradient step: an in-context training prepares for none, and neither does one
+    without inner steps."""
 
     @classmethod
     def from_training(cls, training: Mapping[str, Any]) -> MetaTrained:
@@ -55,7 +56,7 @@ class MetaTrained:
         if training.get("mode") == "in_context":
             return cls(gradient=False)
         known = {name: training[name] for name in cls.__dataclass_fields__ if name in training}
-        return cls(**known)
+        return cls(**known, gradient=training.get("adaptation_steps") != 0)
 
     def adaptation(
         self,

@@ -4,9 +4,15 @@ Place in the flow: stage 7. Support data per task -> adapt -> greedy full-length
 JSON object, which `report` draws. Support data and episodes are made in `episodes`.
 
 The arms are paired, and support data are collected once and shared by all arms that use any.
+<<<<<<< HEAD
 An arm that does not apply is absent: ``hybrid`` without experience of the family, ``standard``
 where the model has no outputs for the inner objective or was trained in context only,
 ``in_context`` where it was not, the CartPole controllers elsewhere.
+=======
+An arm that does not apply is absent: ``hybrid`` without experience, ``standard`` where the model
+has no outputs for the inner objective or was not trained for a gradient step, ``in_context`` where
+it was not trained in context, the CartPole controllers elsewhere.
+>>>>>>> def4a287f45ae9a5bb0dbad18def2bf6639834bb
 """
 
 from __future__ import annotations
@@ -307,7 +313,8 @@ def learning_curve_point(
 
     Returns:
         ``adapted_mean``, ``_iqm``, ``_q10`` and ``_q90`` (eight of ten tasks lie between the last
-        two) and the same of ``frozen`` on ID tasks, and of ``ood_adapted``.
+        two) and the same of ``frozen`` on ID tasks, and of ``ood_adapted``; of a training without
+        inner steps ``frozen`` and ``ood_frozen``.
     """
     config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=1, seed=1)
     trained = MetaTrained.from_training(asdict(training))
@@ -315,13 +322,15 @@ def learning_curve_point(
     splits: tuple[tuple[Split, str], ...] = (("id", ""), ("ood", "ood_"))
     for split, prefix in splits:
         tasks = family.sample(split, num_tasks, seed=config.seed)
-        support = collect_support(
-            policy, tasks, config.support_steps, trained.support_policy, seed=config.seed
-        )
-        adapted, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
-        arms: dict[str, Params] = {f"{prefix}adapted": adapted}
-        if split == "id":
-            arms["frozen"] = policy.meta_params()
+        arms: dict[str, Params] = {}
+        if trained.gradient:
+            support = collect_support(
+                policy, tasks, config.support_steps, trained.support_policy, seed=config.seed
+            )
+            adapted, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
+            arms[f"{prefix}adapted"] = adapted
+        if split == "id" or not trained.gradient:
+            arms[f"{prefix}frozen"] = policy.meta_params()
         for name, params in arms.items():
             returns = run_arm(tasks, policy.actor(params, num_tasks, 1), config)
             scores, (low, high) = summarize(returns), np.quantile(returns, SPREAD)

@@ -43,11 +43,23 @@ class OpenedModel:
 
     @property
     def modes(self) -> tuple[AdaptationMode, ...]:
-        """The ways in which it can adapt; none where it lacks the outputs that they need."""
-        if not can_adapt(self.policy, self.trained.objective):
+        """The ways in which a gradient step can adapt it.
+
+        None where it was not trained for one, or lacks the outputs that they need.
+        """
+        if not (self.trained.gradient and can_adapt(self.policy, self.trained.objective)):
             return ()
         hybrid = self.buffer is not None and is_of_family(self.buffer, self.family)
         return ("standard", "hybrid") if hybrid else ("standard",)
+
+    def check_gradient(self, what: str) -> None:
+        """Raise ValueError about ``what`` unless it was meta-trained for a gradient step."""
+        if not self.trained.gradient:
+            instead = "adapts in context" if self.policy.in_context else "was trained without any"
+            raise ValueError(
+                f"{what}: expected a model that was meta-trained for a gradient step, received "
+                f"{self.name!r}, which {instead}"
+            )
 
     @property
     def training_log(self) -> Path | None:

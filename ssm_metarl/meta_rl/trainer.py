@@ -160,7 +160,7 @@ class MetaTrainer:
             rng.integers(config.min_support_steps, config.max_support_steps, endpoint=True)
         )
         # A policy that remembers must do well without a step, too: its context is half of it.
-        fewest = 0 if config.in_context else 1
+        fewest = 0 if config.in_context else min(1, config.adaptation_steps)
         inner_steps = int(rng.integers(fewest, config.adaptation_steps, endpoint=True))
         tasks = self.family.sample(
             "train",
@@ -174,7 +174,11 @@ class MetaTrainer:
         adapted = self.maml.adapt(loss, num_tasks=len(tasks), num_steps=inner_steps)
         query, horizon = self._collect_query(tasks, adapted)
         advantage = advantages(
-            query, gamma=config.gamma, gae_lambda=config.gae_lambda, shared_scale=True
+            query,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            shared_scale=True,
+            told_dims=self.family.told_dims,
         )
         update = self.maml.update(
             loss,

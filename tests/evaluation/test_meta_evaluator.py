@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -339,6 +339,19 @@ def test_a_point_of_the_learning_curve_is_a_small_evaluation(policy: Policy) -> 
         "ood_adapted_mean": ood_arms["standard"]["mean"],
         "ood_adapted_iqm": ood_arms["standard"]["iqm"],
     }
+
+
+def test_a_model_that_was_trained_without_inner_steps_runs_as_it_is(policy: Policy) -> None:
+    training = MetaTrainingConfig(adaptation_steps=0, support_policy="policy")
+    trained = MetaTrained.from_training(asdict(training))
+    assert (trained.gradient, trained.support_policy) == (False, "policy")
+    arms = evaluate(policy, CARTPOLE, config(), model="m", trained=trained)["arms"]
+    assert list(arms) == ["frozen", "random", "lqr", "sign_probe"]
+    assert verify(policy, CARTPOLE, trained)["support_steps"] == 0
+    point = learning_curve_point(policy, CARTPOLE, training, num_tasks=6)
+    assert {name.removesuffix("_mean") for name in point if name.endswith("_mean")} == {
+        "frozen", "ood_frozen",
+    }  # fmt: skip
 
 
 def test_the_flipped_plant_is_the_same_world_before_and_after(policy: Policy) -> None:

@@ -10,7 +10,12 @@ import torch
 
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.core.ssm import StateSpaceModel
-from ssm_metarl.evaluation.episodes import collect_support, episodes_of, played_direction
+from ssm_metarl.evaluation.episodes import (
+    MetaTrained,
+    collect_support,
+    episodes_of,
+    played_direction,
+)
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_experience, open_model
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.tasks.cartpole import CARTPOLE
@@ -28,6 +33,7 @@ def test_its_modes_are_those_that_it_has_the_means_for(opened: OpenedModel, tmp_
     assert replace(opened, buffer=None).modes == ("standard",)
     StateSpaceModel(output_dim=2).save(tmp_path / "raw.pth")  # no outputs to predict with
     assert open_model(str(tmp_path / "raw.pth")).modes == ()
+    assert replace(opened, trained=MetaTrained(gradient=False)).modes == ()
 
 
 def test_a_shipped_model_has_its_log_beside_it(opened: OpenedModel, tmp_path: Path) -> None:
