@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssm_metarl.benchmarks.adaptation import recipes, run, scoring
-from ssm_metarl.benchmarks.adaptation.arms import ENV_STEPS, NOTHING, SHORT, Protocol
+from ssm_metarl.benchmarks.adaptation.arms import NOTHING, SHORT, TO_GOAL, Protocol
 from ssm_metarl.benchmarks.adaptation.comparison import (
     MARGIN,
     Cell,
@@ -26,7 +26,7 @@ from ssm_metarl.benchmarks.adaptation.tables import as_markdown
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
 
-ONE = Protocol(num_tasks=3, seed=3, episodes=1)
+ONE = Protocol(num_tasks=3, seed=3, episodes=1, long_tasks=2, long_episodes=8)
 
 
 @pytest.fixture
@@ -43,6 +43,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
         "in_context": Recipe(context, "in_context"),
         "prediction": Recipe(gradient, "gradient"),
         "both_prediction": Recipe(replace(gradient, in_context=True), "both", "in_context"),
+        "multi_task": Recipe(replace(gradient, adaptation_steps=0), "multi_task"),
+        "told": Recipe(
+            replace(gradient, adaptation_steps=0, family="cartpole_told"), "frozen", seeds=1
+        ),
+        "gru": Recipe(context, "in_context", gru=True, seeds=1),
     }
     monkeypatch.setitem(recipes.RECIPES, "cartpole", models)
     return models
@@ -74,6 +79,11 @@ def test_every_arm_has_a_cell_of_all_seeds_and_tasks(small: object, tmp_path: Pa
     for after in (NOTHING, SHORT, "1 episode"):
         assert shapes["in_context", "in_context", after] == (2, 3)
     assert shapes["both_prediction", "both", SHORT] == (2, 3)
+    for arm in ("fine_tuned", "scratch"):
+        assert shapes["multi_task", arm, "1 episode"] == (2, 3)
+        assert shapes["multi_task", arm, TO_GOAL] == (2, 2)
+    assert shapes["told", "frozen", NOTHING] == (1, 3)
+    assert shapes["gru", "in_context", "1 episode"] == (1, 3)
     assert shapes["yardsticks", "lqr", NOTHING] == (1, 3)
 
 
@@ -198,19 +208,13 @@ def test_a_pair_is_compared_with_a_reference_that_had_no_data() -> None:
     assert row["improvement"]["mean"] == 1.0
 
 
-def test_steps_to_the_goal_are_the_first_that_suffice() -> None:
-    found = {
-        cell("standard", "1 episode"): np.array([[500.0, 100.0]]),
-        cell("standard", "3 episodes"): np.array([[100.0, 480.0]]),
-        cell(ENV_STEPS, "1 episode"): np.array([[20.0, 21.0]]),
-        cell(ENV_STEPS, "3 episodes"): np.array([[60.0, 61.0]]),
-    }
-    (row,) = steps_to_goal(found, [("prediction", "standard")])
-    assert (row["median_env_steps"], row["reached"]) == ((20.0 + 61.0) / 2, 1.0)
-    found[cell("standard", "3 episodes")][:] = 0.0
-    found[cell("standard", "1 episode")][:] = 0.0
-    (row,) = steps_to_goal(found, [("prediction", "standard")])
-    assert (row["median_env_steps"], row["reached"]) == (None, 0.0)
+def test_steps_to_the_goal_have_a_median_only_where_half_get_there() -> None:
+    found = {cell("standard", TO_GOAL): np.array([[20.0, 61.0, np.inf]])}
+    (row,) = steps_to_goal(found)
+    assert (row["median_env_steps"], row["reached"]) == (61.0, pytest.approx(2 / 3))
+    found[cell("standard", TO_GOAL)][:, 1] = np.inf
+    (row,) = steps_to_goal(found)
+    assert (row["median_env_steps"], row["reached"]) == (None, pytest.approx(1 / 3))
 
 
 @pytest.mark.parametrize(

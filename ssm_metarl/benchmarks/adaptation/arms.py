@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import EvaluationConfig, ReplayWeights, require
+from ssm_metarl.core.policy import build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.baselines import lqr_actor, sign_probe_actor
@@ -34,6 +36,7 @@ from ssm_metarl.evaluation.episodes import (
     run_trials,
     uniform_actor,
 )
+from ssm_metarl.evaluation.fine_tuning import FineTuningConfig, fine_tune
 from ssm_metarl.evaluation.least_squares import LeastSquaresActor
 from ssm_metarl.evaluation.opened_model import OpenedModel
 from ssm_metarl.seeding import TaskNoise
@@ -43,11 +46,26 @@ from ssm_metarl.types import Actor, Params, Rollout
 
 NOTHING, SHORT = "nothing", "20 steps"
 SHORT_STEPS = 20
-ENV_STEPS = "env_steps"
-"""The arm under which stands what the data cost, in environment steps of each task."""
+GOAL = 475.0
+"""Return that counts as reached."""
+TO_GOAL = "env steps to 475"
+"""In place of an amount of data: the scores are the environment steps of data after which a task's
+return was `GOAL` for the first time, inf where it never was."""
 BUDGETS = (NOTHING, SHORT, "1 episode", "3 episodes", "10 episodes")
 """Amounts of data at which all arms are compared; `standard` and those that remember are scored
 after every episode."""
+
+LONG_ROUND = 8
+FINE_TUNING = {
+    "cartpole": {
+        "fine_tuned": FineTuningConfig(lr=3e-3),
+        "scratch": FineTuningConfig(lr=1e-2),
+        "fine_tuned_by_prediction": FineTuningConfig(
+            lr=1e-2, objective="prediction", behaviour="random"
+        ),
+    },
+}
+"""Of each family, as it was best on other tasks than these (`evaluation.fine_tuning`)."""
 
 Scores = dict[tuple[str, str], np.ndarray]
 """Returns (K,) by arm and `after`."""
@@ -63,10 +81,20 @@ class Protocol:
     """Names the tasks and episodes; final figures have one from 10,000 on."""
     episodes: int = 10
     """The most episodes of a task that are adapted to."""
+    long_tasks: int = 20
+    """Tasks that fine-tuning goes on with until they reach the goal."""
+    long_episodes: int = 320
+    """Episodes after which it gives up."""
 
     def __post_init__(self) -> None:
-        for name in ("num_tasks", "episodes"):
+        for name in ("num_tasks", "episodes", "long_tasks", "long_episodes"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """Rounds of fine-tuning that end where arms are compared."""
+        ends = sorted({1, min(3, self.episodes), self.episodes})
+        return tuple(end - start for start, end in pairwise([0, *ends]))
 
     def tasks(self, family: TaskFamily, split: Split) -> Tasks:
         """The held-out tasks, the same for every model."""
@@ -113,11 +141,13 @@ def gradient_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Sc
     actor = _actor(opened, policy.meta_params(), tasks)
     scores = {("frozen", NOTHING): protocol.test(tasks, actor)}
     for after, support in supports(opened, tasks, protocol):
-        scores[ENV_STEPS, after] = support.steps_taken().double().numpy()
+        cost = support.steps_taken().double().numpy()
         replaying = opened.buffer is not None and after in BUDGETS
         for arm in ("standard", "hybrid", "hybrid_uniform") if replaying else ("standard",):
             actor = _actor(opened, adapted(arm, support), tasks)
             scores[arm, after] = protocol.test(tasks, actor)
+            reached = np.where(scores[arm, after] >= GOAL, cost, np.inf)
+            scores[arm, TO_GOAL] = np.minimum(scores.get((arm, TO_GOAL), np.inf), reached)
     return scores
 
 
@@ -139,6 +169,34 @@ def both_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Scores
     scores |= {
         ("both_without_step", episodes_label(n)): without[:, n]
         for n in range(protocol.episodes + 1)
+    }
+    return scores
+
+
+def multi_task_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Scores:
+    """One policy for all tasks, fine-tuned to each; and the same from fresh weights."""
+    policy, family = opened.policy, opened.family
+    assert policy.config is not None
+    seed = int(opened.checkpoint.training["seed"])
+    fresh = build_policy(policy.config, seed=seed, inner_lr=0.01).meta_params()
+    scores = frozen_scores(opened, tasks, protocol)
+    few = tasks[: protocol.long_tasks]
+    for arm, start in (("fine_tuned", None), ("scratch", fresh)):
+        settings = FINE_TUNING[family.name][arm]
+        config = replace(settings, rounds=protocol.rounds, seed=protocol.seed)
+        curve = fine_tune(policy, tasks, config, start=start)
+        scores |= {(arm, episodes_label(int(n))): curve.after(int(n)) for n in curve.episodes}
+        rounds = (LONG_ROUND,) * (protocol.long_episodes // LONG_ROUND)
+        config = replace(settings, rounds=rounds, seed=protocol.seed, stop_return=GOAL)
+        long = fine_tune(policy, few, config, start=start)
+        scores[arm, TO_GOAL] = long.steps_to(GOAL)
+        scores[f"{arm}_long", episodes_label(protocol.long_episodes)] = long.returns[-1]
+    settings = FINE_TUNING[family.name]["fine_tuned_by_prediction"]
+    config = replace(settings, rounds=protocol.rounds, seed=protocol.seed)
+    curve = fine_tune(policy, tasks, config)
+    scores |= {
+        ("fine_tuned_by_prediction", episodes_label(int(n))): curve.after(int(n))
+        for n in curve.episodes[1:]
     }
     return scores
 

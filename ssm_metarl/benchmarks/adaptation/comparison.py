@@ -13,14 +13,14 @@ are one table (R training seeds, K tasks); two arms of a pair met the same seeds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from ssm_metarl.benchmarks.adaptation.arms import BUDGETS, ENV_STEPS, NOTHING, SHORT
+from ssm_metarl.benchmarks.adaptation.arms import BUDGETS, NOTHING, SHORT, TO_GOAL
 from ssm_metarl.benchmarks.adaptation.recipes import Pair, title
 from ssm_metarl.benchmarks.adaptation.scoring import Scoring
 from ssm_metarl.evaluation.profiles import (
@@ -38,8 +38,6 @@ from ssm_metarl.evaluation.statistics import (
 
 MARGIN = 10.0
 """Hybrid is not worse than standard if it loses less than this, of returns up to 500."""
-GOAL = 475.0
-"""Return that counts as reached, for the environment steps that it takes."""
 THRESHOLDS = tuple(range(0, 501, 10))
 
 Table = np.ndarray
@@ -125,8 +123,9 @@ def differences(
                 cell.family, cell.split, pair.reference_model, pair.reference_arm, after
             )
             theirs = found.get(reference)
-            if theirs is not None and len(theirs) in (1, len(ours)):
-                rows.append(difference_row(cell, pair, ours, theirs, seed))
+            if theirs is not None:
+                both = len(ours) if len(theirs) == 1 else min(len(ours), len(theirs))
+                rows.append(difference_row(cell, pair, ours[:both], theirs[:both], seed))
     return rows
 
 
@@ -233,41 +232,26 @@ def profiles(found: Mapping[Cell, Table]) -> dict[str, dict[str, list[float]]]:
     return result
 
 
-def steps_to_goal(
-    found: Mapping[Cell, Table], arms: Iterable[tuple[str, str]]
-) -> list[dict[str, Any]]:
-    """Environment steps of data after which a task's return is `GOAL` for the first time.
-
-    Args:
-        found: All tables; those of the arm `ENV_STEPS` say what a model's data cost.
-        arms: Models and arms.
+def steps_to_goal(found: Mapping[Cell, Table]) -> list[dict[str, Any]]:
+    """How much data it takes to reach the goal, by arm.
 
     Returns:
         A row for each family, split and arm: the median over seeds and tasks, None where less than
         half of them get there, and the share that does.
     """
     rows = []
-    for family, split in dict.fromkeys((cell.family, cell.split) for cell in found):
-        for model, arm in arms:
-            least, most = None, 0.0
-            for cell, returns in found.items():
-                cost = found.get(replace(cell, arm=ENV_STEPS))
-                if cell != Cell(family, split, model, arm, cell.after) or cost is None:
-                    continue
-                reached = np.where(returns >= GOAL, cost, np.inf)
-                least = reached if least is None else np.minimum(least, reached)
-                most = max(most, float(cost.max()))
-            if least is None:
-                continue
-            median = float(np.median(least))
-            rows.append(
-                {
-                    "family": family,
-                    "split": split,
-                    "arm": title(model, arm),
-                    "median_env_steps": median if np.isfinite(median) else None,
-                    "reached": float(np.isfinite(least).mean()),
-                    "env_steps_at_most": most,
-                }
-            )
+    for cell, steps in sorted(found.items(), key=lambda item: item[0]):
+        if cell.after != TO_GOAL:
+            continue
+        median = float(np.median(steps))
+        rows.append(
+            {
+                "family": cell.family,
+                "split": cell.split,
+                "arm": title(cell.model, cell.arm),
+                "median_env_steps": median if np.isfinite(median) else None,
+                "reached": float(np.isfinite(steps).mean()),
+                "runs": steps.size,
+            }
+        )
     return rows

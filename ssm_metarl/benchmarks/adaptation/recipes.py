@@ -14,9 +14,11 @@ from ssm_metarl.benchmarks.adaptation.arms import NOTHING
 from ssm_metarl.config import MetaTrainingConfig, Objective
 from ssm_metarl.config_in_context import InContextConfig
 
-Arms = Literal["gradient", "in_context", "both", "frozen"]
+Arms = Literal["gradient", "in_context", "both", "multi_task", "frozen"]
 Size = Literal["whole", "quick"]
 QUICK_ENV_STEPS = 40_000
+YARDSTICK_SEEDS = 2
+"""Of models that nothing is claimed about."""
 OBJECTIVES: tuple[Objective, ...] = ("prediction", "policy_gradient")
 
 
@@ -29,6 +31,10 @@ class Recipe:
     """What it can be scored in."""
     start: str | None = None
     """The recipe whose model, of the same family and seed, it starts from."""
+    gru: bool = False
+    """A GRU of as many parameters in place of the state space model."""
+    seeds: int = 10
+    """The most seeds that it is trained on."""
 
     def at(self, seed: int, size: Size, start: Path | None) -> MetaTrainingConfig | InContextConfig:
         """The configuration of one training.
@@ -79,7 +85,12 @@ def _gradient(family: str, objective: Objective, **other: Any) -> MetaTrainingCo
         {}
         if objective == "prediction"
         # A return needs episodes: twenty steps without a fall say nothing.
-        else {"support_policy": "policy", "min_support_steps": 100, "max_support_steps": 400}
+        else {
+            "support_policy": "policy",
+            "min_support_steps": 100,
+            "max_support_steps": 400,
+            "adaptation_steps": 1,
+        }
     )
     settings = {
         "tasks_per_epoch": 32,
@@ -92,15 +103,15 @@ def _gradient(family: str, objective: Objective, **other: Any) -> MetaTrainingCo
     return MetaTrainingConfig(family=family, objective=objective, **settings)
 
 
-CARTPOLE_STEPS, CARTPOLE_STEPS_OF_BOTH = 2_900_000, 700_000
+CARTPOLE_STEPS, CARTPOLE_STEPS_OF_BOTH = 2_900_000, 500_000
 CARTPOLE_CONTEXT = InContextConfig(
     family="cartpole",
-    max_env_steps=CARTPOLE_STEPS,
+    max_env_steps=2_000_000,
     push_probability=0.03,
     spread_starts=0.7,
     entropy_coef=0.02,
 )
-SCRAMBLED_STEPS, SCRAMBLED_STEPS_OF_BOTH = 1_000_000, 500_000
+SCRAMBLED_STEPS, SCRAMBLED_STEPS_OF_BOTH = 400_000, 200_000
 SCRAMBLED_CONTEXT = InContextConfig(
     family="cartpole_scrambled",
     hidden_dim=96,
@@ -108,7 +119,7 @@ SCRAMBLED_CONTEXT = InContextConfig(
     minibatches=16,
     lr=0.003,
     imitation_coef=1.0,
-    max_env_steps=4_000_000,
+    max_env_steps=3_000_000,
 )
 
 
@@ -129,7 +140,16 @@ def _recipes(
             hidden_dim=context.hidden_dim,
         )
         recipes[f"both_{objective}"] = Recipe(config, "both", "in_context")
-    return recipes
+    plain = _gradient(
+        context.family, "prediction", max_env_steps=steps, adaptation_steps=0, **gradient
+    )
+    told = replace(plain, family=f"{context.family}_told")
+    return recipes | {
+        "multi_task": Recipe(plain, "multi_task"),
+        "memoryless": Recipe(replace(plain, memory=False), "frozen", seeds=YARDSTICK_SEEDS),
+        "told": Recipe(told, "frozen", seeds=YARDSTICK_SEEDS),
+        "gru": Recipe(context, "in_context", gru=True, seeds=YARDSTICK_SEEDS),
+    }
 
 
 RECIPES: dict[str, dict[str, Recipe]] = {
@@ -148,13 +168,10 @@ PAIRS = (
     Pair("prediction", "standard", "in_context", "in_context"),
     Pair("prediction", "hybrid", "prediction", "standard"),
     Pair("policy_gradient", "hybrid", "policy_gradient", "standard"),
+    Pair("prediction", "standard", "multi_task", "fine_tuned"),
+    Pair("policy_gradient", "standard", "multi_task", "fine_tuned"),
+    Pair("in_context", "in_context", "multi_task", "fine_tuned"),
+    Pair("in_context", "in_context", "gru", "in_context"),
     Pair("in_context", "in_context", "yardsticks", "least_squares"),
 )
 """What is compared with what."""
-STEPS_TO_GOAL = (
-    ("prediction", "standard"),
-    ("prediction", "hybrid"),
-    ("policy_gradient", "standard"),
-    ("policy_gradient", "hybrid"),
-)
-"""Models and arms whose data are counted until they reach the goal."""

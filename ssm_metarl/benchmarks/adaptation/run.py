@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.benchmarks.adaptation.arms import BUDGETS, ENV_STEPS, Protocol
+from ssm_metarl.benchmarks.adaptation.arms import BUDGETS, GOAL, TO_GOAL, Protocol
 from ssm_metarl.benchmarks.adaptation.comparison import (
-    GOAL,
     MARGIN,
     THRESHOLDS,
     cell_row,
@@ -27,7 +26,7 @@ from ssm_metarl.benchmarks.adaptation.comparison import (
     tables,
 )
 from ssm_metarl.benchmarks.adaptation.plot import draw
-from ssm_metarl.benchmarks.adaptation.recipes import PAIRS, RECIPES, STEPS_TO_GOAL, Size
+from ssm_metarl.benchmarks.adaptation.recipes import PAIRS, RECIPES, Size
 from ssm_metarl.benchmarks.adaptation.scoring import Scoring
 from ssm_metarl.benchmarks.adaptation.tables import as_markdown
 from ssm_metarl.benchmarks.adaptation.training import Training
@@ -85,8 +84,8 @@ class Plan:
         jobs = [
             Training(family, model, seed, self.size, work)
             for family in self.families
-            for model in RECIPES[family]
-            for seed in range(self.seeds)
+            for model, recipe in RECIPES[family].items()
+            for seed in range(min(self.seeds, recipe.seeds))
         ]
         return sorted(jobs, key=lambda job: job.start is not None)
 
@@ -156,7 +155,7 @@ def compare(plan: Plan, scorings: Sequence[Scoring]) -> dict[str, Any]:
     """The result, from the score files that there are."""
     found, missing = tables(scorings)
     seed = plan.protocol.seed
-    scored = {cell: table for cell, table in found.items() if cell.arm != ENV_STEPS}
+    scored = {cell: table for cell, table in found.items() if cell.after != TO_GOAL}
     rows = []
     for family in plan.families:
         for split in SPLITS:
@@ -186,7 +185,7 @@ def compare(plan: Plan, scorings: Sequence[Scoring]) -> dict[str, Any]:
         "differences": differences(scored, PAIRS, seed),
         "hybrid_not_worse": not_worse(scored, "hybrid", "standard", seed),
         "uniform_replay": not_worse(scored, "hybrid_uniform", "standard", seed),
-        "env_steps_to_goal": steps_to_goal(found, STEPS_TO_GOAL),
+        "env_steps_to_goal": steps_to_goal(found),
         "curves": curves(scored),
         "thresholds": THRESHOLDS,
         "profiles": profiles(scored),

@@ -24,10 +24,11 @@ from ssm_metarl.benchmarks.adaptation.arms import (
     frozen_scores,
     gradient_scores,
     in_context_scores,
+    multi_task_scores,
+    trial_scores,
     yardstick_scores,
 )
-from ssm_metarl.benchmarks.adaptation.recipes import RECIPES
-from ssm_metarl.benchmarks.adaptation.training import Training
+from ssm_metarl.benchmarks.adaptation.training import Training, load_gru
 from ssm_metarl.evaluation.opened_model import open_model
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import Split
@@ -37,6 +38,7 @@ SCORERS = {
     "gradient": gradient_scores,
     "in_context": in_context_scores,
     "both": both_scores,
+    "multi_task": multi_task_scores,
     "frozen": frozen_scores,
 }
 
@@ -75,15 +77,24 @@ class Scoring:
         """Score it and write the file, unless it is there."""
         if self.read() is not None:
             return
+        self._write(self._scores())
+
+    def _scores(self) -> Scores:
+        if self.training is not None and not self.training.recipe.gru:
+            opened = open_model(str(self.training.checkpoint))
+            tasks = self.protocol.tasks(opened.family, self.split)
+            return SCORERS[self.training.recipe.arms](opened, tasks, self.protocol)
         family = family_of_env(self.family)
         tasks = self.protocol.tasks(family, self.split)
         if self.training is None:
-            scores = yardstick_scores(family, tasks, self.protocol)
-        else:
-            opened = open_model(str(self.training.checkpoint))
-            scorer = SCORERS[RECIPES[self.family][self.model].arms]
-            scores = scorer(opened, tasks, self.protocol)
-        self._write(scores)
+            return yardstick_scores(family, tasks, self.protocol)
+        policy = load_gru(self.training.config(), self.training.checkpoint)
+        return trial_scores(
+            "in_context",
+            lambda: policy.actor(policy.meta_params(), len(tasks), 1),
+            tasks,
+            self.protocol,
+        )
 
     def read(self) -> Scores | None:
         """The scores, or None where there are none that were made from the same."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssm_metarl.benchmarks.adaptation.arms import BUDGETS
-from ssm_metarl.benchmarks.adaptation.comparison import GOAL, MARGIN
+from ssm_metarl.benchmarks.adaptation.arms import BUDGETS, GOAL
+from ssm_metarl.benchmarks.adaptation.comparison import MARGIN
 
 Row = Mapping[str, Any]
 
@@ -90,13 +90,13 @@ def _verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def _steps(rows: Sequence[Row]) -> list[str]:
-    lines = ["| family | split | arm | median | share of tasks that get there | at most tried |",
+    lines = ["| family | split | arm | median | share of runs that get there | runs |",
              "|---|---|---|--:|--:|--:|"]  # fmt: skip
     for row in rows:
         median = row["median_env_steps"]
         lines.append(
             f"| {row['family']} | {row['split']} | {row['arm']} | "
             f"{'' if median is None else f'{median:,.0f}'} | {row['reached']:.1%} | "
-            f"{row['env_steps_at_most']:,.0f} |"
+            f"{row['runs']:,} |"
         )
     return lines
