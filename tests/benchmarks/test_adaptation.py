@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ssm_metarl.benchmarks.adaptation import recipes, run, scoring
 from ssm_metarl.benchmarks.adaptation.arms import NOTHING, SHORT, TO_GOAL, Protocol
@@ -23,15 +26,17 @@ from ssm_metarl.benchmarks.adaptation.comparison import (
 from ssm_metarl.benchmarks.adaptation.recipes import Pair, Recipe
 from ssm_metarl.benchmarks.adaptation.run import Plan
 from ssm_metarl.benchmarks.adaptation.tables import as_markdown
+from ssm_metarl.checkpoint import load_checkpoint
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.meta_rl.training_run import TrainingRun
 
+WORK = Path("work")
 ONE = Protocol(num_tasks=3, seed=3, episodes=1, long_tasks=2, long_episodes=8)
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
-    """One family with three models that train in a second."""
+def small_models() -> dict[str, Recipe]:
+    """Models of one family that train in a second."""
     sizes: dict[str, Any] = {"state_dim": 4, "hidden_dim": 4, "num_layers": 1, "num_epochs": 1}
     gradient = MetaTrainingConfig(
         calibration_tasks=0, tasks_per_epoch=2, episodes_per_task=1, horizon=20, **sizes
@@ -39,16 +44,20 @@ def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
     context = InContextConfig(
         tasks_per_epoch=4, steps_per_epoch=32, sequence_steps=32, minibatches=1, **sizes
     )
-    models = {
+    plain = replace(gradient, adaptation_steps=0)
+    return {
         "in_context": Recipe(context, "in_context"),
         "prediction": Recipe(gradient, "gradient"),
         "both_prediction": Recipe(replace(gradient, in_context=True), "both", "in_context"),
-        "multi_task": Recipe(replace(gradient, adaptation_steps=0), "multi_task"),
-        "told": Recipe(
-            replace(gradient, adaptation_steps=0, family="cartpole_told"), "frozen", seeds=1
-        ),
+        "multi_task": Recipe(plain, "multi_task"),
+        "told": Recipe(replace(plain, family="cartpole_told"), "frozen", seeds=1),
         "gru": Recipe(context, "in_context", gru=True, seeds=1),
     }
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
+    models = small_models()
     monkeypatch.setitem(recipes.RECIPES, "cartpole", models)
     return models
 
@@ -66,9 +75,28 @@ def plan(seeds: int = 2) -> Plan:
     return Plan(families=("cartpole",), seeds=seeds, protocol=ONE)
 
 
-def test_every_arm_has_a_cell_of_all_seeds_and_tasks(small: object, tmp_path: Path) -> None:
-    compute(plan(), tmp_path)
-    found, missing = tables(plan().scorings(tmp_path))
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A work folder with everything in it, and what came of it."""
+    work = tmp_path_factory.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(work):
+        patch.setitem(recipes.RECIPES, "cartpole", small_models())
+        return work, compute(plan(), WORK)
+
+
+@pytest.fixture
+def work(
+    computed: tuple[Path, dict[str, Any]], small: object, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:  # fmt: skip
+    """A copy of that folder: the present one is where it lies."""
+    shutil.copytree(computed[0] / WORK, tmp_path / WORK)
+    monkeypatch.chdir(tmp_path)  # a checkpoint names the model that it started from
+    return WORK
+
+
+def test_every_arm_has_a_cell_of_all_seeds_and_tasks(work: Path) -> None:
+    found, missing = tables(plan().scorings(work))
     assert missing == []
     shapes = {(c.model, c.arm, c.after): t.shape for c, t in found.items() if c.split == "ood"}
     arms = ("standard", "hybrid", "hybrid_uniform")
@@ -88,48 +116,51 @@ def test_every_arm_has_a_cell_of_all_seeds_and_tasks(small: object, tmp_path: Pa
 
 
 def test_what_is_there_is_not_computed_again(
-    small: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, computed: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = compute(plan(1), tmp_path)
-
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(scoring, "SCORERS", dict.fromkeys(scoring.SCORERS, refuse))
-    monkeypatch.setattr(scoring, "yardstick_scores", refuse)
+    monkeypatch.setattr(scoring.Scoring, "_scores", refuse)
     monkeypatch.setattr("ssm_metarl.meta_rl.trainer.MetaTrainer.run_epoch", refuse)
     monkeypatch.setattr("ssm_metarl.meta_rl.in_context.InContextTrainer.run_epoch", refuse)
-    assert compute(plan(1), tmp_path) == first
+    assert compute(plan(), work) == computed[1]
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
-def test_a_half_written_score_file_is_made_again(
-    damage: str, small: object, tmp_path: Path
-) -> None:
-    first = compute(plan(1), tmp_path)
-    job = plan(1).scorings(tmp_path)[0]
+def test_a_half_written_score_file_is_made_again(damage: str, work: Path) -> None:
+    job = plan().scorings(work)[0]
     whole = job.path.read_bytes()
     damaged = {"cut": whole[: len(whole) // 2], "garbage": b"\x00" * 64, "empty": b""}
     job.path.write_bytes(damaged[damage])
     assert job.read() is None
-    assert compute(plan(1), tmp_path) == first
+    job()
     assert job.path.read_bytes() == whole
 
 
-def test_scores_of_another_protocol_or_model_do_not_count(small: object, tmp_path: Path) -> None:
-    compute(plan(1), tmp_path)
-    job = plan(1).scorings(tmp_path)[0]
+def test_scores_of_another_protocol_or_model_do_not_count(work: Path) -> None:
+    job = plan().scorings(work)[0]
     assert replace(job, protocol=replace(ONE, seed=4)).read() is None
     assert job.training is not None
     job.training.checkpoint.write_bytes(job.training.checkpoint.read_bytes() + b" ")
     assert job.read() is None
 
 
-def test_a_training_by_another_recipe_is_refused(
-    small: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = next(j for j in plan(1).trainings(tmp_path) if j.model == "prediction")
+def test_a_broken_training_goes_on_from_its_checkpoint(work: Path) -> None:
+    job = next(j for j in plan().trainings(work) if j.model == "prediction")
+    whole = load_checkpoint(job.checkpoint)
+    job.checkpoint.unlink()
+    TrainingRun.start(job.config(), job.folder)  # killed before its first epoch
     job()
+    again = load_checkpoint(job.checkpoint)
+    assert again.counters == whole.counters
+    assert all(torch.equal(v, again.tensors[n]) for n, v in whole.tensors.items())
+
+
+def test_a_training_by_another_recipe_is_refused(
+    work: Path, small: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = next(j for j in plan().trainings(work) if j.model == "prediction")
     recipe = small["prediction"]
     other = replace(recipe, config=replace(recipe.config, num_epochs=2))
     monkeypatch.setitem(small, "prediction", other)
