@@ -70,6 +70,7 @@ class AdaptedPolicy(Policy):
             obs_scale=tuple(policy.obs_scale.tolist()),
             obs_limit=tuple(policy.obs_limit.tolist()),
             mirror=policy.mirror,
+            in_context=policy.in_context,
             inner_lr=0.0,
             config=policy.config,
         )

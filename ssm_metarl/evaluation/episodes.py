@@ -22,6 +22,7 @@ from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
     Objective,
+    OnlineAdaptationConfig,
     ReplayWeights,
     StandardAdaptationConfig,
     SupportPolicy,
@@ -94,6 +95,10 @@ class MetaTrained:
             proximal_weight=proximal_weight,
             seed=seed,
         )
+
+    def online(self) -> OnlineAdaptationConfig:
+        """Adapting inside an episode, with gradient steps only where it was trained for one."""
+        return OnlineAdaptationConfig(num_adapt_steps=1 if self.gradient else 0)
 
 
 def check_family(policy: Policy, family: TaskFamily) -> None:
@@ -234,6 +239,45 @@ def episodes_of(
     )
     actor = policy.actor(FlatParams(flat, shapes), len(params), num_episodes)
     return collect_rollout(worlds, actor, worlds.max_episode_steps)
+
+
+def trial_episodes(
+    policy: Policy,
+    params: Params,
+    tasks: Tasks,
+    *,
+    num_trials: int,
+    num_episodes: int,
+    seed: int,
+) -> list[Rollout]:
+    """Greedy episodes that follow each other in trials of one task, each with a memory of its own.
+
+    Args:
+        policy: In context; it remembers all episodes of a trial.
+        params: Shared parameters, or those of one task.
+        tasks: One task.
+        num_trials: N, side by side. Their first episodes start as those of `episodes_of`.
+        num_episodes: Of a trial.
+        seed: Names the initial states.
+
+    Returns:
+        The trials' first episodes, their second ones and so on, a rollout (T, 1, N) each.
+    """
+    worlds = make_worlds(tasks, num_trials, seed=seed, purpose=PURPOSE)
+    actor = policy.actor(params, 1, num_trials)
+    steps = num_episodes * worlds.max_episode_steps
+    rollout = collect_rollout(worlds, actor, steps, autoreset=True)
+    number = rollout.reset.long().cumsum(dim=0) - 1  # (T, 1, N)
+
+    def episode(wanted: int) -> Rollout:
+        inside = number == wanted
+        order = torch.argsort((~inside).to(torch.int8), dim=0, stable=True)
+        order = order[: int(inside.sum(dim=0).max())]
+        return replace(rollout, mask=inside).map(
+            lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
+        )
+
+    return [episode(wanted) for wanted in range(num_episodes)]
 
 
 def played_direction(policy: Policy, family: TaskFamily, *, max_steps: int = 100) -> float:

@@ -4,15 +4,9 @@ Place in the flow: stage 7. Support data per task -> adapt -> greedy full-length
 JSON object, which `report` draws. Support data and episodes are made in `episodes`.
 
 The arms are paired, and support data are collected once and shared by all arms that use any.
-<<<<<<< HEAD
 An arm that does not apply is absent: ``hybrid`` without experience of the family, ``standard``
-where the model has no outputs for the inner objective or was trained in context only,
-``in_context`` where it was not, the CartPole controllers elsewhere.
-=======
-An arm that does not apply is absent: ``hybrid`` without experience, ``standard`` where the model
-has no outputs for the inner objective or was not trained for a gradient step, ``in_context`` where
-it was not trained in context, the CartPole controllers elsewhere.
->>>>>>> def4a287f45ae9a5bb0dbad18def2bf6639834bb
+where the model has no outputs for the inner objective or was not trained for a gradient step,
+``in_context`` where it was not trained in context, the CartPole controllers elsewhere.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -26,6 +26,9 @@ from ssm_metarl.experience.experience_buffer import ExperienceBuffer, is_saved_b
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
+
+Mode = AdaptationMode | Literal["in_context", "both"]
+"""A gradient step, a memory that runs through several episodes, or the one and then the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,15 @@ class OpenedModel:
     """The experience that came with it, or that was given in its place."""
 
     @property
-    def modes(self) -> tuple[AdaptationMode, ...]:
+    def modes(self) -> tuple[Mode, ...]:
+        """The ways in which it can adapt; none where it lacks the outputs that they need."""
+        if not self.policy.in_context:
+            return self.gradient_modes
+        both: tuple[Mode, ...] = ("both",) if self.gradient_modes else ()
+        return (*self.gradient_modes, "in_context", *both)
+
+    @property
+    def gradient_modes(self) -> tuple[AdaptationMode, ...]:
         """The ways in which a gradient step can adapt it.
 
         None where it was not trained for one, or lacks the outputs that they need.
@@ -84,7 +95,7 @@ class OpenedModel:
 
         Args:
             support: Steps taken in the task, (T, 1, N).
-            mode: One of `modes`.
+            mode: One of `gradient_modes`.
             config: The inner step, as `MetaTrained.adaptation` gives it.
             seed: Names the replayed experience (hybrid).
 

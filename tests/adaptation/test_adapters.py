@@ -470,3 +470,15 @@ class TestHybrid:
         assert all(torch.isfinite(v).all() for v in values(adapted).values())
         with pytest.raises(ValueError, match=r"'policy_gradient', received steps of a plant's log"):
             self.adapt(policy, support, buffer, objective="policy_gradient")
+
+
+def test_an_adapted_policy_still_remembers(remembering: Policy, make_support: MakeSupport) -> None:
+    support = make_support(1)
+    adapted = StandardAdapter(StandardAdaptationConfig(rollback=False)).adapt(remembering, support)
+    assert adapted.in_context and adapted.input_dim == remembering.input_dim
+    worlds = make_worlds(CARTPOLE.sample("train", 1, seed=0), 1, seed=0, purpose="test")
+    rollout = collect_rollout(worlds, adapted.actor(adapted.meta_params(), 1, 1), 60)
+    params = {n: p[None] for n, p in adapted.meta_params().items()}
+    log_prob = remembering.look(params, rollout).distribution.log_prob(rollout.action)
+    taken = rollout.mask
+    torch.testing.assert_close(log_prob[taken], rollout.log_prob[taken], rtol=0, atol=1e-5)
