@@ -103,15 +103,15 @@ def _gradient(family: str, objective: Objective, **other: Any) -> MetaTrainingCo
     return MetaTrainingConfig(family=family, objective=objective, **settings)
 
 
-CARTPOLE_STEPS, CARTPOLE_STEPS_OF_BOTH = 2_900_000, 500_000
+CARTPOLE_STEPS, CARTPOLE_STEPS_OF_BOTH = 2_000_000, 400_000
 CARTPOLE_CONTEXT = InContextConfig(
     family="cartpole",
-    max_env_steps=2_000_000,
+    max_env_steps=CARTPOLE_STEPS,
     push_probability=0.03,
     spread_starts=0.7,
     entropy_coef=0.02,
 )
-SCRAMBLED_STEPS, SCRAMBLED_STEPS_OF_BOTH = 400_000, 200_000
+SCRAMBLED_STEPS, SCRAMBLED_STEPS_OF_BOTH = 300_000, 100_000
 SCRAMBLED_CONTEXT = InContextConfig(
     family="cartpole_scrambled",
     hidden_dim=96,
