@@ -148,12 +148,12 @@ def _recipes(
         "multi_task": Recipe(plain, "multi_task"),
         "memoryless": Recipe(replace(plain, memory=False), "frozen", seeds=YARDSTICK_SEEDS),
         "told": Recipe(told, "frozen", seeds=YARDSTICK_SEEDS),
-        "gru": Recipe(context, "in_context", gru=True, seeds=YARDSTICK_SEEDS),
     }
 
 
 RECIPES: dict[str, dict[str, Recipe]] = {
-    "cartpole": _recipes(CARTPOLE_CONTEXT, CARTPOLE_STEPS, CARTPOLE_STEPS_OF_BOTH),
+    "cartpole": _recipes(CARTPOLE_CONTEXT, CARTPOLE_STEPS, CARTPOLE_STEPS_OF_BOTH)
+    | {"gru": Recipe(CARTPOLE_CONTEXT, "in_context", gru=True, seeds=YARDSTICK_SEEDS)},
     "cartpole_scrambled": _recipes(
         SCRAMBLED_CONTEXT, SCRAMBLED_STEPS, SCRAMBLED_STEPS_OF_BOTH, hidden_dim=64
     ),
