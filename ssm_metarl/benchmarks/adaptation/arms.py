@@ -81,13 +81,17 @@ class Protocol:
     """Names the tasks and episodes; final figures have one from 10,000 on."""
     episodes: int = 10
     """The most episodes of a task that are adapted to."""
-    long_tasks: int = 20
-    """Tasks that fine-tuning goes on with until they reach the goal."""
-    long_episodes: int = 320
+    fine_tuned_tasks: int = 50
+    """The first tasks, which fine-tuning is tried on: it costs a hundred times as much."""
+    long_tasks: int = 10
+    """The first tasks, which it goes on with until they reach the goal."""
+    long_episodes: int = 200
     """Episodes after which it gives up."""
 
     def __post_init__(self) -> None:
-        for name in ("num_tasks", "episodes", "long_tasks", "long_episodes"):
+        for name in (
+            "num_tasks", "episodes", "fine_tuned_tasks", "long_tasks", "long_episodes"
+        ):  # fmt: skip
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
 
     @property
@@ -180,11 +184,11 @@ def multi_task_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> 
     seed = int(opened.checkpoint.training["seed"])
     fresh = build_policy(policy.config, seed=seed, inner_lr=0.01).meta_params()
     scores = frozen_scores(opened, tasks, protocol)
-    few = tasks[: protocol.long_tasks]
+    tried, few = tasks[: protocol.fine_tuned_tasks], tasks[: protocol.long_tasks]
     for arm, start in (("fine_tuned", None), ("scratch", fresh)):
         settings = FINE_TUNING[family.name][arm]
         config = replace(settings, rounds=protocol.rounds, seed=protocol.seed)
-        curve = fine_tune(policy, tasks, config, start=start)
+        curve = fine_tune(policy, tried, config, start=start)
         scores |= {(arm, episodes_label(int(n))): curve.after(int(n)) for n in curve.episodes}
         rounds = (LONG_ROUND,) * (protocol.long_episodes // LONG_ROUND)
         config = replace(settings, rounds=rounds, seed=protocol.seed, stop_return=GOAL)
@@ -193,7 +197,7 @@ def multi_task_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> 
         scores[f"{arm}_long", episodes_label(protocol.long_episodes)] = long.returns[-1]
     settings = FINE_TUNING[family.name]["fine_tuned_by_prediction"]
     config = replace(settings, rounds=protocol.rounds, seed=protocol.seed)
-    curve = fine_tune(policy, tasks, config)
+    curve = fine_tune(policy, tried, config)
     scores |= {
         ("fine_tuned_by_prediction", episodes_label(int(n))): curve.after(int(n))
         for n in curve.episodes[1:]

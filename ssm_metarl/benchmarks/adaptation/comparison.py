@@ -124,8 +124,9 @@ def differences(
             )
             theirs = found.get(reference)
             if theirs is not None:
-                both = len(ours) if len(theirs) == 1 else min(len(ours), len(theirs))
-                rows.append(difference_row(cell, pair, ours[:both], theirs[:both], seed))
+                seeds = len(ours) if len(theirs) == 1 else min(len(ours), len(theirs))
+                first = slice(seeds), slice(theirs.shape[1])  # some arms had fewer tasks or seeds
+                rows.append(difference_row(cell, pair, ours[first], theirs[:seeds], seed))
     return rows
 
 
