@@ -15,6 +15,7 @@ T = TypeVar("T")
 Objective = Literal["prediction", "policy_gradient"]
 SupportPolicy = Literal["random", "policy"]
 AdaptationMode = Literal["standard", "hybrid"]
+ReplayWeights = Literal["propensity", "uniform"]
 Core = Literal["diagonal", "state_space"]
 
 
@@ -217,6 +218,12 @@ class HybridAdaptationConfig(StandardAdaptationConfig):
 
     experience_weight: float = 0.5
     """Weight of the replayed data's loss beside the current data's."""
+    replay: ReplayWeights = "propensity"
+    """propensity: replayed steps count as far as they fit the task; uniform: all alike, and fully
+    trusted (an ablation)."""
+    proximal_weight: float = 0.03
+    """Share of the way from the meta-parameters that a step takes back where the replayed data do
+    not fit the task at all (with adapt_lr: times the rate)."""
     num_replay_sequences: int = 64
     """Sequences drawn from the experience buffer, once per adaptation."""
     seed: int = 0
@@ -226,6 +233,9 @@ class HybridAdaptationConfig(StandardAdaptationConfig):
         super().__post_init__()
         require(self.experience_weight >= 0, "experience_weight", "at least 0",
                 self.experience_weight)  # fmt: skip
+        require(self.replay in ("propensity", "uniform"), "replay",
+                "'propensity' or 'uniform'", self.replay)  # fmt: skip
+        require(0 <= self.proximal_weight <= 1, "proximal_weight", "0 to 1", self.proximal_weight)
         require(self.num_replay_sequences >= 1, "num_replay_sequences", "at least 1",
                 self.num_replay_sequences)  # fmt: skip
 
@@ -455,6 +465,10 @@ class EvaluationConfig:
     """Greedy full-length episodes a task."""
     experience_weight: float | None = None
     """Weight of replayed experience (hybrid arm); None for the one it was meta-trained with."""
+    replay: ReplayWeights = "propensity"
+    """As in `HybridAdaptationConfig` (hybrid arm)."""
+    proximal_weight: float = HybridAdaptationConfig.proximal_weight
+    """As in `HybridAdaptationConfig` (hybrid arm)."""
 
     def __post_init__(self) -> None:
         for name in ("num_tasks", "support_steps", "episodes_per_task"):
@@ -464,10 +478,12 @@ class EvaluationConfig:
                 "None or a number of at least 0", self.adapt_lr)  # fmt: skip
         require(self.experience_weight is None or self.experience_weight >= 0, "experience_weight",
                 "None or a number of at least 0", self.experience_weight)  # fmt: skip
+        require(0 <= self.proximal_weight <= 1, "proximal_weight", "0 to 1", self.proximal_weight)
         choices: dict[str, tuple[str | None, ...]] = {
             "split": ("id", "ood"),
             "support_policy": (None, "random", "policy"),
             "objective": (None, "prediction", "policy_gradient"),
+            "replay": ("propensity", "uniform"),
         }
         for name, allowed in choices.items():
             require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))

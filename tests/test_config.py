@@ -99,6 +99,8 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "adapt_lr": RATE,
         "gamma": SHARE,
         "experience_weight": RATE,
+        "replay": CHOICE,
+        "proximal_weight": SHARE,
         "num_replay_sequences": COUNT,
     },
     MetaTrainingConfig: {
@@ -159,6 +161,8 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "adapt_lr": RATE,
         "episodes_per_task": COUNT,
         "experience_weight": RATE,
+        "replay": CHOICE,
+        "proximal_weight": SHARE,
     },
 }
 FREE: dict[type, set[str]] = {  # any value of the type will do, or another field's check covers it

@@ -70,6 +70,7 @@ class AdaptedPolicy(Policy):
             obs_scale=tuple(policy.obs_scale.tolist()),
             obs_limit=tuple(policy.obs_limit.tolist()),
             mirror=policy.mirror,
+            in_context=policy.in_context,
             inner_lr=0.0,
             config=policy.config,
         )
@@ -142,6 +143,7 @@ def adapt_to_tasks(
         step_size,
         num_tasks=current.num_tasks,
         num_steps=config.num_adapt_steps,
+        pull=None if replay is None else replay.pull,
         accept=guard.accept,
     )
     task_params = task_params.at(task_params.flat.detach())

@@ -13,6 +13,12 @@ one, until there are ``window``. It starts like that too: an unadapted policy kn
 Each adaptation starts from the meta-parameters, and the hidden state is recomputed under the
 adapted ones, from zero at the window's first transition: what came before was another plant.
 
+A policy that adapts in context is watched by the prediction that least squares makes over its trial
+(`core.identification`), which needs no training. Once that fails, a new trial begins on the spot:
+old evidence speaks against the new, and takes hundreds of steps to fade. With ``num_adapt_steps`` 0
+that is all, and all that a model trained in context alone is prepared for; one trained for both
+takes its gradient steps on the transitions of the new trial.
+
 The trap: a change that the predictions survive is not noticed. A flipped actuator is; a force that
 doubles need not be, and the policy need not adapt to it either.
 """
@@ -30,8 +36,9 @@ from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.core.trial_memory import TrialMemory
 from ssm_metarl.objectives.prediction import MIN_SPREAD, target_spread
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import Rollout, flatten
 
 
 class OnlineEvent(NamedTuple):
@@ -49,11 +56,12 @@ class _Step(NamedTuple):
 
     obs: Tensor  # (K, 1, O)
     action: Tensor  # (K, 1[, A])
+    reward: Tensor  # (K, 1): 0 where nobody told
     next_obs: Tensor  # (K, 1, O)
     reset: Tensor  # (K, 1)
     known: Tensor  # (K, 1): False where the episode ended, and the next observation is unknown
-    error: Tensor  # (K,): squared error of the prediction, in squared spreads
-    size: Tensor  # (K,): the squared change itself
+    error: Tensor  # (K,): squared error of the prediction
+    size: Tensor  # (K,): the squared change itself, in the same units
 
 
 class OnlineAdapter:
@@ -65,7 +73,7 @@ class OnlineAdapter:
         num_tasks: K.
 
     Raises:
-        ValueError: The policy predicts nothing, or adapts in context.
+        ValueError: The policy predicts nothing.
     """
 
     def __init__(
@@ -82,11 +90,6 @@ class OnlineAdapter:
                 "policy: expected one with prediction outputs, which online adaptation watches, "
                 "received one without"
             )
-        if self.policy.in_context:
-            raise ValueError(
-                "policy: expected one that sees observations only, received one that adapts in "
-                "context, whose memory does without"
-            )
         self.events: list[OnlineEvent] = []
         """What happened so far."""
         self.num_adaptations = torch.zeros(num_tasks, dtype=torch.int64)
@@ -95,6 +98,7 @@ class OnlineAdapter:
         self._params = expand_to_tasks(self.policy.meta_params(), num_tasks)
         self._params = self._params.at(self._params.flat.detach().clone())
         self._hidden = self.policy.init_hidden(num_tasks, 1)
+        self._memory = TrialMemory(self.policy, num_tasks, None) if self.policy.in_context else None
         dims = len(self.policy.heads.predicted_dims)
         self._spread = self._hidden.new_full((num_tasks, dims), MIN_SPREAD)
         self._adapting = torch.ones(num_tasks, dtype=torch.bool)
@@ -102,6 +106,7 @@ class OnlineAdapter:
         # A window may hold ends of episodes, which are no transitions: hence twice its length.
         self._history: deque[_Step] = deque(maxlen=2 * self.config.window)
         self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._reward = self._hidden.new_zeros(num_tasks, 1)
         self._num_calls = 0
 
     @torch.no_grad()
@@ -109,38 +114,62 @@ class OnlineAdapter:
         """Actions (K, 1[, A]) and their log-probabilities for observations (K, 1, O)."""
         if self._last is not None:
             self._look_back(obs, reset)
-            self._notice()
+            reset = reset | self._notice()[:, None]
             self._adapt()
-        out, self._hidden = self.policy.unroll(self._params, obs[None], self._hidden, reset[None])
+        seen, cleared = obs, reset
+        if self._memory is not None:
+            inputs, first = self._memory.observe(obs[:, 0].contiguous(), reset[:, 0].contiguous())
+            seen, cleared = inputs[:, None], first[:, None]
+        out, self._hidden = self.policy.unroll(
+            self._params, seen[None], self._hidden, cleared[None]
+        )
         action = out.distribution.mode()
+        if self._memory is not None:
+            self._memory.acted(action[0, :, 0])
         self._last = (obs, action[0], reset, out.output)
+        self._reward = torch.zeros_like(self._reward)
         self._num_calls += 1
         return action[0], out.distribution.log_prob(action)[0]
+
+    def rewarded(self, reward: Tensor) -> None:
+        """The reward (K, 1) of the last action, which only a policy that remembers sees."""
+        self._reward = reward.to(self._reward)
+        if self._memory is not None:
+            self._memory.rewarded(reward[:, 0])
 
     def _look_back(self, obs: Tensor, reset: Tensor) -> None:
         """Write down what the last action did, and how well that was predicted."""
         assert self._last is not None
         before, action, first, output = self._last
-        code = self.policy.action_space.code(action[None]).to(obs.dtype)
-        predicted = self.policy.predict(output, code)[0, :, 0]  # (K, D), in spreads
-        change = (obs - before)[:, 0, list(self.policy.heads.predicted_dims)] / self._spread
-        error, size = (predicted - change).square().sum(-1), change.square().sum(-1)
-        self._history.append(_Step(before, action, obs, first, ~reset, error, size))
+        if self._memory is not None:
+            error, size = self._memory.surprise(obs[:, 0])
+        else:
+            code = self.policy.action_space.code(action[None]).to(obs.dtype)
+            predicted = self.policy.predict(output, code)[0, :, 0]  # (K, D), in spreads
+            change = (obs - before)[:, 0, list(self.policy.heads.predicted_dims)] / self._spread
+            error, size = (predicted - change).square().sum(-1), change.square().sum(-1)
+        self._history.append(_Step(before, action, self._reward, obs, first, ~reset, error, size))
         self._since += 1
 
-    def _notice(self) -> None:
-        """Look for a change where none is being adapted to."""
+    def _notice(self) -> Tensor:
+        """Look for a change where none is being adapted to; True where a new trial begins, (K,)."""
         recent = list(self._history)[-self.config.detect_steps :]
         if len(recent) < self.config.detect_steps:
-            return
+            return torch.zeros_like(self._adapting)
         known = torch.stack([step.known[:, 0] for step in recent]).all(dim=0)
         error = torch.stack([step.error for step in recent]).sum(dim=0)
         size = torch.stack([step.size for step in recent]).sum(dim=0)
         # NaN, from a policy that broke, is a change.
         changed = known & ~self._adapting & ~(error <= self.config.max_error * size)
         self._adapting |= changed
-        self._since[changed] = self.config.detect_steps
         self._record(changed, "changed")
+        if self._memory is None:
+            self._since[changed] = self.config.detect_steps
+            return torch.zeros_like(changed)
+        self._memory.forget(changed)
+        self._since[changed] = 0
+        self._params.flat[changed] = flatten(self.policy.meta_params(), self._params.shapes)
+        return changed
 
     def _adapt(self) -> None:
         """Adapt, from the meta-parameters, to all transitions since the change."""
@@ -155,13 +184,13 @@ class OnlineAdapter:
         chosen, known, first = chosen[enough], known[:, enough], first[enough]
         if not len(chosen):
             return
-        rollout = self._window(steps, chosen, known[:, :, None], first)
-        params, _ = self._adapter.adapt_tasks(self.policy, rollout)
-        self.num_adaptations[chosen] += 1
-        self._params.flat[chosen] = params.flat
-        self._spread[chosen] = target_spread(self.policy, rollout)
-        hidden = self.policy.init_hidden(len(chosen), 1)
-        _, self._hidden[chosen] = self.policy.unroll(params, rollout.obs, hidden, rollout.reset)
+        if self._memory is None or self.config.num_adapt_steps > 0:
+            rollout = self._window(steps, chosen, known[:, :, None], first)
+            params, _ = self._adapter.adapt_tasks(self.policy, rollout)
+            self.num_adaptations[chosen] += 1
+            self._params.flat[chosen] = params.flat
+            self._spread[chosen] = target_spread(self.policy, rollout)
+            _, self._hidden[chosen] = self.policy.read(params, rollout)
         settled = torch.zeros_like(self._adapting)
         settled[chosen] = known.sum(dim=0) >= self.config.window
         self._adapting &= ~settled
@@ -171,10 +200,10 @@ class OnlineAdapter:
         """The transitions since the change of J chosen tasks, (T, J, 1)."""
         never = torch.zeros_like(mask)
         starts = torch.arange(len(steps))[:, None, None] == first[:, None]
-        return Rollout(
+        rollout = Rollout(
             obs=torch.stack([step.obs[chosen] for step in steps]),
             action=torch.stack([step.action[chosen] for step in steps]),
-            reward=torch.zeros(mask.shape),
+            reward=torch.stack([step.reward[chosen] for step in steps]),
             next_obs=torch.stack([step.next_obs[chosen] for step in steps]),
             terminated=never,
             truncated=never,
@@ -182,6 +211,13 @@ class OnlineAdapter:
             mask=mask,
             log_prob=torch.zeros(mask.shape),
         ).cleaned()
+        if self._memory is None:
+            return rollout
+        # What is not known goes to the front: between two steps of a trial it would be a step.
+        order = torch.argsort(mask.to(torch.int8), dim=0, stable=True)
+        return rollout.map(
+            lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
+        )
 
     def _record(self, where: Tensor, kind: Literal["changed", "settled"]) -> None:
         tasks = where.nonzero()[:, 0].tolist()

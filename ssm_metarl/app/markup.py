@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from ssm_metarl.app.handlers.adapting import Adaptation, Side, slider_range
+from ssm_metarl.app.handlers.adapting import REMEMBERING, Adaptation, Side, slider_range
 from ssm_metarl.app.handlers.improving import LineageView, as_text, audit_rows
 from ssm_metarl.tasks.task_family import TaskFamily, TaskParameter, Uniform
 
@@ -107,14 +107,19 @@ def _score(name: str, side: Side, label: str, most: float) -> str:
 
 
 def _what_it_took(adaptation: Adaptation) -> list[tuple[str, str]]:
-    report = adaptation.report
+    report, rows = adaptation.report, list[tuple[str, str]]()
+    if adaptation.mode in REMEMBERING:
+        number = adaptation.presses + 1
+        rows.append(("memory", f"after: episode {number} of a trial, which it remembers"))
+    if report is None and rows:
+        return [*rows, ("weights", "no step: they stay as they are")]
     if report is None:
         return [("mode", "none: the model stays as it is, so before and after are the same")]
     asked = adaptation.num_adapt_steps
     kept = f"{report.num_steps} of {asked} kept"
     if report.rolled_back is not None:
         kept += f"; the next was undone, because {report.rolled_back}"
-    rows = [
+    rows += [
         ("prediction error on the data", f"{report.loss_before:.3f} → {report.loss_after:.3f}"),
         ("data", f"{report.env_steps} environment steps, {adaptation.seconds:.1f} s of the plant; "
                  "no reward"),

@@ -20,13 +20,13 @@ STEPS = 10
 
 
 def warm_up_adapting() -> None:
-    """Adapt every shipped model in all its modes, and run it."""
+    """Adapt every shipped model by gradient in all its modes, and run it."""
     for name in shipped_models():
         opened = open_model(name)
         tasks = opened.family.task()
         support = collect_support(opened.policy, tasks, STEPS, "random", seed=0)
         params = [opened.policy.meta_params()]
-        for mode in opened.modes:
+        for mode in opened.gradient_modes:
             adapted = opened.adapt(support, mode, opened.trained.adaptation())
             params.append(adapted.meta_params())
         episodes_of(opened.policy, params, tasks, num_episodes=1, seed=0, max_steps=STEPS)

@@ -150,15 +150,14 @@ def print_drift(result: Mapping[str, Any]) -> None:
             f"(95 % interval {s['ci95'][0]:.1%} to {s['ci95'][1]:.1%}), mean return "
             f"{s['mean_return']:.0f} of {result['horizon']}"
         )
-    online = result["arms"]["online"]
-    if online["notice_steps"] is not None:
-        print(
-            f"online: noticed on {online['noticed']:.1%} of tasks, after "
-            f"{online['notice_steps']:.0f} steps; {online['false_alarms']:.2f} false alarms per "
-            f"1,000 steps"
-        )
-    if online["adaptations"] is not None:
-        print(f"online: {online['adaptations']:.0f} adaptations of a task up to the end")
+    for arm, s in result["arms"].items():
+        if s.get("notice_steps") is not None:
+            print(
+                f"{arm}: noticed on {s['noticed']:.1%} of tasks, after {s['notice_steps']:.0f} "
+                f"steps; {s['false_alarms']:.2f} false alarms per 1,000 steps"
+            )
+        if s.get("adaptations"):
+            print(f"{arm}: {s['adaptations']:.0f} adaptations of a task up to the end")
     for kind, ms in result["control_step_ms"].items():
         print(
             f"a control step, {kind}: {ms['median']:.1f} ms, 99 % within {ms['p99']:.1f} ms "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssm_metarl.cli.console import Reporter, interval, note, print_evaluation, print_json
-from ssm_metarl.command_line import changed, command_line, flag
+from ssm_metarl.command_line import changed, flag
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
 
@@ -157,12 +157,12 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     from ssm_metarl.evaluation.episodes import MetaTrained
     from ssm_metarl.evaluation.meta_evaluator import verify
     from ssm_metarl.evaluation.opened_model import open_model
-    from ssm_metarl.meta_rl.training_run import training_record
+    from ssm_metarl.meta_rl.training_run import training_command, training_record
 
     trainer = run.trainer
     config, trained = trainer.config, MetaTrained.from_training(training_record(trainer.config))
     trainer.policy = policy = trainer.policy_on_cpu()
-    command = recorded_command(config)
+    command = training_command(config)
     if resumed_further:
         # The learning rate decays towards the limit, so no one command does the same.
         command += "  # its limits were changed on resuming"
@@ -180,15 +180,6 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     result |= {"epochs": trainer.epoch, "env_steps": trainer.env_steps}
     result["peak_memory_mb"] = (peak_memory() - memory_before) / 1e6
     return result
-
-
-def recorded_command(config: MetaTrainingConfig | InContextConfig) -> str:
-    """The shell command that does this training."""
-    if isinstance(config, InContextConfig):
-        return command_line("train --mode in_context", config)
-    if config.in_context:  # which is what --mode both means
-        return command_line("train --mode both", replace(config, in_context=False))
-    return command_line("train", config)
 
 
 def print_result(result: dict[str, Any], out: Path) -> None:

@@ -291,12 +291,16 @@ class Policy(nn.Module):
 
         For an in-context policy an environment's steps are one trial.
         """
+        return self.read(params, rollout)[0]
+
+    def read(self, params: Params, rollout: Rollout) -> tuple[PolicyOutput, Tensor]:
+        """`look`, and the state that the rollout leaves."""
         hidden = self.init_hidden(rollout.num_tasks, rollout.num_envs)
         seen, reset = rollout.obs, rollout.reset
         if self.in_context:
             reset = trial_starts(rollout.reset, None)
             seen = self.inputs(rollout, reset)
-        return self.unroll(params, seen, hidden, reset)[0]
+        return self.unroll(params, seen, hidden, reset)
 
     def value(self, output: Tensor) -> Tensor:
         """Predicted return-to-go, shape (T, K, N), from `PolicyOutput.output`.

@@ -39,6 +39,8 @@ class TrialMemory:
         self._reward = torch.zeros(rows, device=device)
         self._episode = torch.zeros(rows, dtype=torch.int64, device=device)
         self._plant = Identification(rows, policy.obs_dim, codes)
+        found = (rows, policy.obs_dim + codes, policy.obs_dim)
+        self._found = torch.zeros(found, dtype=torch.float64, device=device)
 
     def acted(self, action: Tensor) -> None:
         """The actions (R[, A]) that were chosen; their rewards are not known yet."""
@@ -49,6 +51,24 @@ class TrialMemory:
     def rewarded(self, reward: Tensor) -> None:
         """What these actions brought, (R,)."""
         self._reward = reward.to(self._reward)
+
+    def surprise(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the last step went from what least squares expected, before it takes it in.
+
+        Args:
+            obs: Observations that the step led to, shape (R, O).
+
+        Returns:
+            The squared error of the expected change, and the squared change, shape (R,) each.
+        """
+        change = obs * self._policy.obs_scale - self._before
+        phi = torch.cat([self._before, self._actions], dim=-1)
+        expected = (phi[:, None] @ self._found.to(phi.dtype))[:, 0]
+        return (change - expected).square().sum(-1), change.square().sum(-1)
+
+    def forget(self, rows: Tensor) -> None:
+        """Begin a new trial where ``rows`` (R,) is True, at the next `observe` with ``reset``."""
+        self._episode = self._episode.masked_fill(rows, 0)
 
     def observe(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """The next step's observations (R, O), and where they start an episode (R,).
@@ -64,7 +84,7 @@ class TrialMemory:
             obs.numpy(), reset.numpy(), policy.obs_limit.numpy(), policy.obs_scale.numpy(),
             self._trial_episodes or 0, self._before.numpy(), self._actions.numpy(),
             self._reward.numpy(), self._episode.numpy(), plant.gram.numpy(), plant.cross.numpy(),
-            x.numpy(), first.numpy(),
+            self._found.numpy(), x.numpy(), first.numpy(),
         )  # fmt: skip
         return x, first
 
@@ -84,6 +104,7 @@ class TrialMemory:
         reward = self._reward.masked_fill(first, 0.0)
         columns = (z, before, self._actions, reset, first)
         plant = self._plant.update(*(v[None] for v in columns))[0]
+        self._found = plant.view(self._found.shape).double()
         self._before = z
         later = reset & ~first
         return step_input(z, limit, before, self._actions, plant, reward, first, later), first
@@ -98,13 +119,13 @@ def squash(value, sharpness):  # type: ignore[no-untyped-def]
 @compiled
 def _observe(  # type: ignore[no-untyped-def]
     obs, reset, limit, scale, trial_episodes, before, actions, reward, episode, gram, cross,
-    x, first,
+    found, x, first,
 ):  # fmt: skip
     """`TrialMemory.observe_plainly`, number by number."""
     dims, codes = obs.shape[1], actions.shape[1]
     size = dims + codes
     phi, y = np.empty(size), np.empty(dims)
-    root, found = np.empty((size, size)), np.empty((size, dims))
+    root = np.empty((size, size))
     for r in range(len(obs)):
         number = episode[r] % trial_episodes if trial_episodes > 0 else episode[r]
         first[r] = reset[r] and number == 0
@@ -124,11 +145,11 @@ def _observe(  # type: ignore[no-untyped-def]
         for j in range(codes):
             phi[dims + j] = actions[r, j]
             x[r, 2 * dims + j] = actions[r, j]
-        regress(phi, y, reset[r], first[r], gram[r], cross[r], root, found)
+        regress(phi, y, reset[r], first[r], gram[r], cross[r], root, found[r])
         place = 2 * dims + codes
         for i in range(size):
             for j in range(dims):
-                x[r, place] = squash(found[i, j], PLANT)
+                x[r, place] = squash(found[r, i, j], PLANT)
                 place += 1
         x[r, place] = 0 if first[r] else math.asinh(reward[r])
         x[r, place + 1] = first[r]

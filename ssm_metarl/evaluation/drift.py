@@ -3,12 +3,12 @@
 Place in the flow: stage 7, beside `meta_evaluator`; ``ssm-metarl evaluate --drift`` prints it.
 
 Two changes: ``flip`` turns the actuator round at once; ``parameters`` moves all other parameters to
-those of another task of the split, within 200 steps. Three arms meet the same plants, the same
-changes and the same initial states:
-
-- frozen: the meta-parameters, never adapted;
-- standard: adapted before the episode, to support data of the plant as it then was;
-- online: an `OnlineAdapter`, which begins unadapted and has no support data.
+those of another task of the split, within 200 steps. All arms (see `DEFINITIONS`) meet the same
+plants, the same changes and the same initial states. Which there are depends on the model: frozen,
+standard and online for one that was trained for a gradient step; in_context and
+in_context_restarted for one that remembers; both of these and both for one that was trained for
+both. A model that remembers has no frozen arm: cleared at every episode's start, its memory does in
+the one episode that counts what in_context does.
 
 A task counts as up while its first episode lasts. Shares are of all tasks: one that fell before
 its plant changed has not survived the change.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.evaluation.episodes import PURPOSE, MetaTrained, collect_support
-from ssm_metarl.evaluation.statistics import paired_interval
+from ssm_metarl.evaluation.statistics import share_interval
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Actor
 from ssm_metarl.version import __version__
@@ -45,13 +46,23 @@ LOOK_AFTER = 300
 CONTROL_PERIOD_MS = 20.0
 
 DEFINITIONS = {
+    "frozen": "the meta-parameters, never adapted",
+    "standard": "adapted before the episode, to support data of the plant as it then was",
+    "online": "begins unadapted; notices changes, takes gradient steps on the transitions since",
+    "in_context": "no gradient; memory carried through the episode, whatever happens",
+    "in_context_restarted": "no gradient; where what least squares has found in the trial stops "
+    "predicting, the memory is cleared: a new trial, inside the episode",
+    "both": "in_context_restarted, and a gradient step on the transitions since, the hidden state "
+    "recomputed from zero at the first of them",
     "up_at_change": "share of tasks whose first episode lasts to the change",
     "up_after": f"share of tasks whose first episode lasts {LOOK_AFTER} steps beyond its beginning",
+    "ci95": "95 % interval of up_after (Wilson's score)",
     "notice_steps": "steps from a change to its being noticed, median over tasks where it was",
     "false_alarms": "changes noticed before there was one, per 1,000 steps",
-    "adaptations": "adaptations of a task in its whole episode, mean over those up to the end",
-    "control_step_ms": "time of one action of one plant, median and 99 % quantile, while adapting "
-    "and while not",
+    "adaptations": "adaptations by gradient of a task in its whole episode, mean over those up to "
+    "the end",
+    "control_step_ms": "time of one action of one plant in the last arm, median and 99 % quantile, "
+    "in steps that adapt by gradient and in those that do not",
 }
 
 
@@ -73,7 +84,8 @@ def measure_drift(
         drift: What changes.
         config: Split, tasks, seed, and how the standard arm adapts beforehand.
         trained: How the model was meta-trained.
-        online: Settings of the online arm.
+        online: Settings of the arms that adapt inside the episode; None for what the model was
+            trained for.
         on_step: Called with the share done and what comes next.
 
     Returns:
@@ -88,21 +100,17 @@ def measure_drift(
     tell = on_step or (lambda share, what: None)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     later, at = changes(tasks, drift, config)
-    adapter = OnlineAdapter(policy, online, num_tasks=len(tasks))
-    actors: dict[str, Actor] = {
-        "frozen": policy.actor(policy.meta_params(), len(tasks), 1),
-        "standard": _adapted_actor(policy, tasks, config, trained),
-        "online": adapter,
-    }
+    online = online or trained.online()
+    actors = _actors(policy, tasks, config, trained, online)
     arms: dict[str, dict[str, Any]] = {}
     for name, actor in actors.items():
-        tell(len(arms) / 4, name)
+        tell(len(arms) / (len(actors) + 1), name)
         rollout = collect_rollout(_worlds(tasks, later, at, drift, config), actor, HORIZON)
         lives = rollout.mask[:, :, 0].sum(dim=0).numpy()  # (K,)
-        arms[name] = _survival(lives, at.numpy(), seed=config.seed)
-        if actor is adapter:
-            arms[name] |= _noticed(adapter, lives, at.numpy())
-    tell(3 / 4, "time of a control step")
+        arms[name] = _survival(lives, at.numpy())
+        if isinstance(actor, OnlineAdapter):
+            arms[name] |= _noticed(actor, lives, at.numpy())
+    tell(len(arms) / (len(actors) + 1), "time of a control step")
     return {
         "family": family.name,
         "split": config.split,
@@ -148,6 +156,32 @@ def _worlds(
     )
 
 
+def _actors(
+    policy: Policy,
+    tasks: Tasks,
+    config: EvaluationConfig,
+    trained: MetaTrained,
+    online: OnlineAdaptationConfig,
+) -> dict[str, Actor]:
+    """The arms that apply; what adapts most comes last."""
+    num_tasks = len(tasks)
+    as_it_is = policy.actor(policy.meta_params(), num_tasks, 1)
+    if not policy.in_context:
+        return {
+            "frozen": as_it_is,
+            "standard": _adapted_actor(policy, tasks, config, trained),
+            "online": OnlineAdapter(policy, online, num_tasks=num_tasks),
+        }
+    restarting = replace(online, num_adapt_steps=0)
+    actors: dict[str, Actor] = {
+        "in_context": as_it_is,
+        "in_context_restarted": OnlineAdapter(policy, restarting, num_tasks=num_tasks),
+    }
+    if trained.gradient:
+        actors["both"] = OnlineAdapter(policy, online, num_tasks=num_tasks)
+    return actors
+
+
 def _adapted_actor(
     policy: Policy, tasks: Tasks, config: EvaluationConfig, trained: MetaTrained
 ) -> Actor:
@@ -168,13 +202,13 @@ def _adapted_actor(
     return policy.actor(params, len(tasks), 1)
 
 
-def _survival(lives: np.ndarray, at: np.ndarray, *, seed: int) -> dict[str, Any]:
+def _survival(lives: np.ndarray, at: np.ndarray) -> dict[str, Any]:
     """How long the first episodes last (K,), against the moments of change (K,)."""
-    up = (lives >= at + LOOK_AFTER).astype(np.float64)
+    up = lives >= at + LOOK_AFTER
     return {
         "up_at_change": float((lives >= at).mean()),
         "up_after": float(up.mean()),
-        "ci95": list(paired_interval(up, seed=seed)),
+        "ci95": list(share_interval(int(up.sum()), len(up))),
         "mean_return": float(lives.mean()),
     }
 
@@ -201,30 +235,45 @@ def _noticed(adapter: OnlineAdapter, lives: np.ndarray, at: np.ndarray) -> dict[
     }
 
 
+class _Timed:
+    """An `OnlineAdapter` of one plant, and how long its steps take.
+
+    Args:
+        adapter: Which.
+    """
+
+    def __init__(self, adapter: OnlineAdapter) -> None:
+        self.adapter = adapter
+        self.milliseconds: dict[str, list[float]] = {"adapting": [], "quiet": []}
+
+    def __call__(self, obs: torch.Tensor, reset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The adapter's action."""
+        before, began = int(self.adapter.num_adaptations), time.perf_counter()
+        action = self.adapter(obs, reset)
+        milliseconds = 1000 * (time.perf_counter() - began)
+        kind = "quiet" if int(self.adapter.num_adaptations) == before else "adapting"
+        self.milliseconds[kind].append(milliseconds)
+        return action
+
+    def rewarded(self, reward: torch.Tensor) -> None:
+        """Passed on."""
+        self.adapter.rewarded(reward)
+
+
 def _control_step_ms(
     policy: Policy,
     task: Tasks,
     later: Tasks,
     drift: Drift,
     config: EvaluationConfig,
-    online: OnlineAdaptationConfig | None,
+    online: OnlineAdaptationConfig,
 ) -> dict[str, dict[str, float]]:
     """Time of one plant's actions, with a change after half of them."""
-    adapter = OnlineAdapter(policy, online)
-    times: dict[str, list[float]] = {"adapting": [], "quiet": []}
-
-    def timed(obs: torch.Tensor, reset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        before, began = int(adapter.num_adaptations), time.perf_counter()
-        action = adapter(obs, reset)
-        milliseconds = 1000 * (time.perf_counter() - began)
-        kind = "quiet" if int(adapter.num_adaptations) == before else "adapting"
-        times[kind].append(milliseconds)
-        return action
-
+    timed = _Timed(OnlineAdapter(policy, online))
     worlds = _worlds(task, later, torch.tensor([LOOK_AFTER]), drift, config)
     collect_rollout(worlds, timed, 2 * LOOK_AFTER, autoreset=True)
     return {
         kind: {"median": float(np.median(ms)), "p99": float(np.quantile(ms, 0.99))}
-        for kind, ms in times.items()
+        for kind, ms in timed.milliseconds.items()
         if ms
     }

@@ -22,6 +22,8 @@ from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
     Objective,
+    OnlineAdaptationConfig,
+    ReplayWeights,
     StandardAdaptationConfig,
     SupportPolicy,
 )
@@ -80,11 +82,23 @@ class MetaTrained:
         standard: StandardAdaptationConfig,
         *,
         experience_weight: float | None = None,
+        replay: ReplayWeights = "propensity",
+        proximal_weight: float = HybridAdaptationConfig.proximal_weight,
         seed: int = 0,
     ) -> HybridAdaptationConfig:
         """The same inner step on replayed experience too, weighed as it was meta-trained."""
         weight = self.experience_weight if experience_weight is None else experience_weight
-        return HybridAdaptationConfig(**asdict(standard), experience_weight=weight, seed=seed)
+        return HybridAdaptationConfig(
+            **asdict(standard),
+            experience_weight=weight,
+            replay=replay,
+            proximal_weight=proximal_weight,
+            seed=seed,
+        )
+
+    def online(self) -> OnlineAdaptationConfig:
+        """Adapting inside an episode, with gradient steps only where it was trained for one."""
+        return OnlineAdaptationConfig(num_adapt_steps=1 if self.gradient else 0)
 
 
 def check_family(policy: Policy, family: TaskFamily) -> None:
@@ -153,13 +167,16 @@ def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
 
 @threads_for_kernels()
 @torch.no_grad()
-def run_trials(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
+def run_trials(
+    tasks: Tasks, actor: Actor, config: EvaluationConfig, *, first_steps: int | None = None
+) -> np.ndarray:
     """Returns of the ``episodes_per_task`` episodes of one trial a task.
 
     Args:
         tasks: K tasks.
         actor: Of one environment a task; its memory runs through the whole trial.
         config: Names the episodes.
+        first_steps: Steps after which the first episode is cut; None lets it run to its end.
 
     Returns:
         Shape (K, episodes_per_task), in the order in which a task's episodes followed each other.
@@ -168,14 +185,18 @@ def run_trials(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarr
     returns = torch.zeros(len(tasks), config.episodes_per_task + 1, dtype=torch.float64)
     episode = torch.zeros(len(tasks), dtype=torch.int64)
     obs, reset = worlds.reset(), torch.ones(len(tasks), 1, dtype=torch.bool)
+    steps = 0
     while bool((episode < config.episodes_per_task).any()):
         action, _ = actor(obs, reset)
         step = worlds.step(action)
+        steps += 1
         if isinstance(actor, RewardedActor):
             actor.rewarded(step.reward)
         # Whoever is through with its trial goes on, in a column that nobody reads.
         returns[torch.arange(len(tasks)), episode] += step.reward[:, 0]
         reset = step.terminated | step.truncated
+        if steps == first_steps:
+            reset = reset | (episode == 0)[:, None]
         episode = (episode + reset[:, 0]).clamp(max=config.episodes_per_task)
         obs = worlds.reset(reset)
     return returns[:, :-1].numpy()
@@ -218,6 +239,45 @@ def episodes_of(
     )
     actor = policy.actor(FlatParams(flat, shapes), len(params), num_episodes)
     return collect_rollout(worlds, actor, worlds.max_episode_steps)
+
+
+def trial_episodes(
+    policy: Policy,
+    params: Params,
+    tasks: Tasks,
+    *,
+    num_trials: int,
+    num_episodes: int,
+    seed: int,
+) -> list[Rollout]:
+    """Greedy episodes that follow each other in trials of one task, each with a memory of its own.
+
+    Args:
+        policy: In context; it remembers all episodes of a trial.
+        params: Shared parameters, or those of one task.
+        tasks: One task.
+        num_trials: N, side by side. Their first episodes start as those of `episodes_of`.
+        num_episodes: Of a trial.
+        seed: Names the initial states.
+
+    Returns:
+        The trials' first episodes, their second ones and so on, a rollout (T, 1, N) each.
+    """
+    worlds = make_worlds(tasks, num_trials, seed=seed, purpose=PURPOSE)
+    actor = policy.actor(params, 1, num_trials)
+    steps = num_episodes * worlds.max_episode_steps
+    rollout = collect_rollout(worlds, actor, steps, autoreset=True)
+    number = rollout.reset.long().cumsum(dim=0) - 1  # (T, 1, N)
+
+    def episode(wanted: int) -> Rollout:
+        inside = number == wanted
+        order = torch.argsort((~inside).to(torch.int8), dim=0, stable=True)
+        order = order[: int(inside.sum(dim=0).max())]
+        return replace(rollout, mask=inside).map(
+            lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
+        )
+
+    return [episode(wanted) for wanted in range(num_episodes)]
 
 
 def played_direction(policy: Policy, family: TaskFamily, *, max_steps: int = 100) -> float:

@@ -263,7 +263,8 @@ class _Learner:
         """Each task's gradient (K', P) clipped by itself; one that is not finite is none."""
         norm = gradient.norm(dim=1, keepdim=True)
         clipped = gradient * (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        return clipped.masked_fill(~norm.isfinite(), 0.0)
+        result: Tensor = clipped.masked_fill(~norm.isfinite(), 0.0)
+        return result
 
     def _measure(self) -> None:
         """One greedy episode of every task that is not done, and who is done now."""

@@ -4,9 +4,9 @@ Place in the flow: stage 7. Support data per task -> adapt -> greedy full-length
 JSON object, which `report` draws. Support data and episodes are made in `episodes`.
 
 The arms are paired, and support data are collected once and shared by all arms that use any.
-An arm that does not apply is absent: ``hybrid`` without experience, ``standard`` where the model
-has no outputs for the inner objective or was not trained for a gradient step, ``in_context`` where
-it was not trained in context, the CartPole controllers elsewhere.
+An arm that does not apply is absent: ``hybrid`` without experience of the family, ``standard``
+where the model has no outputs for the inner objective or was not trained for a gradient step,
+``in_context`` where it was not trained in context, the CartPole controllers elsewhere.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ DEFINITIONS = {
     "both": "gradient steps on the support data, then hidden state carried through one trial",
     "by_episode": "scores of the trial's first episode, of its second, and so on",
     "standard": "gradient steps on the support data",
-    "hybrid": "gradient steps on the support data and replayed experience",
+    "hybrid": "gradient steps on the support data and replayed experience, with an anchor at the "
+    "meta-parameters",
+    "replay_trust": "how far the replayed experience fitted the task, 0 to 1, mean over tasks",
     "random": "uniform actions",
     "steps_kept": "gradient steps kept, mean over tasks; num_steps were asked for",
     "rolled_back": "share of tasks on which a gradient step was undone",
@@ -117,7 +119,7 @@ def evaluate(
         config: Split, tasks, support and steps.
         model: What the model is called in the result.
         trained: How it was meta-trained.
-        buffer: Experience for the hybrid arm, which is absent without.
+        buffer: Experience of this family for the hybrid arm, which is absent without.
         on_arm: Called with the name of each arm before it runs.
 
     Returns:
@@ -137,7 +139,13 @@ def evaluate(
         adapt_lr=config.adapt_lr,
         rollback=config.rollback,
     )
-    hybrid = trained.hybrid(standard, experience_weight=config.experience_weight, seed=config.seed)
+    hybrid = trained.hybrid(
+        standard,
+        experience_weight=config.experience_weight,
+        replay=config.replay,
+        proximal_weight=config.proximal_weight,
+        seed=config.seed,
+    )
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
     if config.shuffle_actions:
@@ -176,6 +184,7 @@ def evaluate(
                 "rolled_back": float(np.mean([r.rolled_back is not None for r in arm_reports])),
                 "loss_before": _mean_or_none([r.loss_before for r in arm_reports]),
                 "loss_after": _mean_or_none([r.loss_after for r in arm_reports]),
+                "replay_trust": _mean_trust(arm_reports),
             }
             for arm, arm_reports in reports.items()
         },
@@ -187,6 +196,8 @@ def evaluate(
         "adapt_lr": config.adapt_lr,
         "rollback": config.rollback,
         "shuffle_actions": config.shuffle_actions,
+        "replay": config.replay,
+        "proximal_weight": config.proximal_weight,
         "episodes_per_task": config.episodes_per_task,
         "definitions": DEFINITIONS,
     }
@@ -255,6 +266,12 @@ def _mean_or_none(values: list[float]) -> float | None:
     """The mean, or None where steps that were too long left no finite number."""
     mean = float(np.mean(values))
     return mean if math.isfinite(mean) else None
+
+
+def _mean_trust(reports: list[AdaptationReport]) -> float | None:
+    """The mean trust in replayed experience; None for an arm without."""
+    trusts = [r.replay_trust for r in reports if r.replay_trust is not None]
+    return float(np.mean(trusts)) if trusts else None
 
 
 def _paired(returns: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ else; and the IQM is blind to the worst quarter of the tasks, so `worst_tenth` s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypedDict
 
@@ -25,6 +26,8 @@ Scores = NDArray[np.float64]
 Statistic = Callable[[Scores], Scores]
 """Reduces the last axis: (..., n) scores to (...)."""
 Interval = tuple[float, float]
+NORMAL_975 = 1.959963984540054
+"""97.5 % quantile of the standard normal distribution."""
 
 
 class Summary(TypedDict):
@@ -166,6 +169,65 @@ def paired_interval(
     return bootstrap_interval(
         vector, _mean, seed=seed, num_resamples=num_resamples, confidence=confidence
     )
+
+
+def crossed_interval(
+    scores: ArrayLike, *, seed: int, num_resamples: int = 2000, confidence: float = 0.95
+) -> Interval:
+    """Bootstrap interval of the mean of (runs x tasks) scores, both of which are a sample.
+
+    Runs and tasks are resampled independently of each other, each as a whole (Owen 2007, "The
+    pigeonhole bootstrap", doi 10.1214/07-AOAS122). So the interval speaks of another training *and*
+    another draw of tasks, and, unlike the stratified one, it does not take the tasks of one run for
+    independent: a run that is bad is bad on many of them. It errs on the wide side.
+
+    Args:
+        scores: Shape (R, K), such as differences of two arms of the same R runs on the same tasks.
+        seed: Names the resamples.
+        num_resamples: Resamples to draw.
+        confidence: Share of the resamples' means inside.
+
+    Returns:
+        Lower and upper end.
+    """
+    means = crossed_means(scores, seed=seed, num_resamples=num_resamples)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def crossed_means(scores: ArrayLike, *, seed: int, num_resamples: int = 2000) -> Scores:
+    """The resampled means under `crossed_interval`, shape (num_resamples,).
+
+    Raises:
+        ValueError: Not (R, K) scores, or one that is not finite.
+    """
+    table = _checked(scores, "crossed_means")
+    if table.ndim != 2:
+        raise ValueError(f"scores: expected shape (R, K), received {table.shape}")
+    num_runs, num_tasks = table.shape
+    draw = generator(seed, "bootstrap-crossed")
+    # how often each run and each task is in a resample
+    runs = draw.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_resamples)
+    tasks = draw.multinomial(num_tasks, np.full(num_tasks, 1 / num_tasks), size=num_resamples)
+    means: Scores = ((runs @ table) * tasks).sum(axis=1) / table.size
+    return means
+
+
+def share_interval(count: int, total: int) -> Interval:
+    """95 % interval of a share that was counted: Wilson's score (1927, doi 10.2307/2276774).
+
+    A bootstrap of 200 successes in 200 trials knows no failure, and claims to be certain.
+
+    Args:
+        count: Successes.
+        total: Trials, at least 1.
+    """
+    share, z2 = count / total, NORMAL_975**2
+    middle = share + z2 / (2 * total)
+    half = NORMAL_975 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    low, high = ((middle + sign * half) / (1 + z2 / total) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)
 
 
 def summarize(returns: ArrayLike, *, seed: int = 0) -> Summary:

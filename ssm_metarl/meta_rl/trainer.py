@@ -107,7 +107,7 @@ class MetaTrainer:
             self.policy_config, seed=config.seed, inner_lr=config.inner_lr
         ).to(self.device)
         self.maml = MetaMAML(self.policy, config)
-        self.buffer = ExperienceBuffer(config.buffer_size)
+        self.buffer = ExperienceBuffer(config.buffer_size, self.family.name)
         self.teacher: Policy | None = None
         """A policy to stay close to at first: what a network was shrunk from (`KICKSTART`)."""
         self.epoch = 0
@@ -229,7 +229,10 @@ class MetaTrainer:
             rng = seeding.generator(config.seed, "train-replay", self.epoch)
             replayed = self.buffer.sample(HybridAdaptationConfig.num_replay_sequences, rng)
             replay = weigh_replay(
-                self.policy, support, replayed.to(self.device), config.experience_weight
+                self.policy,
+                support,
+                replayed.to(self.device),
+                experience_weight=config.experience_weight,
             )
         return task_loss(
             self.policy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,8 +58,15 @@ def make_support() -> Callable[..., Rollout]:
     return make
 
 
-def make_policy(kind: str) -> Policy:
-    policy = build_policy(ARCHITECTURES[kind], seed=3, inner_lr=0.05)
+@pytest.fixture
+def remembering() -> Policy:
+    """A policy that adapts in context, and is also one for gradient steps."""
+    return make_policy("diagonal", in_context=True)
+
+
+def make_policy(kind: str, *, in_context: bool = False) -> Policy:
+    config = replace(ARCHITECTURES[kind], in_context=in_context)
+    policy = build_policy(config, seed=3, inner_lr=0.05)
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in policy.meta_params().values():

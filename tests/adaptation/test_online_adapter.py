@@ -17,9 +17,10 @@ from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.cartpole import CARTPOLE
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import RewardedActor, Rollout, flatten
 
 FLIP, STEPS = 60, 240
+MEMORY_ALONE = OnlineAdaptationConfig(num_adapt_steps=0)
 
 
 @dataclass
@@ -148,3 +149,79 @@ def test_what_is_refused() -> None:
                   {"objective": "policy_gradient"}):  # fmt: skip
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
             OnlineAdaptationConfig(**wrong)
+
+
+def step_by_step(policy: Policy, taken: Rollout, first: int, until: int) -> Tensor:
+    """Log-probabilities (T,) of one plant's actions in a trial that starts at step ``first``."""
+    actor = policy.actor(policy.meta_params(), 1, 1)
+    assert isinstance(actor, RewardedActor)
+    found = []
+    for t in range(first, until):
+        action, log_prob = actor(taken.obs[t], taken.reset[t] | (t == first))
+        assert torch.equal(action, taken.action[t])
+        actor.rewarded(taken.reward[t])
+        found.append(log_prob[0, 0])
+    return torch.stack(found)
+
+
+def test_where_least_squares_fails_a_policy_that_remembers_begins_a_new_trial(
+    remembering: Policy,
+) -> None:
+    online = OnlineAdapter(remembering, MEMORY_ALONE)
+    taken = collect_rollout(Flipping(make_worlds(1)), online, 110, autoreset=True)
+    (noticed,) = (e.step for e in online.events if e.kind == "changed")
+    assert FLIP < noticed <= FLIP + 3
+    log_prob = taken.log_prob[:, 0, 0]
+    one_trial = [step_by_step(remembering, taken, *part) for part in ((0, noticed), (noticed, 110))]
+    torch.testing.assert_close(torch.cat(one_trial), log_prob, rtol=0, atol=1e-5)
+    assert online.num_adaptations.tolist() == [0]
+    assert torch.equal(
+        online._params.flat[0], flatten(remembering.meta_params(), online._params.shapes)
+    )
+
+
+def test_without_a_change_the_trial_goes_on(remembering: Policy) -> None:
+    online = OnlineAdapter(remembering, MEMORY_ALONE, num_tasks=4)
+    collect_rollout(make_worlds(4), online, 200, autoreset=True)
+    assert {e.kind for e in online.events} == {"settled"}
+
+
+@pytest.mark.parametrize("more", [1, 7])
+def test_a_policy_trained_for_both_steps_on_the_new_trial(
+    remembering: Policy, windows: list[Rollout], more: int
+) -> None:
+    flip = FLIP + 3
+    online, worlds = OnlineAdapter(remembering), Flipping(make_worlds(1), flip)
+    first = flip + 1  # one step tells
+    taken = collect_rollout(worlds, online, first + more + 1, autoreset=True)
+    assert [e.step for e in online.events if e.kind == "changed"] == [first]
+    assert not taken.terminated[first:-1].any(), "a case that has no ends of episodes"
+    meta = flatten(remembering.meta_params(), online._params.shapes)
+    if more < online.config.detect_steps:  # another plant's steps are worth nothing
+        assert torch.equal(online._params.flat[0], meta)
+        return
+    last = windows[-1]
+    for name in ("obs", "action", "reward", "next_obs"):
+        assert torch.equal(getattr(last, name), getattr(taken, name)[first:-1]), name
+    assert last.mask.all() and last.reset[:, 0, 0].tolist() == [True] + [False] * (more - 1)
+    adapted, _ = StandardAdapter(online.config).adapt_tasks(remembering, last)
+    assert torch.equal(online._params.flat, adapted.flat) and not torch.equal(adapted.flat[0], meta)
+    # The state is what these parameters make of the new trial, from nothing.
+    trial = taken.map(lambda x: x[first:])
+    trial.reset[0] = True
+    expected = remembering.look(adapted, trial).distribution.log_prob(trial.action)[-1]
+    torch.testing.assert_close(expected, taken.log_prob[-1], rtol=0, atol=1e-5)
+
+
+def test_a_trial_has_no_steps_that_were_not_taken(
+    remembering: Policy, windows: list[Rollout]
+) -> None:
+    config = OnlineAdaptationConfig(window=200)
+    taken = collect_rollout(make_worlds(1), OnlineAdapter(remembering, config), 80, autoreset=True)
+    ends = taken.terminated[:-1, 0, 0]
+    assert ends.sum() >= 2
+    last = windows[-1]
+    assert last.mask[:, 0, 0].tolist() == [False] * int(ends.sum()) + [True] * int((~ends).sum())
+    for name in ("obs", "action", "reward", "next_obs", "reset"):
+        kept, all_of_it = getattr(last, name)[:, 0, 0], getattr(taken, name)[:-1, 0, 0]
+        assert torch.equal(kept[last.mask[:, 0, 0]], all_of_it[~ends]), name

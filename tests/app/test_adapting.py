@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from ssm_metarl.app import markup
 from ssm_metarl.app.handlers import adapting
@@ -15,8 +16,11 @@ from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.cli.adapt import episode_returns
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.evaluation.episodes import collect_support
-from ssm_metarl.evaluation.opened_model import open_model
+from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.core.policy import build_policy
+from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, trial_episodes
+from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
+from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE
 
 FLIPPED = replace(adapting.default_plant(CARTPOLE), flipped=True)
@@ -176,3 +180,51 @@ def test_the_page_says_what_happened(server: Server, visitor: Visitor) -> None:
     assert f"{report.loss_before:.3f} → {report.loss_after:.3f}" in html
     film = adapting.film(done)
     assert film["length"] == 0.5 and len(film["before"]["episodes"]) == 4
+
+
+def remember(server: Server, visitor: Visitor, *, gradient: bool) -> OpenedModel:
+    """Give the visitor an untrained model that remembers."""
+    small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.05)
+    with torch.no_grad():
+        policy.heads.action.weight.mul_(1000)
+    opened = replace(
+        open_model("cartpole"), policy=policy, trained=MetaTrained(gradient=gradient), buffer=None
+    )
+    server.models._opened[visitor.model] = opened
+    return opened
+
+
+def test_a_model_that_remembers_runs_on_with_every_press(server: Server, visitor: Visitor) -> None:
+    opened = remember(server, visitor, gradient=False)
+    assert server.models.modes(visitor) == ["none", "in_context"]
+    first, second = (press(server, visitor, mode="in_context") for _ in range(2))
+    assert (first.presses, second.presses) == (1, 2)
+    tasks = opened.family.task(first.task)
+    episodes = trial_episodes(
+        opened.policy, opened.policy.meta_params(), tasks, num_trials=4, num_episodes=3, seed=0
+    )
+    returns = [e.episode_returns()[0].tolist() for e in episodes]
+    assert [first.before.returns, first.after.returns, second.after.returns] == returns
+    assert second.before == first.before and returns[0] != returns[1]
+    assert press(server, visitor, mode="none").before == first.before
+    assert first.report is None and first.command == ""
+    html = markup.result(second, CARTPOLE)
+    assert "episode 3 of a trial" in html and "they stay as they are" in html
+    with pytest.raises(FieldError, match="mode: expected none or in_context"):
+        press(server, visitor, mode="standard")
+
+
+def test_both_is_a_step_and_then_a_trial(server: Server, visitor: Visitor) -> None:
+    opened = remember(server, visitor, gradient=True)
+    assert server.models.modes(visitor) == ["none", "standard", "in_context", "both"]
+    done = press(server, visitor, mode="both")
+    alone = press(server, visitor, mode="standard")
+    assert done.report == alone.report and done.report is not None and done.command == ""
+    tasks = opened.family.task(done.task)
+    support = collect_support(opened.policy, tasks, 20, "random", seed=0)
+    adapted = opened.adapt(support, "standard", opened.trained.adaptation()).meta_params()
+    *_, last = trial_episodes(opened.policy, adapted, tasks, num_trials=4, num_episodes=2, seed=0)
+    assert done.after.returns == last.episode_returns()[0].tolist()
+    html = markup.result(done, CARTPOLE)
+    assert "episode 2 of a trial" in html and "prediction error on the data" in html

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.app.handlers import live
 from ssm_metarl.app.handlers.live import PIECE_STEPS, LiveRun, Piece
 from ssm_metarl.checkpoint import load_pretrained
+from ssm_metarl.config import OnlineAdaptationConfig
+from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE, THETA_LIMIT
 from ssm_metarl.tasks.task_family import TaskFamily
 
@@ -95,3 +100,36 @@ def test_the_policy_stays_untouched() -> None:
     plant.advance()
     plant.flip(50)
     assert all((v == before[n]).all() for n, v in plant.policy.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def remembering() -> Policy:
+    """Untrained."""
+    small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    return build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
+
+
+def test_a_model_that_remembers_is_told_its_rewards_and_notices_a_flip(
+    remembering: Policy,
+) -> None:
+    online = OnlineAdaptationConfig(num_adapt_steps=0)
+    plant = LiveRun(remembering, CARTPOLE.task(), True, 0, online)
+    before = plant.advance()
+    after = [plant.flip(80), plant.advance()]
+    assert "changed" not in kinds(before) and "changed" in kinds(*after)
+    adapter = plant._plant.adapter
+    assert adapter is not None and adapter.num_adaptations.tolist() == [0]
+    assert adapter._history[-1].reward.tolist() == [[1.0]]
+
+
+def test_one_that_remembers_and_is_left_alone_never_begins_a_new_trial(
+    remembering: Policy,
+) -> None:
+    plant = LiveRun(remembering, CARTPOLE.task(), False, 0)
+    first = plant.advance()
+    pieces = [plant.flip(80), plant.advance(), plant.advance()]
+    assert set(kinds(first, *pieces)) == {"begin", "fell", "flip"}
+    assert "never forgets" in first.events[0].text
+    actor = plant._plant.actor
+    assert isinstance(actor, OnlineAdapter)
+    assert {event.kind for event in actor.events} == {"settled"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ssm_metarl.app.handlers.models import OWN_RUN, WITHOUT
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import load_pretrained, shipped_models
+from ssm_metarl.evaluation.episodes import MetaTrained
 
 
 def test_a_shipped_model_is_ready_for_a_new_visitor(server: Server, visitor: Visitor) -> None:
@@ -53,3 +56,14 @@ def test_the_direction_is_the_one_that_the_unadapted_model_plays(
         server.models.choose(visitor, name)
         directions[name] = server.models.direction(visitor)
     assert directions == {"cartpole": -1.0, "cartpole_hybrid_real_model": 1.0}
+
+
+def test_what_is_said_of_a_model_that_was_trained_in_context(
+    server: Server, visitor: Visitor
+) -> None:
+    opened = server.models.of(visitor)
+    checkpoint = replace(opened.checkpoint, training={"mode": "in_context", "family": "cartpole"})
+    trained = MetaTrained.from_training(checkpoint.training)
+    server.models._opened[visitor.model] = replace(opened, checkpoint=checkpoint, trained=trained)
+    facts = dict(server.models.view(visitor).facts)
+    assert "a step descends" not in facts and facts["ways to adapt"] == "none"

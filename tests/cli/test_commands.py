@@ -185,13 +185,20 @@ def test_adapt_leaves_the_model_alone(cli: Cli, model: Path) -> None:
 
 
 def test_hybrid_adaptation_needs_experience(cli: Cli, model: Path) -> None:
-    result = cli("adapt", "--model", model, "--mode", "hybrid", "--json").json
-    assert 0 < result["report"]["replay_trust"] <= 1
-    refusal = cli(
-        "adapt", "--model", "adapted.safetensors", "--mode", "hybrid", "--out", "b.safetensors"
-    ).refusal()
-    assert "without experience" in refusal
+    assert cli("adapt", "--model", model).code == 0
+    flags = ("--model", "adapted.safetensors", "--mode", "hybrid", "--out", "b.safetensors")
+    assert "without experience" in cli("adapt", *flags).refusal()
     assert "hybrid" not in evaluate(cli, "adapted.safetensors")["arms"]
+    beside = cli("adapt", *flags, "--experience", model, "--json").json
+    assert 0 < beside["report"]["replay_trust"] <= 1
+
+
+def test_uniform_replay_is_evaluated_on_demand(cli: Cli, model: Path) -> None:
+    by_fit, alike = (
+        evaluate(cli, model, *flags)["adaptation"]["hybrid"]["replay_trust"]
+        for flags in ((), ("--replay", "uniform"))
+    )
+    assert 0 < by_fit < 1 and alike == 1
 
 
 def test_verify_compares_with_the_card(cli: Cli, model: Path, tmp_path: Path) -> None:

@@ -81,12 +81,22 @@ def test_a_model_trained_in_context_has_nothing_to_adapt_by_gradient(cli: Cli) -
         ("adapt", "--model", "run", "--task", '{"force": 7}', "--out", "x"),
         ("evaluate", "--model", "run", "--safety", "--num_tasks", 2),
         ("evaluate", "--compare", "run", "run"),
-        ("evaluate", "--model", "run", "--drift", "flip", "--num_tasks", 2),
         ("rsi", "run", "--model", "run", "--cycles", 1, "--lineage", "lineage"),
     ):
         outcome = cli(*command)
         assert outcome.code == 2, command
         assert "in context" in outcome.err, command
+
+
+def test_a_plant_changes_inside_an_episode(cli: Cli) -> None:
+    cli("train", *TINY, "--out", "run", "--json")
+    few = ("evaluate", "--model", "run", "--num_tasks", 2, "--drift", "flip")
+    result = cli(*few, "--json").json
+    assert set(result["arms"]) == {"in_context", "in_context_restarted"}
+    assert result["trained_on_changes"] is False and result["control_period_ms"] == 20
+    printed = cli(*few).out
+    assert "in_context_restarted: up at the change" in printed
+    assert "a control step, quiet" in printed and "control period 20 ms" in printed
 
 
 def test_a_report_has_the_trials_curves(cli: Cli) -> None:

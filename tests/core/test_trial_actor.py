@@ -8,6 +8,7 @@ import torch
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.core.trial_input import trial_starts
+from ssm_metarl.core.trial_memory import TrialMemory
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.seeding import TaskNoise
@@ -147,3 +148,37 @@ def test_the_number_of_threads_changes_the_last_bit_at_most(monkeypatch, mirror)
     shared = sampled_rollout(policy, policy.meta_params(), 2)
     assert torch.equal(alone.action, shared.action)
     torch.testing.assert_close(alone.log_prob, shared.log_prob, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+def test_least_squares_is_surprised_by_another_plant_only(monkeypatch, plainly):
+    if plainly:
+        monkeypatch.setattr(TrialMemory, "observe", TrialMemory.observe_plainly)
+    policy, memory = small_policy(), TrialMemory(small_policy(), 2, None)
+    pull = torch.tensor([0.01, 0.02, 0.03, 0.04])
+    rng = torch.Generator().manual_seed(0)
+    obs, reset, surprises = torch.zeros(2, 4), torch.ones(2, dtype=torch.bool), []
+    for t in range(40):
+        memory.observe(obs, reset)
+        action = torch.randint(2, (2,), generator=rng)
+        memory.acted(action)
+        push = (2.0 * action[:, None] - 1) * torch.tensor([[1.0], [1.0 if t < 30 else -1.0]])
+        obs, reset = 0.9 * obs + push * pull, torch.zeros(2, dtype=torch.bool)
+        error, size = memory.surprise(obs)
+        scaled = (obs - memory._before / policy.obs_scale) * policy.obs_scale
+        torch.testing.assert_close(size, scaled.square().sum(-1), rtol=1e-3, atol=1e-7)
+        surprises.append(error / size)
+    share = torch.stack(surprises)
+    assert (share[0] == 1).all(), "nothing is known yet: no change is expected"
+    assert share[15:30].max() < 1e-3 and share[30:, 0].max() < 1e-3
+    assert share[30, 1] > 0.7
+
+
+def test_what_is_forgotten_starts_a_trial_and_nothing_else_does():
+    memory = TrialMemory(small_policy(), 3, None)
+    begins = torch.ones(3, dtype=torch.bool)
+    memory.observe(torch.randn(3, 4), begins)
+    memory.forget(torch.tensor([False, True, False]))
+    _, first = memory.observe(torch.randn(3, 4), begins)
+    assert first.tolist() == [False, True, False]
+    assert memory._plant.gram[1].abs().max() == 0

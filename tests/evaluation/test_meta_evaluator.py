@@ -181,6 +181,19 @@ def test_settings_reach_the_adaptation(policy: Policy, buffer: ExperienceBuffer)
         assert result[name] == value
     weightless = evaluate(policy, CARTPOLE, config(experience_weight=0), model="m", buffer=buffer)
     assert weightless["arms"]["hybrid"] == weightless["arms"]["standard"]
+    trust = default["adaptation"]["hybrid"]["replay_trust"]
+    assert 0 < trust < 1 and default["adaptation"]["standard"]["replay_trust"] is None
+    uniform = evaluate(policy, CARTPOLE, config(replay="uniform"), model="m", buffer=buffer)
+    assert uniform["replay"] == "uniform" and uniform["adaptation"]["hybrid"]["replay_trust"] == 1
+    assert uniform["arms"]["hybrid"] != default["arms"]["hybrid"]
+    free, held = (
+        evaluate(
+            policy, CARTPOLE, config(proximal_weight=weight, num_adapt_steps=2, rollback=False),
+            model="m", buffer=buffer,
+        )["adaptation"]["hybrid"]["loss_after"]
+        for weight in (0.0, 1.0)
+    )  # fmt: skip
+    assert free != held
 
 
 def test_defaults_come_from_the_meta_training(policy: Policy) -> None:

@@ -8,15 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssm_metarl.config import EvaluationConfig
+from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.core.policy import build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation.episodes import (
     MetaTrained,
     collect_support,
     episodes_of,
     played_direction,
+    trial_episodes,
 )
-from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
+from ssm_metarl.evaluation.opened_model import OpenedModel, open_experience, open_model
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.task_family import TaskFamily
 
 
@@ -31,6 +38,41 @@ def test_its_modes_are_those_that_it_has_the_means_for(opened: OpenedModel, tmp_
     StateSpaceModel(output_dim=2).save(tmp_path / "raw.pth")  # no outputs to predict with
     assert open_model(str(tmp_path / "raw.pth")).modes == ()
     assert replace(opened, trained=MetaTrained(gradient=False)).modes == ()
+
+
+def test_a_model_that_remembers_adapts_in_context_and_by_gradient_if_trained_for_it(
+    opened: OpenedModel,
+) -> None:
+    small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
+    for trained, modes in (
+        (MetaTrained(gradient=False), ("in_context",)),
+        (MetaTrained(), ("standard", "hybrid", "in_context", "both")),
+    ):
+        remembers = replace(opened, policy=policy, trained=trained)
+        assert remembers.modes == modes
+        assert remembers.gradient_modes == modes[:-2]
+        assert trained.online().num_adapt_steps == int(trained.gradient)
+
+
+def test_the_episodes_of_a_trial_follow_each_other() -> None:
+    small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
+    params, tasks = policy.meta_params(), CARTPOLE.task()
+    episodes = trial_episodes(policy, params, tasks, num_trials=2, num_episodes=3, seed=4)
+    assert len(episodes) == 3
+    alone = episodes_of(policy, [params], tasks, num_episodes=2, seed=4)
+    lengths = alone.mask.sum(0)[0].tolist()
+    assert episodes[0].mask.sum(0)[0].tolist() == lengths and len(set(lengths)) == 2
+    actor = policy.actor(params, 1, 1)
+    for episode in episodes:  # one of the trials again, step by step
+        steps = int(episode.mask[:, 0, 1].sum())
+        assert episode.mask[:steps, 0, 1].all() and episode.terminated[steps - 1, 0, 1]
+        assert episode.reset[:, 0, 1].nonzero()[:1].tolist() == [[0]]
+        for t in range(steps):
+            action, _ = actor(episode.obs[t, :, 1:], episode.reset[t, :, 1:])
+            assert torch.equal(action, episode.action[t, :, 1:])
+            actor.rewarded(episode.reward[t, :, 1:])  # type: ignore[attr-defined]
 
 
 def test_a_shipped_model_has_its_log_beside_it(opened: OpenedModel, tmp_path: Path) -> None:
@@ -55,6 +97,41 @@ def test_a_mode_that_it_does_not_have_is_refused(opened: OpenedModel) -> None:
     support = collect_support(opened.policy, CARTPOLE.task(), 20, "random", seed=0)
     with pytest.raises(ValueError, match="mode: expected 'standard' for a model without exper"):
         bare.adapt(support, "hybrid", opened.trained.adaptation())
+
+
+def test_experience_of_another_family_is_not_replayed(opened: OpenedModel) -> None:
+    """Its observations are as large: only the name tells."""
+    assert opened.buffer is not None and opened.buffer.family == "cartpole"
+    scrambled = open_model("cartpole", "cartpole_scrambled")
+    assert scrambled.modes == ("standard",)
+    result = scrambled.evaluate(
+        EvaluationConfig(num_tasks=2, episodes_per_task=1), lambda done, arm: None
+    )
+    assert "standard" in result["arms"] and "hybrid" not in result["arms"]
+    support = collect_support(scrambled.policy, CARTPOLE_SCRAMBLED.task(), 20, "random", seed=0)
+    config = scrambled.trained.adaptation()
+    with pytest.raises(
+        ValueError, match="experience: expected that of cartpole_scrambled, received that of cartp"
+    ):
+        scrambled.adapt(support, "hybrid", config)
+    # One that does not say where it is from may be replayed.
+    unnamed = replace(scrambled, buffer=ExperienceBuffer(9))
+    assert unnamed.modes == ("standard", "hybrid") and unnamed.experience(config) is unnamed.buffer
+
+
+def test_experience_comes_from_a_buffers_file_or_from_a_model(
+    opened: OpenedModel, tmp_path: Path
+) -> None:
+    assert opened.buffer is not None
+    opened.buffer.save(tmp_path / "buffer")
+    for source in (tmp_path / "buffer", "cartpole"):
+        experience = open_experience(source)
+        assert (len(experience), experience.family) == (len(opened.buffer), "cartpole")
+    StateSpaceModel().save(tmp_path / "raw.pth")
+    with pytest.raises(ValueError, match=r"a model with experience, received .*raw.pth without"):
+        open_experience(tmp_path / "raw.pth")
+    with pytest.raises(FileNotFoundError, match="received 'none'"):
+        open_experience("none")
 
 
 def test_episodes_of_several_sets_are_those_of_each_alone(opened: OpenedModel) -> None:

@@ -8,6 +8,7 @@ from ssm_metarl.evaluation.statistics import (
     bootstrap_interval,
     iqm,
     paired_interval,
+    share_interval,
     summarize,
     worst_tenth,
 )
@@ -201,3 +202,11 @@ def test_summary_of_varied_tasks():
     assert summary["ci95"] == list(bootstrap_interval(scores, seed=3))
     with pytest.raises(ValueError, match="episodes"):
         summarize(returns[:, 0])
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    # Newcombe 1998 (Statistics in Medicine 17, table I), method 3
+    assert share_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert share_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert share_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert share_interval(29, 29) == pytest.approx((0.8830, 1.0), abs=5e-5)

@@ -3,7 +3,8 @@
 Place in the flow: stage 10, over `OpenedModel.adapt` and `evaluation.episodes`, as ``ssm-metarl
 adapt`` is. A press adds data and gradient steps to the presses before: the n-th adapts, from the
 model's own weights, to n times the data in n times the steps, so it equals one press with larger
-numbers. The data of the first presses are the beginning of those of the later ones.
+numbers. The data of the first presses are the beginning of those of the later ones. A model that
+remembers may also run on: what it does after the n-th press is episode n + 1 of a trial.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from ssm_metarl.app.handlers.models import WITHOUT, Models
 from ssm_metarl.app.kernels import Kernels
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.command_line import PROGRAM
-from ssm_metarl.evaluation.episodes import can_flip, collect_support, episodes_of
+from ssm_metarl.evaluation.episodes import (
+    can_flip,
+    collect_support,
+    episodes_of,
+    trial_episodes,
+)
 from ssm_metarl.evaluation.opened_model import OpenedModel
 from ssm_metarl.tasks.cartpole import TIME_STEP
 from ssm_metarl.tasks.task_family import Split, TaskFamily, TaskParameter, Tasks, Uniform
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import Params, Rollout
 
 EPISODES = 4
 """Greedy episodes before and after, from the same initial states."""
@@ -34,6 +40,8 @@ SUPPORT_STEPS, MAX_SUPPORT = (5, 200), 1000
 """Data that one press may ask for, and all presses together, in environment steps."""
 ADAPT_STEPS, MAX_STEPS = (1, 5), 20
 """Gradient steps, likewise."""
+REMEMBERING = ("in_context", "both")
+"""Modes whose memory runs on through the episodes of a trial."""
 SEED = 0
 STREAM = "app"
 """Tasks that the surprise buttons draw: a stream that nothing else uses."""
@@ -118,9 +126,9 @@ class Adaptation:
     before: Side
     after: Side
     report: AdaptationReport | None
-    """None where the mode is to stay as it is."""
+    """None where no gradient step was to be taken."""
     command: str
-    """What does the same on the command line."""
+    """What does the same on the command line; empty where nothing does."""
 
     @property
     def seconds(self) -> float:
@@ -262,18 +270,28 @@ def _adapted(
     presses: int,
 ) -> Adaptation:
     policy, report = opened.policy, None
-    params = [policy.meta_params()]
-    if mode != WITHOUT:
+    params: list[Params] = [policy.meta_params()]
+    step = "standard" if mode == "both" else mode
+    known = next((m for m in opened.gradient_modes if m == step), None)
+    if known is not None:
         support = collect_support(
             policy, tasks, support_steps, opened.trained.support_policy, seed=SEED
         )
         config = opened.trained.adaptation(num_adapt_steps=num_adapt_steps)
-        (known,) = (m for m in opened.modes if m == mode)
         adapted = opened.adapt(support, known, config, seed=SEED)
         report = adapted.report
         params.append(adapted.meta_params())
-    rollout = episodes_of(policy, params, tasks, num_episodes=EPISODES, seed=SEED)
-    sides = [_side(rollout.task(k), opened.family) for k in range(len(params))]
+    if mode in REMEMBERING:
+        first, last = (
+            trial_episodes(
+                policy, each, tasks, num_trials=EPISODES, num_episodes=number, seed=SEED
+            )[-1]
+            for each, number in ((params[0], 1), (params[-1], presses + 1))
+        )
+        sides = [_side(rollout, opened.family) for rollout in (first, last)]
+    else:
+        rollout = episodes_of(policy, params, tasks, num_episodes=EPISODES, seed=SEED)
+        sides = [_side(rollout.task(k), opened.family) for k in range(len(params))]
     return Adaptation(
         presses=presses,
         mode=mode,
@@ -304,7 +322,7 @@ def _side(rollout: Rollout, family: TaskFamily) -> Side:
 def _command(
     opened: OpenedModel, tasks: Tasks, mode: str, support_steps: int, num_adapt_steps: int
 ) -> str:
-    if mode == WITHOUT:
+    if mode not in opened.gradient_modes:
         return ""
     words = [PROGRAM, "adapt", "--model", opened.name, "--task", json.dumps(tasks.as_dicts()[0])]
     words += ["--mode", mode, "--support-steps", str(support_steps)]

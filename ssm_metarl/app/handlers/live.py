@@ -1,17 +1,19 @@
 """Tab 2, the live view: one plant that runs on and on, and whose actuator can be flipped any time.
 
 Place in the flow: stage 10. The controller is `adaptation.online_adapter.OnlineAdapter`, or, for
-comparison, the unadapted policy. The server simulates a few seconds ahead of what the browser shows
-(`LiveRun.advance`); a flip takes the plant back to the step that is being shown and goes on from
-there (`LiveRun.flip`), for which each piece keeps the state that it began with.
+comparison, the unadapted policy, or one that remembers and never starts its memory anew. The server
+simulates a few seconds ahead of what the browser shows (`LiveRun.advance`); a flip takes the plant
+back to the step that is being shown and goes on from there (`LiveRun.flip`), for which each piece
+keeps the state that it began with.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +22,12 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
+from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import can_flip
 from ssm_metarl.tasks.cartpole import TIME_STEP
 from ssm_metarl.tasks.task_family import Dynamics, Tasks
-from ssm_metarl.types import Actor
+from ssm_metarl.types import Actor, RewardedActor
 
 PIECE_STEPS = 100
 """Steps that are simulated at a time: 2 s."""
@@ -93,12 +96,14 @@ class LiveRun:
         tasks: The plant, one task of a family with CartPole's state (`can_flip`).
         adapting: Whether the controller adapts, or stays as it is.
         seed: Names the initial states.
+        online: How the controller adapts.
     """
 
     policy: Policy
     tasks: Tasks
     adapting: bool
     seed: int
+    online: OnlineAdaptationConfig = field(default_factory=OnlineAdaptationConfig)
     name: str = field(default_factory=lambda: secrets.token_hex(4))
     steps: int = 0
     """Simulated so far."""
@@ -111,8 +116,8 @@ class LiveRun:
                 f"received {family.name!r}"
             )
         self._dynamics: Dynamics = dynamics
-        adapter = OnlineAdapter(self.policy) if self.adapting else None
-        actor = adapter or _FrozenActor(self.policy)
+        adapter = OnlineAdapter(self.policy, self.online) if self.adapting else None
+        actor = adapter or self._unadapted()
         parameters = {n: v.float()[:, None] for n, v in self.tasks.values.items()}
         self._plant = _Plant(actor, adapter, parameters, self._fresh(0))
         self._starts: list[tuple[int, _Plant]] = []
@@ -164,7 +169,9 @@ class LiveRun:
         plant.begins = False
         push = (1 if int(action) else -1) * int(plant.parameters["sign"])
         self._pass_on(tell)
-        plant.state, _, terminated = self._dynamics.step(plant.state, action, plant.parameters)
+        plant.state, reward, terminated = self._dynamics.step(plant.state, action, plant.parameters)
+        if isinstance(plant.actor, RewardedActor):
+            plant.actor.rewarded(reward)
         self.steps += 1
         if bool(terminated):
             plant.resting = REST_STEPS
@@ -187,7 +194,15 @@ class LiveRun:
     def _begin(self) -> LiveEvent:
         if self.adapting:
             return LiveEvent(0, "begin", "it begins, unadapted", "adapting to its first steps")
+        if self.policy.in_context:
+            return LiveEvent(0, "begin", "it begins, and never forgets", "running as it remembers")
         return LiveEvent(0, "begin", "it begins, and never adapts", "running as it is, unadapted")
+
+    def _unadapted(self) -> Actor:
+        if not self.policy.in_context:
+            return _FrozenActor(self.policy)
+        blind = replace(self.online, num_adapt_steps=0, max_error=math.inf)
+        return OnlineAdapter(self.policy, blind)
 
     def _fresh(self, episode: int) -> Tensor:
         uniform = seeding.generator(self.seed, "app-live-reset", episode).random(

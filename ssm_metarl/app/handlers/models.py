@@ -28,6 +28,8 @@ MODE_MEANINGS = {
     WITHOUT: "as it is",
     "standard": "one gradient step on this plant's data",
     "hybrid": "this plant's data and replayed experience",
+    "in_context": "no step: it remembers the episodes before",
+    "both": "one gradient step, and it remembers the episodes before",
 }
 
 
@@ -145,7 +147,7 @@ def _facts(opened: OpenedModel, log: list[dict[str, Any]]) -> Iterator[tuple[str
     yield "parameters", f"{opened.policy.num_parameters():,}"
     if log:
         yield "meta-trained for", f"{log[-1]['env_steps']:,} environment steps"
-    if training:
+    if "objective" in training:
         yield "a step descends", f"the loss of {training['objective'].replace('_', ' ')}"
     yield "ways to adapt", ", ".join(opened.modes) or "none"
     if opened.buffer is not None:

@@ -60,7 +60,7 @@ happens as it predicted, adapts to what it sees while it goes on, and turns roun
 falls. One that never adapts falls, again and again.</p></div>
 """
 DEFAULT_DATA = 20  # environment steps
-ONLINE, FROZEN = "adapt while it runs", "never adapt"
+ONLINE, FROZEN = "adapt while it runs", "never adapt to a change"
 
 
 def build(page: Page) -> None:
@@ -214,7 +214,9 @@ def _live(page: Page, plant: PlantFields) -> None:
             opened.family, server.models.direction(visitor)
         )
         with visitor.lock, server.kernels.operations():
-            visitor.live = LiveRun(opened.policy, tasks, chosen != FROZEN, visitor.seed)
+            visitor.live = LiveRun(
+                opened.policy, tasks, chosen != FROZEN, visitor.seed, opened.trained.online()
+            )
             return live.as_json(visitor.live.advance())
 
     def going_on(token: Any, event: gr.EventData, change: Any) -> dict[str, Any]:
