@@ -66,6 +66,7 @@ bench: .venv/.installed-bench ## Measure speed and memory against other librarie
 
 adaptation: .venv/.installed-report ## Compare all ways to adapt, ten seeds each (two hours; goes on where it was)
 	.venv/bin/ssm-metarl bench adaptation --out ssm_metarl/benchmarks/results
+	.venv/bin/python docs/update_adaptation.py
 
 check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/ruff format --check .

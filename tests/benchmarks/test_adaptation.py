@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ssm_metarl.app.handlers import comparing
 from ssm_metarl.benchmarks.adaptation import recipes, run, scoring
 from ssm_metarl.benchmarks.adaptation.arms import NOTHING, SHORT, TO_GOAL, Protocol
 from ssm_metarl.benchmarks.adaptation.comparison import (
@@ -27,6 +29,7 @@ from ssm_metarl.benchmarks.adaptation.recipes import Pair, Recipe
 from ssm_metarl.benchmarks.adaptation.run import Plan
 from ssm_metarl.benchmarks.adaptation.tables import as_markdown
 from ssm_metarl.checkpoint import load_checkpoint
+from ssm_metarl.cli import main
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.meta_rl.training_run import TrainingRun
@@ -261,3 +264,32 @@ def test_steps_to_the_goal_have_a_median_only_where_half_get_there() -> None:
 def test_a_plan_that_cannot_be_is_refused(plan_of: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Plan(protocol=ONE, **plan_of)
+
+
+def test_the_command_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--families", "pendulum", "--work", str(tmp_path / "work")]
+    assert main(["bench", "adaptation", *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "families: expected among cartpole, cartpole_scrambled, received 'pendulum'" in line
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.slow
+def test_the_command_writes_its_figures_tables_and_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "adaptation", "--quick", "--families", "cartpole", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    out = tmp_path / "runs/adaptation/quick/results"
+    assert json.loads((out / "adaptation.json").read_text()) == shown
+    assert shown["failed"] == [] and shown["not_scored"] == []
+    assert {t["model"] for t in shown["trainings"]} == set(recipes.RECIPES["cartpole"])
+    assert shown["command"] == "ssm-metarl bench adaptation --families cartpole --quick"
+    assert "| standard (prediction) |" in (out / "tables/adaptation.md").read_text()
+    for picture in ("adaptation_curves", "adaptation_profiles"):
+        assert (out / f"plots/{picture}.png").stat().st_size > 10_000
+    tables = comparing.read("adaptation", out).tables
+    assert {"differences", "hybrid_not_worse"} <= {table.title for table in tables}

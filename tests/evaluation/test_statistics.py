@@ -80,6 +80,16 @@ def test_iqm_of_all_runs_and_tasks_at_once():
     assert iqm(SCORES) == pytest.approx(trim_mean(SCORES, 0.25, axis=None))
 
 
+def test_iqm_and_interval_are_those_of_rliable():
+    # rliable 1.2.0, aggregate_iqm and get_interval_estimates with 20,000 resamples
+    assert iqm(SCORES) == pytest.approx(0.46)
+    scores = np.random.default_rng(5).beta(2, 3, size=(10, 100))
+    assert iqm(scores) == pytest.approx(0.39817865)
+    stretched = np.array(bootstrap_interval(scores, seed=0, num_resamples=20_000))
+    plain = 0.39817865 + (stretched - 0.39817865) / np.sqrt(10 / 9)
+    assert plain == pytest.approx([0.38355355, 0.4126032], abs=4e-4)
+
+
 def test_the_stratified_interval_is_the_published_one_stretched():
     # Agarwal et al.'s interval by the plainest of loops, on this package's draws of runs.
     runs, tasks = SCORES.shape
