@@ -201,13 +201,16 @@ class OnlineAdaptationConfig(StandardAdaptationConfig):
     max_error: float = 0.7
     """Squared prediction error in them, over that of predicting no change at all, above which it
     did."""
+    max_surprise: float = 0.1
+    """The same where least squares predicts, which is far better at it (policies that remember)."""
     window: int = 20
     """Transitions since the change after which the adapted policy stays as it is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.objective == "prediction", "objective", "'prediction'", self.objective)
-        require(self.max_error > 0, "max_error", "a number above 0", self.max_error)
+        for name in ("max_error", "max_surprise"):
+            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
         require(1 <= self.detect_steps <= self.window, "detect_steps",
                 f"1 to {self.window} (window)", self.detect_steps)  # fmt: skip
 

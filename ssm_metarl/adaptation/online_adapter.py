@@ -159,8 +159,9 @@ class OnlineAdapter:
         known = torch.stack([step.known[:, 0] for step in recent]).all(dim=0)
         error = torch.stack([step.error for step in recent]).sum(dim=0)
         size = torch.stack([step.size for step in recent]).sum(dim=0)
+        limit = self.config.max_error if self._memory is None else self.config.max_surprise
         # NaN, from a policy that broke, is a change.
-        changed = known & ~self._adapting & ~(error <= self.config.max_error * size)
+        changed = known & ~self._adapting & ~(error <= limit * size)
         self._adapting |= changed
         self._record(changed, "changed")
         if self._memory is None:

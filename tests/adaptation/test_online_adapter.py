@@ -146,7 +146,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ValueError, match="prediction outputs"):
         OnlineAdapter(blind)
     for wrong in ({"detect_steps": 0}, {"detect_steps": 21}, {"max_error": 0.0},
-                  {"objective": "policy_gradient"}):  # fmt: skip
+                  {"max_surprise": 0.0}, {"objective": "policy_gradient"}):  # fmt: skip
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
             OnlineAdaptationConfig(**wrong)
 

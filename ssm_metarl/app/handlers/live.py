@@ -201,7 +201,7 @@ class LiveRun:
     def _unadapted(self) -> Actor:
         if not self.policy.in_context:
             return _FrozenActor(self.policy)
-        blind = replace(self.online, num_adapt_steps=0, max_error=math.inf)
+        blind = replace(self.online, num_adapt_steps=0, max_surprise=math.inf)
         return OnlineAdapter(self.policy, blind)
 
     def _fresh(self, episode: int) -> Tensor:
