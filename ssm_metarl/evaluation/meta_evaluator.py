@@ -46,8 +46,10 @@ from ssm_metarl.evaluation.episodes import (
     shuffle_actions,
     uniform_actor,
 )
+from ssm_metarl.evaluation.fixed_policy import FixedPolicy
 from ssm_metarl.evaluation.least_squares import LeastSquaresActor
 from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize, worst_tenth
+from ssm_metarl.evaluation.worth import measure_worth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.tasks.regulator import has_expert
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
@@ -66,7 +68,7 @@ COST_SUPPORT = ("standard", "hybrid", "both", "sign_probe")
 """Arms that use the support data."""
 TRIALS = ("in_context", "both", "least_squares")
 """Arms whose episodes follow each other in one trial."""
-MAX_ARMS = 9
+MAX_ARMS = 10
 """Most arms that an evaluation has, for progress bars."""
 
 DEFINITIONS = {
@@ -90,6 +92,7 @@ DEFINITIONS = {
     "meta-parameters",
     "replay_trust": "how far the replayed experience fitted the task, 0 to 1, mean over tasks",
     "random": "uniform actions",
+    "fixed": "best fixed policy that a search found on training tasks",
     "steps_kept": "gradient steps kept, mean over tasks; num_steps were asked for",
     "rolled_back": "share of tasks on which a gradient step was undone",
     "lqr": "linear-quadratic regulator, told the task's parameters",
@@ -109,6 +112,7 @@ def evaluate(
     model: str,
     trained: MetaTrained | None = None,
     buffer: ExperienceBuffer | None = None,
+    fixed: FixedPolicy | None = None,
     on_arm: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate every arm that applies.
@@ -120,11 +124,13 @@ def evaluate(
         model: What the model is called in the result.
         trained: How it was meta-trained.
         buffer: Experience of this family for the hybrid arm, which is absent without.
+        fixed: The best fixed policy known: adds the arm ``fixed``, and ``worth`` to the result.
         on_arm: Called with the name of each arm before it runs.
 
     Returns:
         One JSON-ready object: ``arms`` with mean, iqm, ci95, worst10 and env_steps, ``paired``
-        differences with intervals, ``by_sign`` where the family hides one, ``definitions``.
+        differences with intervals, ``by_sign`` where the family hides one, ``definitions``, and
+        ``worth`` where ``fixed`` is given.
 
     Raises:
         ValueError: The policy does not fit the family, or a setting is out of range.
@@ -155,12 +161,17 @@ def evaluate(
         adapted = _adapted_params(policy, support, standard, hybrid, buffer)
     reports: dict[str, list[AdaptationReport]] = {}
     returns: dict[str, np.ndarray] = {}
-    for arm, run in _arms(policy, tasks, support, config, adapted, reports).items():
+    runs = _arms(policy, tasks, support, config, adapted, reports)
+    if fixed is not None:
+        runs["fixed"] = lambda: run_arm(
+            tasks, fixed.actor(len(tasks), config.episodes_per_task), config
+        )
+    for arm, run in runs.items():
         if on_arm is not None:
             on_arm(arm)
         returns[arm] = run()
     cost = int(support.steps_taken().max())
-    return {
+    result: dict[str, Any] = {
         "model": model,
         "family": family.name,
         "split": config.split,
@@ -201,6 +212,10 @@ def evaluate(
         "episodes_per_task": config.episodes_per_task,
         "definitions": DEFINITIONS,
     }
+    if fixed is not None:
+        result["worth"] = measure_worth(returns, seed=config.seed)
+        result["worth"]["fixed_policy"] = fixed.as_dict()
+    return result
 
 
 def _adapted_params(

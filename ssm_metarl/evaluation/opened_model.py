@@ -22,6 +22,7 @@ from ssm_metarl.checkpoint import Checkpoint, find_model, load_model
 from ssm_metarl.config import AdaptationMode, EvaluationConfig, StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import MetaTrained, can_adapt, check_family
+from ssm_metarl.evaluation.fixed_policy import FixedPolicy
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer, is_saved_buffer
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
@@ -136,7 +137,11 @@ class OpenedModel:
         return self.buffer
 
     def evaluate(
-        self, config: EvaluationConfig, on_progress: Callable[[float, str], None]
+        self,
+        config: EvaluationConfig,
+        on_progress: Callable[[float, str], None],
+        *,
+        fixed: FixedPolicy | None = None,
     ) -> dict[str, Any]:
         """Evaluate it, telling how far it is (0 to 1) and which arm runs; JSON-ready."""
         from ssm_metarl.evaluation.meta_evaluator import MAX_ARMS, evaluate
@@ -155,6 +160,7 @@ class OpenedModel:
             model=self.name,
             trained=self.trained,
             buffer=self.buffer if "hybrid" in self.modes else None,
+            fixed=fixed,
             on_arm=on_arm,
         )
         on_progress(1.0, "done")

@@ -230,6 +230,42 @@ def share_interval(count: int, total: int) -> Interval:
     return max(0.0, low), min(1.0, high)
 
 
+def ratio_interval(
+    part: ArrayLike,
+    whole: ArrayLike,
+    *,
+    seed: int,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Bootstrap interval of ``mean(part) / mean(whole)``, tasks resampled for both at once.
+
+    Args:
+        part: Per-task differences, shape (K,).
+        whole: Others on the same tasks, shape (K,), with a mean clearly above zero: where it is
+            not, the ratio may be anything.
+        seed: Names the resamples: the same as `paired_interval` draws.
+        num_resamples: Resamples to draw.
+        confidence: Share of the resamples' ratios inside, in (0, 1).
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: The shapes differ, or a number is not finite.
+    """
+    top, bottom = _checked(part, "part"), _checked(whole, "whole")
+    if top.ndim != 1 or top.shape != bottom.shape:
+        raise ValueError(
+            f"ratio: expected two vectors of one length, received {top.shape} and {bottom.shape}"
+        )
+    rows = generator(seed, "bootstrap").integers(len(top), size=(num_resamples, len(top)))
+    tail = (1 - confidence) / 2
+    ratios = top[rows].mean(axis=1) / bottom[rows].mean(axis=1)
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def summarize(returns: ArrayLike, *, seed: int = 0) -> Summary:
     """Mean, IQM with its 95 % interval, and worst tenth of one arm.
 

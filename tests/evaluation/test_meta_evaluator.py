@@ -25,6 +25,7 @@ from ssm_metarl.evaluation.episodes import (
     run_arm,
     run_trials,
 )
+from ssm_metarl.evaluation.fixed_policy import Effort, search_fixed_policy
 from ssm_metarl.evaluation.meta_evaluator import (
     evaluate,
     in_context_curve_point,
@@ -194,6 +195,28 @@ def test_settings_reach_the_adaptation(policy: Policy, buffer: ExperienceBuffer)
         for weight in (0.0, 1.0)
     )  # fmt: skip
     assert free != held
+
+
+def test_a_fixed_policy_adds_an_arm_and_what_adapting_is_worth(policy: Policy) -> None:
+    effort = Effort(starts=1, generations=1, population=4, elites=2, tasks=2, judged_on=2)
+    fixed = search_fixed_policy(CARTPOLE, seed=0, effort=effort)
+    without = evaluate(policy, CARTPOLE, config(), model="m")
+    result = evaluate(policy, CARTPOLE, config(), model="m", fixed=fixed)
+    assert "worth" not in without and "fixed" not in without["arms"]
+    assert {a: s for a, s in result["arms"].items() if a != "fixed"} == without["arms"]
+    tasks = CARTPOLE.sample("id", SMALL["num_tasks"], seed=0)
+    returns = run_arm(tasks, fixed.actor(SMALL["num_tasks"], 2), config())
+    assert result["arms"]["fixed"]["mean"] == returns.mean()
+    assert result["arms"]["fixed"]["env_steps"] == 0
+    worth, arms = result["worth"], result["arms"]
+    assert worth["arms"].keys() == {"frozen", "sign_probe", "standard"}
+    for arm, s in worth["arms"].items():
+        difference = arms[arm]["mean"] - arms["fixed"]["mean"]
+        assert s["over_fixed"]["mean"] == pytest.approx(difference)
+        gap = arms["lqr"]["mean"] - arms["fixed"]["mean"]
+        assert s["share"]["mean"] == pytest.approx(difference / gap)
+    assert worth["fixed_policy"]["training_score"] == fixed.score
+    json.dumps(result, allow_nan=False)
 
 
 def test_defaults_come_from_the_meta_training(policy: Policy) -> None:

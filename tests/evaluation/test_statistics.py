@@ -8,6 +8,7 @@ from ssm_metarl.evaluation.statistics import (
     bootstrap_interval,
     iqm,
     paired_interval,
+    ratio_interval,
     share_interval,
     summarize,
     worst_tenth,
@@ -43,6 +44,25 @@ def test_order_of_tasks_changes_neither_statistic():
     shuffled = generator(1, "order").permutation(scores)
     assert iqm(shuffled) == pytest.approx(iqm(scores))
     assert worst_tenth(shuffled) == pytest.approx(worst_tenth(scores))
+
+
+def test_the_interval_of_a_share_takes_the_same_tasks_on_both_sides():
+    whole = generator(3, "whole").normal(100, 20, size=80)
+    assert ratio_interval(0.4 * whole, whole, seed=0) == pytest.approx((0.4, 0.4))
+    noise = generator(3, "noise").normal(0, 10, size=80)
+    low, high = ratio_interval(0.4 * whole + noise, whole, seed=0)
+    assert low < 0.4 + noise.mean() / whole.mean() < high
+    # the noise of a mean of 80, in units of the whole
+    assert high - low == pytest.approx(2 * 1.96 * 10 / 80**0.5 / 100, rel=0.25)
+    assert (low, high) == ratio_interval(0.4 * whole + noise, whole, seed=0)
+
+
+def test_a_share_of_other_tasks_is_refused():
+    for part, whole in ((np.ones(3), np.ones(4)), (np.ones((3, 2)), np.ones((3, 2)))):
+        with pytest.raises(ValueError, match="expected two vectors of one length"):
+            ratio_interval(part, whole, seed=0)
+    with pytest.raises(ValueError, match="finite"):
+        ratio_interval([1.0, np.nan], [1.0, 2.0], seed=0)
 
 
 def _coverage(confidence: float, repetitions: int = 300) -> float:
