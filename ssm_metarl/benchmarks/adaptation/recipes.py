@@ -17,7 +17,7 @@ from ssm_metarl.config_in_context import InContextConfig
 Arms = Literal["gradient", "in_context", "both", "multi_task", "frozen"]
 Size = Literal["whole", "quick"]
 QUICK_ENV_STEPS = 40_000
-FEW_PUSHES = {"tasks_per_epoch": 16, "push_probability": 0.01, "spread_starts": 0.5}
+FEW_PUSHES: dict[str, Any] = {"tasks_per_epoch": 16, "push_probability": 0.01, "spread_starts": 0.5}
 """A policy that has not adapted reads off the cart's velocity which way it pushed last; many pushes
 hide that. One policy for all tasks has 500 on `cartpole` with these settings, and 261 with those of
 the models that adapt."""
