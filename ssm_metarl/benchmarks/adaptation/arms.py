@@ -122,8 +122,17 @@ def episodes_label(count: int) -> str:
     return NOTHING if count == 0 else f"{count} episode{'s' if count > 1 else ''}"
 
 
-def gradient_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Scores:
-    """Arms of a model meta-trained for a gradient step, without memory between episodes."""
+def gradient_scores(
+    opened: OpenedModel, tasks: Tasks, protocol: Protocol, *, ablation: bool = True
+) -> Scores:
+    """Arms of a model meta-trained for a gradient step, without memory between episodes.
+
+    Args:
+        opened: The model.
+        tasks: K tasks.
+        protocol: How it is scored.
+        ablation: Score uniform replay, too.
+    """
     policy, trained = opened.policy, opened.trained
     standard = trained.adaptation()
     hybrid = trained.hybrid(standard, seed=protocol.seed)
@@ -141,7 +150,8 @@ def gradient_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Sc
     for after, support in supports(opened, tasks, protocol):
         cost = support.steps_taken().double().numpy()
         replaying = opened.buffer is not None and after in BUDGETS
-        for arm in ("standard", "hybrid", "hybrid_uniform") if replaying else ("standard",):
+        hybrids = ("hybrid", "hybrid_uniform") if ablation else ("hybrid",)
+        for arm in ("standard", *hybrids) if replaying else ("standard",):
             actor = _actor(opened, adapted(arm, support), tasks)
             scores[arm, after] = protocol.test(tasks, actor)
             reached = np.where(scores[arm, after] >= GOAL, cost, np.inf)

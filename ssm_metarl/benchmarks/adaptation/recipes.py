@@ -14,7 +14,8 @@ from ssm_metarl.benchmarks.adaptation.arms import NOTHING
 from ssm_metarl.config import MetaTrainingConfig, Objective
 from ssm_metarl.config_in_context import InContextConfig
 
-Arms = Literal["gradient", "in_context", "both", "multi_task", "frozen"]
+Arms = Literal["gradient", "gradient_weighed", "in_context", "both", "multi_task", "frozen"]
+"""What a model can be scored in; `gradient_weighed` leaves the ablation of uniform replay out."""
 Size = Literal["whole", "quick"]
 QUICK_ENV_STEPS = 40_000
 FEW_PUSHES: dict[str, Any] = {"tasks_per_epoch": 16, "push_probability": 0.01, "spread_starts": 0.5}
@@ -134,7 +135,8 @@ def _recipes(
     recipes = {"in_context": Recipe(context, "in_context")}
     for objective in OBJECTIVES:
         config = _gradient(context.family, objective, max_env_steps=steps, **gradient)
-        recipes[objective] = Recipe(config, "gradient")
+        ablated = objective == "prediction" or context.family == "cartpole"
+        recipes[objective] = Recipe(config, "gradient" if ablated else "gradient_weighed")
     for objective in OBJECTIVES:
         config = _gradient(
             context.family,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from ssm_metarl.version import __version__
 
 SCORERS = {
     "gradient": gradient_scores,
+    "gradient_weighed": partial(gradient_scores, ablation=False),
     "in_context": in_context_scores,
     "both": both_scores,
     "multi_task": multi_task_scores,
