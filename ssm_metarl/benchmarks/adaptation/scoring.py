@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,12 +31,12 @@ from ssm_metarl.benchmarks.adaptation.arms import (
     yardstick_scores,
 )
 from ssm_metarl.benchmarks.adaptation.training import Training, load_gru
-from ssm_metarl.evaluation.opened_model import open_model
+from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.tasks.registry import family_of_env
-from ssm_metarl.tasks.task_family import Split
+from ssm_metarl.tasks.task_family import Split, Tasks
 from ssm_metarl.version import __version__
 
-SCORERS = {
+SCORERS: dict[str, Callable[[OpenedModel, Tasks, Protocol], Scores]] = {
     "gradient": gradient_scores,
     "gradient_weighed": partial(gradient_scores, ablation=False),
     "in_context": in_context_scores,
