@@ -165,20 +165,14 @@ def in_context_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> 
 
 
 def both_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Scores:
-    """A gradient step on the short episode, then a trial; and the same model's trial without."""
+    """A gradient step on the short episode, then a trial."""
     policy, trained = opened.policy, opened.trained
     config = trained.adaptation()
     support = _short(opened, tasks, protocol)
     params, _ = StandardAdapter(config).adapt_tasks(policy, support)
     returns = protocol.trial(tasks, policy.actor(params, len(tasks), 1))
     after = [SHORT, *(episodes_label(n) for n in range(1, protocol.episodes + 1))]
-    scores = {("both", label): returns[:, n] for n, label in enumerate(after)}
-    without = protocol.trial(tasks, _trial_actor(opened, tasks))
-    scores |= {
-        ("both_without_step", episodes_label(n)): without[:, n]
-        for n in range(protocol.episodes + 1)
-    }
-    return scores
+    return {("both", label): returns[:, n] for n, label in enumerate(after)}
 
 
 def multi_task_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Scores:

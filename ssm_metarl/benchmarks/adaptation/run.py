@@ -59,7 +59,6 @@ DEFINITIONS = {
     "hybrid_uniform": "the same, replayed data not weighed",
     "in_context": "no gradient step; hidden state carried through all episodes",
     "both": "a gradient step on the short episode, then hidden state carried through all episodes",
-    "both_without_step": "the same model without its gradient step",
     "frozen": "no gradient step, hidden state cleared every episode",
 }
 
