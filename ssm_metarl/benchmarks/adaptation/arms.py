@@ -62,6 +62,9 @@ FINE_TUNING = {
 episodes of 24 tasks of another seed (of the training range; for `fine_tuned` on `cartpole`, out of
 it: in range nothing is left to improve). An update after each episode was better than fewer ones, 5
 gradient steps than 20."""
+HOPEFUL = 0.1
+"""Share of tasks that must have reached the goal within the first episodes for fine-tuning to go on
+towards it."""
 BY_PREDICTION = FineTuningConfig(
     lr=0.1, optimizer="sgd", objective="prediction", behaviour="random", update_epochs=5
 )
@@ -86,7 +89,7 @@ class Protocol:
     long_tasks: int = 10
     """The first tasks, which it goes on with until they reach the goal."""
     long_episodes: int = 200
-    """Episodes after which it gives up."""
+    """Episodes after which it gives up; at once where hardly a task got there (`HOPEFUL`)."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -189,8 +192,10 @@ def multi_task_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> 
         config = FineTuningConfig(rounds=one_by_one, lr=lr, update_epochs=5, seed=protocol.seed)
         curve = fine_tune(policy, tried, config, start=start)
         scores |= {(arm, episodes_label(int(n))): curve.after(int(n)) for n in curve.episodes}
-        config = replace(config, rounds=(1,) * protocol.long_episodes, stop_return=GOAL)
-        scores[arm, TO_GOAL] = fine_tune(policy, few, config, start=start).steps_to(GOAL)
+        scores[arm, TO_GOAL] = np.full(len(few), np.inf)
+        if np.isfinite(curve.steps_to(GOAL)).mean() >= HOPEFUL:
+            config = replace(config, rounds=(1,) * protocol.long_episodes, stop_return=GOAL)
+            scores[arm, TO_GOAL] = fine_tune(policy, few, config, start=start).steps_to(GOAL)
     config = replace(BY_PREDICTION, rounds=one_by_one, seed=protocol.seed)
     curve = fine_tune(policy, tried, config)
     scores |= {
