@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo figures models long-training self-improvement bench check test test-nightly fix clean
+.PHONY: help venv demo figures models long-training self-improvement bench adaptation check test test-nightly fix clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -63,6 +63,10 @@ self-improvement: .venv/.installed-dev ## Run and audit the ten published lineag
 bench: .venv/.installed-bench ## Measure speed and memory against other libraries (10 minutes)
 	.venv/bin/python -m ssm_metarl.benchmarks.performance
 	.venv/bin/python docs/update_performance.py
+
+adaptation: .venv/.installed-report ## Compare all ways to adapt, ten seeds each (two hours; goes on where it was)
+	.venv/bin/ssm-metarl bench adaptation --out ssm_metarl/benchmarks/results
+	.venv/bin/python docs/update_adaptation.py
 
 check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/ruff format --check .

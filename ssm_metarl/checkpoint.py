@@ -76,12 +76,16 @@ class Checkpoint:
         return policy
 
     def experience(self) -> ExperienceBuffer | None:
-        """The experience that was saved with the model, or None."""
+        """The experience that was saved with the model, or None.
+
+        It may grow as far as in the training.
+        """
         prefix = "experience."
         tensors = {n[len(prefix) :]: v for n, v in self.tensors.items() if n.startswith(prefix)}
         if not tensors:
             return None
-        return ExperienceBuffer(max(1, len(tensors["reward"]))).restore(tensors)
+        max_size = max(1, len(tensors["reward"]), self.training.get("buffer_size", 1))
+        return ExperienceBuffer(max_size, self.training.get("family")).restore(tensors)
 
 
 def current_versions() -> dict[str, str]:

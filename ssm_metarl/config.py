@@ -15,6 +15,7 @@ T = TypeVar("T")
 Objective = Literal["prediction", "policy_gradient"]
 SupportPolicy = Literal["random", "policy"]
 AdaptationMode = Literal["standard", "hybrid"]
+ReplayWeights = Literal["propensity", "uniform"]
 Core = Literal["diagonal", "state_space"]
 
 
@@ -88,10 +89,16 @@ class PolicyConfig:
     """Act on a mirrored history with the mirrored action, exactly (see `TaskFamily.mirror`)."""
     in_context: bool = False
     """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
+    memory: bool = True
+    """Keep the state from step to step; False clears it before each: nothing is remembered."""
+    told_dims: int = 0
+    """Last observation dimensions that a mirrored history leaves as they are: what a task tells of
+    its parameters (see `TaskFamily.told_dims`)."""
 
     def __post_init__(self) -> None:
         require(self.core in ("diagonal", "state_space"), "core",
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
         for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
@@ -102,6 +109,8 @@ class PolicyConfig:
         size = len(self.obs_scale)
         require(size >= 1 and all(math.isfinite(s) for s in self.obs_scale), "obs_scale",
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip
+        require(0 <= self.told_dims < size and not (self.in_context and self.told_dims),
+                "told_dims", f"0 to {size - 1}, and 0 in context", self.told_dims)  # fmt: skip
         require(len(self.obs_limit) in (0, size) and all(v > 0 for v in self.obs_limit),
                 "obs_limit", f"none, or {size} numbers above 0", self.obs_limit)  # fmt: skip
         require(all(0 <= d < size for d in self.predicted_dims), "predicted_dims",
@@ -212,6 +221,12 @@ class HybridAdaptationConfig(StandardAdaptationConfig):
 
     experience_weight: float = 0.5
     """Weight of the replayed data's loss beside the current data's."""
+    replay: ReplayWeights = "propensity"
+    """propensity: replayed steps count as far as they fit the task; uniform: all alike, and fully
+    trusted (an ablation)."""
+    proximal_weight: float = 0.03
+    """Share of the way from the meta-parameters that a step takes back where the replayed data do
+    not fit the task at all (with adapt_lr: times the rate)."""
     num_replay_sequences: int = 64
     """Sequences drawn from the experience buffer, once per adaptation."""
     seed: int = 0
@@ -221,6 +236,9 @@ class HybridAdaptationConfig(StandardAdaptationConfig):
         super().__post_init__()
         require(self.experience_weight >= 0, "experience_weight", "at least 0",
                 self.experience_weight)  # fmt: skip
+        require(self.replay in ("propensity", "uniform"), "replay",
+                "'propensity' or 'uniform'", self.replay)  # fmt: skip
+        require(0 <= self.proximal_weight <= 1, "proximal_weight", "0 to 1", self.proximal_weight)
         require(self.num_replay_sequences >= 1, "num_replay_sequences", "at least 1",
                 self.num_replay_sequences)  # fmt: skip
 
@@ -244,6 +262,8 @@ class MetaTrainingConfig:
     None for all. Growing a model's width sets it, so that the function stays."""
     in_context: bool = False
     """The policy also remembers from episode to episode: a gradient step on top of its context."""
+    memory: bool = True
+    """Keep the model's state from step to step; False clears it before each."""
     start: str | None = None
     """Model whose weights to start from, of the same architecture; None for fresh ones."""
     seed: int = 0
@@ -277,7 +297,8 @@ class MetaTrainingConfig:
     max_support_steps: int = 40
     """Longest support data; each epoch draws a length between the two."""
     adaptation_steps: int = 3
-    """Most inner steps; each epoch draws a number from 1 to this."""
+    """Most inner steps; each epoch draws a number from 1 to this. 0: none, one policy for all
+    tasks."""
     adaptation_mode: AdaptationMode = "standard"
     """standard: this task's data; hybrid: also replayed experience of other tasks."""
     experience_weight: float = 0.5
@@ -315,7 +336,7 @@ class MetaTrainingConfig:
                 "0 or at least 180 (fewer prove nothing)", self.calibration_tasks)  # fmt: skip
         at_least_one = (
             "state_dim", "num_layers", "tasks_per_epoch", "episodes_per_task", "horizon",
-            "min_support_steps", "adaptation_steps", "update_epochs", "buffer_size",
+            "min_support_steps", "update_epochs", "buffer_size",
         )  # fmt: skip
         for name in at_least_one:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -326,7 +347,11 @@ class MetaTrainingConfig:
             require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
         for name in ("inner_lr", "outer_lr", "clip_coef", "max_grad_norm"):
             require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        for name in ("entropy_coef", "inner_loss_coef", "experience_weight", "full_horizon_every"):
+        at_least_zero = (
+            "adaptation_steps", "entropy_coef", "inner_loss_coef", "experience_weight",
+            "full_horizon_every",
+        )  # fmt: skip
+        for name in at_least_zero:
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         require(self.max_support_steps >= self.min_support_steps, "max_support_steps",
                 f"at least min_support_steps = {self.min_support_steps}",
@@ -342,6 +367,7 @@ class MetaTrainingConfig:
         require_norm_dim(self.core, self.norm_dim, self.width)
         require(not self.in_context or self.core == "diagonal", "in_context",
                 "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
 
     @property
     def env_step_limit(self) -> int | None:
@@ -442,6 +468,10 @@ class EvaluationConfig:
     """Greedy full-length episodes a task."""
     experience_weight: float | None = None
     """Weight of replayed experience (hybrid arm); None for the one it was meta-trained with."""
+    replay: ReplayWeights = "propensity"
+    """As in `HybridAdaptationConfig` (hybrid arm)."""
+    proximal_weight: float = HybridAdaptationConfig.proximal_weight
+    """As in `HybridAdaptationConfig` (hybrid arm)."""
 
     def __post_init__(self) -> None:
         for name in ("num_tasks", "support_steps", "episodes_per_task"):
@@ -451,10 +481,12 @@ class EvaluationConfig:
                 "None or a number of at least 0", self.adapt_lr)  # fmt: skip
         require(self.experience_weight is None or self.experience_weight >= 0, "experience_weight",
                 "None or a number of at least 0", self.experience_weight)  # fmt: skip
+        require(0 <= self.proximal_weight <= 1, "proximal_weight", "0 to 1", self.proximal_weight)
         choices: dict[str, tuple[str | None, ...]] = {
             "split": ("id", "ood"),
             "support_policy": (None, "random", "policy"),
             "objective": (None, "prediction", "policy_gradient"),
+            "replay": ("propensity", "uniform"),
         }
         for name, allowed in choices.items():
             require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))

@@ -35,7 +35,9 @@ from ssm_metarl.checkpoint import (
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.trainer import MetaTrainer
+from ssm_metarl.types import Rollout
 
 ARCHITECTURE = PolicyConfig(
     state_dim=3, hidden_dim=4, num_layers=1, obs_scale=(0.3, 1.0, 5.0, 1.0), num_actions=2
@@ -137,6 +139,16 @@ class TestRoundTrip:
         assert experience is not None
         assert equal(experience.tensors(), trainer.buffer.tensors())
         assert make_checkpoint().experience() is None
+
+    def test_experience_may_grow_as_far_as_in_the_training(self) -> None:
+        buffer = ExperienceBuffer(100, "cartpole")
+        buffer.add(Rollout.from_episode(np.zeros((2, 4)), [1]), [3])
+        tensors = {f"experience.{n}": v for n, v in buffer.tensors().items()}
+        for training, max_size in (({}, 1), ({"buffer_size": 50, "family": "cartpole"}, 50)):
+            experience = make_checkpoint(tensors=tensors, training=training).experience()
+            assert experience is not None
+            assert (len(experience), experience.max_size) == (1, max_size)
+            assert experience.family == training.get("family")
 
 
 class TestAtomic:

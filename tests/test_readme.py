@@ -191,6 +191,21 @@ def test_the_ratios_are_those_of_the_committed_benchmark(monkeypatch: pytest.Mon
     assert table in between("performance")
 
 
+def test_the_comparison_is_the_committed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    tables = importlib.import_module("update_adaptation")
+    result = json.loads((RESULTS / "adaptation.json").read_text())
+    assert result["seed"] >= 10_000, "final figures come from seeds from 10,000 on"
+    assert (result["seeds"], result["num_tasks"], result["size"]) == (10, 200, "whole")
+    assert result["failed"] == [] and result["not_scored"] == []
+    assert tables.readme_table(result) in between("comparison")
+    page = (ROOT / "docs/adaptation.md").read_text()
+    for table in (tables.returns_tables, tables.differences_table, tables.steps_table):
+        assert table(result) in page
+    shown = block_with("bench adaptation").strip()
+    assert result["command"].startswith(shown) and "--quick" not in result["command"]
+
+
 def between(name: str) -> str:
     """The README's text between two marks."""
     return README.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]

@@ -143,6 +143,7 @@ def adapt_to_tasks(
         step_size,
         num_tasks=current.num_tasks,
         num_steps=config.num_adapt_steps,
+        pull=None if replay is None else replay.pull,
         accept=guard.accept,
     )
     task_params = task_params.at(task_params.flat.detach())

@@ -1,12 +1,21 @@
 """Hybrid adaptation: gradient steps on this task's data and on replayed experience.
 
-Place in the flow: stage 4, a leaf of `adapter`; the replayed steps are weighed by `propensity`.
-Its sibling is `standard_adapter`, which it equals where the buffer is empty.
+Place in the flow: stage 4, a leaf of `adapter`; the replayed steps are weighed by `propensity`, and
+an anchor holds the parameters back as far as those steps are not trusted (`inner_loop`). Its
+sibling is `standard_adapter`, which it equals where the buffer is empty.
+
+The buffer is only read. Experience grows where one adds to it, such as after an adaptation:
+
+    adapted = HybridAdapter(config).adapt(policy, current_data, buffer)
+    buffer.add(current_data, [buffer.next_task_id])
 """
 
 from __future__ import annotations
 
+import torch
+
 from ssm_metarl import seeding
+from ssm_metarl.action_space import Discrete
 from ssm_metarl.adaptation.adapter import (
     AdaptationReport,
     AdaptedPolicy,
@@ -15,7 +24,7 @@ from ssm_metarl.adaptation.adapter import (
     single_task,
 )
 from ssm_metarl.adaptation.inner_objective import check_support, weigh_replay
-from ssm_metarl.config import HybridAdaptationConfig
+from ssm_metarl.config import HybridAdaptationConfig, Objective
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
@@ -62,26 +71,56 @@ class HybridAdapter:
         """
         policy = as_policy(policy)
         check_support(policy, current_data, self.config.objective)
-        replayed = self._draw(policy, experience_buffer)
+        check_experience(policy, experience_buffer, self.config.objective)
+        replayed, config = self._draw(experience_buffer), self.config
 
         def adapt(current: Rollout) -> tuple[FlatParams, list[AdaptationReport]]:
             replay = None
             if replayed is not None:
-                replay = weigh_replay(policy, current, replayed, self.config.experience_weight)
-            return adapt_to_tasks(policy, current, self.config, replay=replay)
+                replay = weigh_replay(
+                    policy,
+                    current,
+                    replayed,
+                    experience_weight=config.experience_weight,
+                    proximal_weight=config.proximal_weight,
+                    replay=config.replay,
+                )
+            return adapt_to_tasks(policy, current, config, replay=replay)
 
         return in_parts(adapt, current_data, TASKS_AT_ONCE)
 
-    def _draw(self, policy: Policy, experience_buffer: ExperienceBuffer) -> Rollout | None:
+    def _draw(self, experience_buffer: ExperienceBuffer) -> Rollout | None:
         """The sequences to replay, (T, 1, M); None where there are none, or they weigh nothing."""
         config = self.config
         if len(experience_buffer) == 0 or config.experience_weight == 0:
             return None
         rng = seeding.generator(config.seed, "replay")
-        replayed = experience_buffer.sample(config.num_replay_sequences, rng)
-        if replayed.obs.shape[-1] != policy.obs_dim:
-            raise ValueError(
-                f"experience buffer: expected observations of size {policy.obs_dim}, "
-                f"received {replayed.obs.shape[-1]}"
-            )
-        return replayed
+        return experience_buffer.sample(config.num_replay_sequences, rng)
+
+
+def check_experience(
+    policy: Policy, experience_buffer: ExperienceBuffer, objective: Objective
+) -> None:
+    """Raise ValueError unless a policy can replay what a buffer holds."""
+    held = experience_buffer.tensors()
+    if not held:
+        return
+    obs_dim, action, space = held["obs"].shape[-1], held["action"], policy.action_space
+    if obs_dim != policy.obs_dim:
+        raise ValueError(
+            f"experience buffer: expected observations of size {policy.obs_dim}, received {obs_dim}"
+        )
+    if isinstance(space, Discrete):
+        fits = not action.is_floating_point() and action.dim() == 1 and int(action.max()) < space.n
+    else:
+        fits = action.is_floating_point() and action.shape[1:] == (space.dim,)
+    if not fits:
+        kind = f"numbers of shape {tuple(action.shape[1:])}"
+        if not action.is_floating_point():
+            kind = f"whole numbers up to {int(action.max())}"
+        raise ValueError(f"experience buffer: expected actions of {space}, received {kind}")
+    if objective == "policy_gradient" and not bool(torch.isfinite(held["log_prob"]).all()):
+        raise ValueError(
+            "experience buffer: expected to know how likely its actions were, for the objective "
+            "'policy_gradient', received steps of a plant's log, which does not tell"
+        )

@@ -11,12 +11,25 @@ moves a parameter by about alpha, however loud the task's data are, and later st
 the gradient instead of being blown up to the same length again. With a plain learning rate the
 gradient is taken as it is (MAML, Finn et al. 2017, arXiv 1703.03400, eq. 1).
 
+Where experience is replayed, a proximal anchor holds the parameters to where they started:
+
+    theta_k <- theta_k - alpha * g_k / r_k - pull_k * (theta_k - theta)
+
+This is the gradient of MQL's pull_k / 2 * ||theta_k - theta||^2 (Fakoor et al. 2020, arXiv
+1910.00125), apart from alpha and r_k: a step takes back the share pull_k of the way so far, however
+loud the data and however long the learned steps are; the first one has nothing to take back. With a
+plain learning rate the gradient of the sum is taken, so the rate multiplies the pull too.
+
+The trap: through alpha the pull would push away every parameter whose learned step size is
+negative, a third of them in the shipped models.
+
 Everything here is a pure function: nothing is mutated and restored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +44,15 @@ Accept = Callable[[Params], Tensor]
 refused once is refused for good."""
 
 MIN_RMS = 1e-8  # a task without any gradient stays where it is
+
+
+class Anchor(NamedTuple):
+    """What holds K tasks' parameters back."""
+
+    start: Tensor
+    """Where they started, shape (K, P)."""
+    pull: Tensor
+    """Share of the way from there that a step takes back, in [0, 1], shape (K,)."""
 
 
 def expand_to_tasks(params: Params, num_tasks: int) -> FlatParams:
@@ -50,6 +72,7 @@ def inner_step(
     step_size: Params | float,
     *,
     largest_rms: Tensor | float = MIN_RMS,
+    anchor: Anchor | None = None,
     create_graph: bool = False,
 ) -> tuple[FlatParams, Tensor, Tensor | float]:
     """One gradient step for K tasks at once.
@@ -60,6 +83,7 @@ def inner_step(
         step_size: A learned step size for each parameter, applied to the normalised gradient,
             or a number: plain gradient descent.
         largest_rms: Each task's largest gradient RMS in the steps before, shape (K,).
+        anchor: What holds the parameters back; None for nothing.
         create_graph: Keep the graph, for second-order meta-gradients.
 
     Returns:
@@ -74,6 +98,9 @@ def inner_step(
         update = flatten(step_size, task_params.shapes) * grad / largest_rms[:, None]
     else:
         update = step_size * grad
+    if anchor is not None:
+        rate = 1.0 if isinstance(step_size, Mapping) else step_size
+        update = update + rate * anchor.pull[:, None] * (task_params.flat - anchor.start)
     return task_params.at(task_params.flat - update), losses.detach(), largest_rms
 
 
@@ -84,6 +111,7 @@ def adapt_params(
     *,
     num_tasks: int,
     num_steps: int,
+    pull: Tensor | None = None,
     second_order: bool = False,
     accept: Accept | None = None,
 ) -> tuple[FlatParams, Tensor]:
@@ -95,6 +123,7 @@ def adapt_params(
         step_size: As in :func:`inner_step`.
         num_tasks: K.
         num_steps: Gradient steps.
+        pull: Strength of the proximal anchor at ``params``, shape (K,); None for none.
         second_order: Differentiate through the gradients. Without it the result still depends
             on ``params`` and ``step_size``, with the gradients held constant (first-order MAML).
         accept: Asked after each step; a task whose step is refused stays as it was before it,
@@ -111,12 +140,14 @@ def adapt_params(
         if not task_params.flat.requires_grad:
             # A frozen parameter adapts like the others: only training leaves it as it is.
             task_params = task_params.at(task_params.flat.detach().requires_grad_())
+        anchor = None if pull is None else Anchor(task_params.flat, pull)
         for _ in range(num_steps):
             stepped, losses, largest_rms = inner_step(
                 task_params,
                 loss,
                 step_size,
                 largest_rms=largest_rms,
+                anchor=anchor,
                 create_graph=second_order,
             )
             history.append(losses)

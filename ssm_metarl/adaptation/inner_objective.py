@@ -4,6 +4,10 @@ Place in the flow: stage 4. Turns rollouts into the `TaskLoss` that `inner_loop`
 meta-training, adapters and evaluator all build it here.
 
     L_k = L(current_k) + experience_weight * trust_k * L(replayed; weights_k)
+
+Replay brings a proximal anchor along, which `inner_loop` adds to each step: the less a task trusts
+what it replays, the closer it stays to the meta-parameters (MQL, Fakoor et al. 2020, arXiv
+1910.00125: the weight is one minus the normalised effective sample size).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.adaptation.propensity import propensity_weights
-from ssm_metarl.config import Objective
+from ssm_metarl.config import Objective, ReplayWeights
 from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.objectives.policy_gradient import PolicyGradientLoss
@@ -36,6 +40,13 @@ class Replay:
     """How far each task trusts them, in (0, 1], shape (K,)."""
     experience_weight: float
     """Weight of the whole term."""
+    proximal_weight: float = 0.0
+    """Weight of the anchor."""
+
+    @property
+    def pull(self) -> Tensor:
+        """Strength of each task's anchor, shape (K,)."""
+        return self.proximal_weight * (1 - self.trust)
 
 
 class WatchedLoss(Protocol):
@@ -49,13 +60,32 @@ class WatchedLoss(Protocol):
 
 
 def weigh_replay(
-    policy: Policy, current: Rollout, replayed: Rollout, experience_weight: float
+    policy: Policy,
+    current: Rollout,
+    replayed: Rollout,
+    *,
+    experience_weight: float,
+    proximal_weight: float = 0.0,
+    replay: ReplayWeights = "propensity",
 ) -> Replay:
-    """Weigh replayed sequences (T', 1, M) by how well they match each of the K current tasks."""
-    spread = target_spread(policy, current)
-    weights, trust = propensity_weights(policy, current, replayed, spread)
+    """Weigh replayed sequences by how well they match each of the K current tasks.
+
+    Args:
+        policy: As in `propensity_weights`.
+        current: Support data, (T, K, N).
+        replayed: The same sequences for every task, (T', 1, M).
+        experience_weight: Of the replayed data's loss.
+        proximal_weight: Of the anchor.
+        replay: "propensity", or "uniform": every step weighs 1 and is trusted fully.
+    """
     shared = replayed.map(lambda x: x.expand(-1, current.num_tasks, *x.shape[2:]))
-    return Replay(shared, weights, trust, experience_weight)
+    if replay == "uniform":
+        weights = torch.ones_like(shared.reward)
+        trust = torch.ones_like(weights[0, :, 0])
+    else:
+        spread = target_spread(policy, current)
+        weights, trust = propensity_weights(policy, current, replayed, spread)
+    return Replay(shared, weights, trust, experience_weight, proximal_weight)
 
 
 def task_loss(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json as json_module
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ssm_metarl.adaptation.adapter import AdaptedPolicy
     from ssm_metarl.core.policy import Policy
     from ssm_metarl.evaluation.opened_model import OpenedModel
+    from ssm_metarl.experience.experience_buffer import ExperienceBuffer
     from ssm_metarl.tasks.task_family import Tasks
     from ssm_metarl.types import Rollout
 
@@ -53,7 +54,11 @@ class Adapt(ModelArgument):
     family: str | None = None
     """Task family; None for the one that the model was trained on."""
     mode: AdaptationMode = "standard"
-    """standard: this task's data; hybrid: also the model's replayed experience."""
+    """standard: this task's data; hybrid: also replayed experience, which grows by this task's data
+    and is saved with the adapted policy."""
+    experience: Path | None = None
+    """What to replay instead of the model's own experience (hybrid): a buffer's file, or a model,
+    such as an adapted one, whose experience has grown."""
     support_steps: int = 20
     """Environment steps of support data."""
     support_policy: SupportPolicy | None = None
@@ -80,34 +85,34 @@ class Adapt(ModelArgument):
             ignored = [flag(name) for name in changed(self) if name in SIMULATED]
             require(not ignored, "data", "no flags of a simulated task beside it",
                     ", ".join(ignored))  # fmt: skip
+        require(self.experience is None or self.mode == "hybrid", "experience",
+                "mode 'hybrid' beside it", self.mode)  # fmt: skip
 
     def run(self) -> int:
         """Take or collect support data, adapt, save, show the difference."""
         from ssm_metarl.cli.outputs import new_file
-        from ssm_metarl.evaluation.opened_model import open_model
+        from ssm_metarl.evaluation.opened_model import open_experience, open_model
 
         parameters = parse_task(self.task)
         announce_compilation()
         opened = open_model(self.model, self.family)
-        if not opened.trained.gradient:
-            raise ValueError(
-                f"model: expected one that was meta-trained for a gradient step, received "
-                f"{self.model!r}, which adapts in context"
-            )
+        opened.check_gradient("model")
         out = self.out or Path("adapted.safetensors")
         if out.suffix == ".pth":
             raise ValueError(f"out: expected a .safetensors file, received {out}")
-        tasks = None if self.data is not None else opened.family.task(parameters)
-        support = self._support(opened, tasks)
-        new_file(out)
         config = opened.trained.adaptation(
             objective=self.objective,
             num_adapt_steps=self.num_adapt_steps,
             adapt_lr=self.adapt_lr,
             rollback=self.rollback,
         )
+        if self.experience is not None:
+            opened = replace(opened, buffer=open_experience(self.experience))
+        buffer = opened.experience(config) if self.mode == "hybrid" else None
+        tasks = None if self.data is not None else opened.family.task(parameters)
+        support = self._support(opened, tasks)
+        new_file(out)
         adapted = opened.adapt(support, self.mode, config, seed=self.seed)
-        report = adapted.report
         result: dict[str, Any] = {"model": self.model, "family": opened.family.name}
         if tasks is None:
             target = result["data"] = str(self.data)
@@ -117,23 +122,16 @@ class Adapt(ModelArgument):
             result["before"], result["after"] = (
                 episode_returns(p, tasks, settings) for p in (opened.policy, adapted)
             )
-        result |= {"mode": self.mode, "report": asdict(report), "out": str(out)}
-        self._save(out, opened, adapted, result.get("task", {"data": target}))
+        result |= {"mode": self.mode, "report": asdict(adapted.report), "out": str(out)}
+        if buffer is not None:
+            buffer.add(support, [buffer.next_task_id])
+            result["experience"] = len(buffer)
+        self._save(out, opened, adapted, result.get("task", {"data": target}), buffer)
         if self.json:
             print_json(result)
-            return 0
-        print(
-            f"adapted {self.model} to {target} in {report.num_steps} step(s) from "
-            f"{report.env_steps} environment steps: inner loss {report.loss_before:.3f} -> "
-            f"{report.loss_after:.3f}"
-        )
-        if report.rolled_back is not None:
-            what = "the first" if report.num_steps == 0 else "a further"
-            print(f"{what} step was undone: {report.rolled_back}")
-        if tasks is not None:
-            before, after = mean(result["before"]), mean(result["after"])
-            print(f"return before {before:.1f}, after {after:.1f}")
-        print(f"saved: {out}")
+        else:
+            print(f"adapted {self.model} to {target} ", end="")
+            print_result(result)
         return 0
 
     def _support(self, opened: OpenedModel, tasks: Tasks | None) -> Rollout:
@@ -164,16 +162,25 @@ class Adapt(ModelArgument):
         )
 
     def _save(
-        self, out: Path, opened: OpenedModel, adapted: AdaptedPolicy, adapted_to: Mapping[str, Any]
+        self,
+        out: Path,
+        opened: OpenedModel,
+        adapted: AdaptedPolicy,
+        adapted_to: Mapping[str, Any],
+        buffer: ExperienceBuffer | None,
     ) -> None:
         from ssm_metarl.checkpoint import Checkpoint, save_checkpoint
 
+        held = {} if buffer is None else buffer.tensors()
         calibration = {} if adapted.calibration is None else asdict(adapted.calibration)
         save_checkpoint(
             out,
             Checkpoint(
                 policy_config=opened.checkpoint.policy_config,
-                tensors={f"policy.{n}": v for n, v in adapted.state_dict().items()},
+                tensors={
+                    **{f"policy.{n}": v for n, v in adapted.state_dict().items()},
+                    **{f"experience.{n}": v for n, v in held.items()},
+                },
                 training=opened.checkpoint.training,
                 card={
                     "command": command_line("adapt", self),
@@ -183,6 +190,24 @@ class Adapt(ModelArgument):
                 calibration=calibration,
             ),
         )
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """What an adaptation did, in words."""
+    report = result["report"]
+    print(
+        f"in {report['num_steps']} step(s) from {report['env_steps']} environment steps: "
+        f"inner loss {report['loss_before']:.3f} -> {report['loss_after']:.3f}"
+    )
+    if report["rolled_back"] is not None:
+        what = "the first" if report["num_steps"] == 0 else "a further"
+        print(f"{what} step was undone: {report['rolled_back']}")
+    if "before" in result:
+        before, after = mean(result["before"]), mean(result["after"])
+        print(f"return before {before:.1f}, after {after:.1f}")
+    if "experience" in result:
+        print(f"experience, with this task's: {result['experience']:,} transitions")
+    print(f"saved: {result['out']}")
 
 
 def parse_task(text: str) -> dict[str, Any]:

@@ -190,6 +190,28 @@ def print_safety(safety: Mapping[str, Any]) -> None:
         )
 
 
+def print_worth(result: Mapping[str, Any]) -> None:
+    """What adapting is worth on stdout; the verdict is the last line."""
+    worth, arms = result["worth"], result["arms"]
+    fixed, told = f"best fixed policy found: {arms['fixed']['mean']:.1f}", worth["told"]
+    if told is None:
+        print(f"{fixed}; told everything: nobody, for this family")
+    else:
+        gap = worth["gap"]
+        print(
+            f"{fixed}; told everything ({told}): {arms[told]['mean']:.1f}; gap {gap['mean']:+.1f} "
+            f"(95 % interval {interval(gap['ci95'], '+')})"
+        )
+    for arm, s in worth["arms"].items():
+        gain, share = s["over_fixed"], s["share"]
+        closed = ""
+        if share is not None:
+            low, high = share["ci95"]
+            closed = f", {share['mean']:.0%} of the gap ({low:.0%} to {high:.0%})"
+        print(f"{arm}: {gain['mean']:+.1f} ({interval(gain['ci95'], '+')}) over it{closed}")
+    print(worth["verdict"])
+
+
 def _table(arms: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("arm", "IQM", "95 % interval", "mean", "worst tenth", "env steps"):

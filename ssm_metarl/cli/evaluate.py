@@ -21,12 +21,14 @@ from ssm_metarl.cli.console import (
     print_evaluation,
     print_json,
     print_safety,
+    print_worth,
 )
 from ssm_metarl.cli.outputs import make_folder
 from ssm_metarl.command_line import command_line, part_of
 from ssm_metarl.config import EvaluationConfig
 
 if TYPE_CHECKING:
+    from ssm_metarl.evaluation.fixed_policy import FixedPolicy
     from ssm_metarl.evaluation.opened_model import OpenedModel
 
 
@@ -42,6 +44,9 @@ class Evaluate(EvaluationConfig):
     """Instead: the plant changes inside an episode, its actuator or everything else; who holds?"""
     safety: bool = False
     """Also measure what the safeguard and the change detector do: 17 more arms to run."""
+    worth: bool = False
+    """Is adapting worth it here? Also search the best fixed policy, some ten seconds, and say what
+    every arm closes of the gap between it and a controller that is told everything."""
     report: Path | None = None
     """Also write a report (page, pictures, animation) on both splits to this folder."""
     json: bool = False
@@ -63,8 +68,9 @@ class Evaluate(EvaluationConfig):
             prepare_report(self.report)
         if self.safety:
             self._check_adaptable(opened)
+        fixed = found_fixed_policy(opened, config) if self.worth else None
         with Reporter("evaluating") as reporter:
-            result = opened.evaluate(config, reporter.update)
+            result = opened.evaluate(config, reporter.update, fixed=fixed)
         if self.safety:
             result["safety"] = measured_safety(opened, config)
         if self.json:
@@ -73,15 +79,19 @@ class Evaluate(EvaluationConfig):
             print_evaluation(result)
             if self.safety:
                 print_safety(result["safety"])
+            if self.worth:
+                print_worth(result)
         if self.report is not None:
             other = replace(config, split="ood" if config.split == "id" else "id")
             with Reporter("evaluating the other split") as reporter:
                 results: dict[str, dict[str, Any]] = {
                     config.split: result,
-                    other.split: opened.evaluate(other, reporter.update),
+                    other.split: opened.evaluate(other, reporter.update, fixed=fixed),
                 }
             if not self.json:
                 print_evaluation(results[other.split])
+                if self.worth:
+                    print_worth(results[other.split])
             page = self._write_report(opened, self.report, results)
             note(f"report: {page}")
         return 0
@@ -91,9 +101,9 @@ class Evaluate(EvaluationConfig):
         from ssm_metarl.evaluation.opened_model import open_model
         from ssm_metarl.recursive_self_improvement.comparison import compare_models
 
-        if self.model or self.drift or self.safety or self.report:
+        if self.model or self.drift or self.safety or self.worth or self.report:
             raise ValueError(
-                "compare: expected no --model, --drift, --safety or --report beside it, "
+                "compare: expected no --model, --drift, --safety, --worth or --report beside it, "
                 "received one"
             )
         first, second = (open_model(name, self.family) for name in names)
@@ -103,11 +113,7 @@ class Evaluate(EvaluationConfig):
                 f"{second.family.name!r}"
             )
         for opened in (first, second):
-            if not opened.trained.gradient:
-                raise ValueError(
-                    f"compare: expected models that were meta-trained for a gradient step, "
-                    f"received {opened.name!r}, which adapts in context"
-                )
+            opened.check_gradient("compare")
         announce_compilation()
         result = compare_models(
             ((first.policy, first.trained), (second.policy, second.trained)),
@@ -127,8 +133,12 @@ class Evaluate(EvaluationConfig):
         """Let plants change inside an episode."""
         from ssm_metarl.evaluation.drift import measure_drift
 
-        if self.safety or self.report:
-            raise ValueError("drift: expected no --safety or --report beside it, received one")
+        if self.safety or self.worth or self.report:
+            raise ValueError(
+                "drift: expected no --safety, --worth or --report beside it, received one"
+            )
+        if not opened.policy.in_context:
+            opened.check_gradient("drift")
         with Reporter("evaluating") as reporter:
             result = measure_drift(
                 opened.policy, opened.family, drift, config, opened.trained, on_step=reporter.update
@@ -143,11 +153,12 @@ class Evaluate(EvaluationConfig):
     def _check_adaptable(self, opened: OpenedModel) -> None:
         from ssm_metarl.evaluation.episodes import can_adapt
 
+        opened.check_gradient("safety")
         objective = self.objective or opened.trained.objective
-        if not can_adapt(opened.policy, objective) or not opened.trained.gradient:
+        if not can_adapt(opened.policy, objective):
             raise ValueError(
                 f"safety: expected a model that can adapt by {objective}, received one without "
-                f"the outputs that it needs, or one that adapts in context"
+                f"the outputs that it needs"
             )
 
     def _write_report(
@@ -173,6 +184,14 @@ def measured_safety(opened: OpenedModel, config: EvaluationConfig) -> dict[str, 
         return measure_safety(
             opened.policy, opened.family, config, opened.trained, on_step=reporter.update
         )
+
+
+def found_fixed_policy(opened: OpenedModel, config: EvaluationConfig) -> FixedPolicy:
+    """The best fixed policy that a search finds, with progress."""
+    from ssm_metarl.evaluation.fixed_policy import search_fixed_policy
+
+    with Reporter("searching") as reporter:
+        return search_fixed_policy(opened.family, seed=config.seed, on_step=reporter.update)
 
 
 def prepare_report(out: Path) -> None:

@@ -25,6 +25,7 @@ from ssm_metarl.cli import rsi
 from ssm_metarl.cli.adapt import Adapt
 from ssm_metarl.cli.app import App
 from ssm_metarl.cli.bench import Bench
+from ssm_metarl.cli.bench_adaptation import BenchAdaptation
 from ssm_metarl.cli.evaluate import Evaluate
 from ssm_metarl.cli.models import Models
 from ssm_metarl.cli.policy_gradient import TrainPolicyGradient
@@ -40,6 +41,7 @@ COMMANDS: dict[str, type[Any]] = {
     "verify": Verify,
     "models": Models,
     "bench": Bench,
+    "bench adaptation": BenchAdaptation,
     "app": App,
     **{f"rsi {name}": kind for name, kind in rsi.COMMANDS.items()},
 }
@@ -123,6 +125,8 @@ def parse(arguments: Sequence[str]) -> Command:
     elif name not in COMMANDS:
         first_words = dict.fromkeys(command.split()[0] for command in COMMANDS)
         raise UsageError(f"command: expected one of {', '.join(first_words)}, received {name!r}")
+    elif f"{name} {' '.join(rest[:1])}" in COMMANDS:  # bench adaptation
+        name, rest = f"{name} {rest[0]}", rest[1:]
     kind = COMMANDS[name]
     if name == "train":
         kind = MODES.get(_mode(rest), kind)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ssm_metarl.cli.console import Reporter, interval, note, print_evaluation, print_json
-from ssm_metarl.command_line import changed, command_line, flag
+from ssm_metarl.command_line import changed, flag
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
 
@@ -157,17 +157,17 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     from ssm_metarl.evaluation.episodes import MetaTrained
     from ssm_metarl.evaluation.meta_evaluator import verify
     from ssm_metarl.evaluation.opened_model import open_model
-    from ssm_metarl.meta_rl.training_run import training_record
+    from ssm_metarl.meta_rl.training_run import training_command, training_record
 
     trainer = run.trainer
     config, trained = trainer.config, MetaTrained.from_training(training_record(trainer.config))
     trainer.policy = policy = trainer.policy_on_cpu()
-    command = recorded_command(config)
+    command = training_command(config)
     if resumed_further:
         # The learning rate decays towards the limit, so no one command does the same.
         command += "  # its limits were changed on resuming"
-    if isinstance(config, MetaTrainingConfig) and config.calibration_tasks > 0:
-        num_tasks = config.calibration_tasks
+    num_tasks = config.calibration_tasks if isinstance(config, MetaTrainingConfig) else 0
+    if num_tasks > 0 and trained.gradient:
         note(f"setting the limits of adaptation on {num_tasks:,} meta-training tasks")
         policy.calibration = calibrate(
             policy, trainer.family, trained, seed=config.seed, num_tasks=num_tasks
@@ -182,26 +182,22 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
     return result
 
 
-def recorded_command(config: MetaTrainingConfig | InContextConfig) -> str:
-    """The shell command that does this training."""
-    if isinstance(config, InContextConfig):
-        return command_line("train --mode in_context", config)
-    if config.in_context:  # which is what --mode both means
-        return command_line("train --mode both", replace(config, in_context=False))
-    return command_line("train", config)
-
-
 def print_result(result: dict[str, Any], out: Path) -> None:
     """What came of a training, in words."""
     print_evaluation(result)
-    arm = "standard" if "standard" in result["arms"] else "in_context"
-    name = "adapted" if arm == "standard" else "in context"
-    difference = result["paired"][f"{arm}-frozen"]
+    frozen = f"frozen {result['arms']['frozen']['mean']:.1f}"
+    names = {"standard": "adapted", "in_context": "in context"}
+    arm = next((arm for arm in names if arm in result["arms"]), None)
+    if arm is None:  # one policy for all tasks
+        came_to = frozen
+    else:
+        difference = result["paired"][f"{arm}-frozen"]
+        came_to = (
+            f"{names[arm]} {result['arms'][arm]['mean']:.1f}, {frozen}, difference "
+            f"{difference['mean']:+.1f} (95 % interval {interval(difference['ci95'], '+')})"
+        )
     print(
-        f"{name} {result['arms'][arm]['mean']:.1f}, "
-        f"frozen {result['arms']['frozen']['mean']:.1f}, difference "
-        f"{difference['mean']:+.1f} (95 % interval {interval(difference['ci95'], '+')}) "
-        f"after {result['env_steps']:,} environment steps; peak memory "
+        f"{came_to} after {result['env_steps']:,} environment steps; peak memory "
         f"{result['peak_memory_mb']:.0f} MB above import torch"
     )
     print(f"model: {out}")

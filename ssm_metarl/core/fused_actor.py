@@ -43,6 +43,7 @@ class FusedActor:
         assert policy.kernel is not None
         self._policy, self._noise = policy, noise
         self._scale, self._limit = policy.obs_scale.numpy(), policy.obs_limit.numpy()
+        self._reflection = policy.reflection.numpy()
         flat = params.flat
         envs = num_envs * (2 if policy.mirror else 1)
         self._shape, self._actions = (num_tasks, num_envs), policy.action_space.logits_dim
@@ -60,7 +61,11 @@ class FusedActor:
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, N) and their log-probabilities for observations (K, N, O)."""
         run, mirror = self._run, self._policy.mirror
-        observe(obs.numpy(), reset.numpy(), self._limit, self._scale, run.x, run.reset)
+        if not self._policy.memory:
+            reset = torch.ones_like(reset)
+        observe(
+            obs.numpy(), reset.numpy(), self._limit, self._scale, self._reflection, run.x, run.reset
+        )
         run.forward(self._out, run.hidden)
         noise = self._none if self._noise is None else next(self._noise).numpy()
         action, log_prob = torch.empty(self._shape, dtype=torch.int64), torch.empty(self._shape)
@@ -69,7 +74,7 @@ class FusedActor:
 
 
 @compiled
-def observe(obs, reset, limit, scale, x, x_reset):  # type: ignore[no-untyped-def]
+def observe(obs, reset, limit, scale, reflection, x, x_reset):  # type: ignore[no-untyped-def]
     """Clip and scale (K, N, O) into x; the second half of its environments, if any, mirrors."""
     K, N, size = obs.shape
     for k in range(K):
@@ -80,7 +85,7 @@ def observe(obs, reset, limit, scale, x, x_reset):  # type: ignore[no-untyped-de
                 value = min(max(obs[k, n, i], -limit[i]), limit[i]) * scale[i]
                 x[k, n, i] = value
                 if x.shape[1] > N:
-                    x[k, N + n, i] = -value
+                    x[k, N + n, i] = reflection[i] * value
 
 
 @compiled

@@ -149,6 +149,9 @@ class Policy(nn.Module):
             symmetric leans to one side, and a plant with a weak actuator falls that way.
         in_context: The core's input is that of `trial_input`, and its state runs through all
             episodes of a trial.
+        memory: Whether the state is kept from step to step. Without, every step is cleared like an
+            episode's first one.
+        told_dims: Last observation dimensions that a mirrored history leaves as they are.
         inner_lr: Initial step size of every parameter.
         config: The architecture as data, where the policy is to be saved.
     """
@@ -166,6 +169,8 @@ class Policy(nn.Module):
         obs_limit: tuple[float, ...] = (),
         mirror: bool = False,
         in_context: bool = False,
+        memory: bool = True,
+        told_dims: int = 0,
         inner_lr: float,
         config: PolicyConfig | None = None,
     ) -> None:
@@ -182,7 +187,7 @@ class Policy(nn.Module):
                 f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
             )
         self.core, self.heads, self.config = core, heads, config
-        self.mirror, self.in_context = mirror, in_context
+        self.mirror, self.in_context, self.memory = mirror, in_context, memory
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
@@ -191,6 +196,8 @@ class Policy(nn.Module):
         signs = -torch.ones(core.input_dim)
         if in_context:
             signs = reflection(len(obs_scale), heads.action_space.code_dim)
+        elif told_dims > 0:
+            signs[-told_dims:] = 1.0
         self.register_buffer("reflection", signs, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
@@ -245,6 +252,8 @@ class Policy(nn.Module):
                 an in-context policy where a trial does.
         """
         x = obs if self.in_context else self.scaled(obs)
+        if not self.memory:
+            reset = torch.ones_like(reset)
         if self.mirror:  # the history and its mirror image, as twice the environments
             x, reset = torch.cat([x, x * self.reflection], dim=2), torch.cat([reset, reset], dim=2)
             hidden = torch.cat(hidden.chunk(2, dim=-1), dim=1)
@@ -423,6 +432,8 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             obs_limit=config.obs_limit,
             mirror=config.mirror,
             in_context=config.in_context,
+            memory=config.memory,
+            told_dims=config.told_dims,
             inner_lr=inner_lr,
             config=config,
         )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.gymnasium_family import make_environment
-from ssm_metarl.tasks.registry import FAMILIES, family_of_env
+from ssm_metarl.tasks.registry import FAMILIES, TOLD, family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
 Step = tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]
@@ -53,7 +53,9 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self, env_id: str | TaskFamily, task: Mapping[str, Any] | None = None, *, seed: int = 0
     ) -> None:
         self._family = env_id if isinstance(env_id, TaskFamily) else _family_or_none(env_id)
-        own_physics = not isinstance(env_id, str) or env_id in FAMILIES or task is not None
+        own_physics = (
+            not isinstance(env_id, str) or env_id in {**FAMILIES, **TOLD} or task is not None
+        )
         if self._family is not None and own_physics:
             env = _task_environment(self._family.task(task))
         elif task is not None:

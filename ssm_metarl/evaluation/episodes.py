@@ -23,6 +23,7 @@ from ssm_metarl.config import (
     HybridAdaptationConfig,
     Objective,
     OnlineAdaptationConfig,
+    ReplayWeights,
     StandardAdaptationConfig,
     SupportPolicy,
 )
@@ -47,7 +48,8 @@ class MetaTrained:
     gae_lambda: float = 0.98
     experience_weight: float = 0.5
     gradient: bool = True
-    """Whether for a gradient step: an in-context training prepares for none."""
+    """Whether for a gradient step: an in-context training prepares for none, and neither does one
+    without inner steps."""
 
     @classmethod
     def from_training(cls, training: Mapping[str, Any]) -> MetaTrained:
@@ -55,7 +57,7 @@ class MetaTrained:
         if training.get("mode") == "in_context":
             return cls(gradient=False)
         known = {name: training[name] for name in cls.__dataclass_fields__ if name in training}
-        return cls(**known)
+        return cls(**known, gradient=training.get("adaptation_steps") != 0)
 
     def adaptation(
         self,
@@ -80,11 +82,19 @@ class MetaTrained:
         standard: StandardAdaptationConfig,
         *,
         experience_weight: float | None = None,
+        replay: ReplayWeights = "propensity",
+        proximal_weight: float = HybridAdaptationConfig.proximal_weight,
         seed: int = 0,
     ) -> HybridAdaptationConfig:
         """The same inner step on replayed experience too, weighed as it was meta-trained."""
         weight = self.experience_weight if experience_weight is None else experience_weight
-        return HybridAdaptationConfig(**asdict(standard), experience_weight=weight, seed=seed)
+        return HybridAdaptationConfig(
+            **asdict(standard),
+            experience_weight=weight,
+            replay=replay,
+            proximal_weight=proximal_weight,
+            seed=seed,
+        )
 
     def online(self) -> OnlineAdaptationConfig:
         """Adapting inside an episode, with gradient steps only where it was trained for one."""
@@ -157,13 +167,16 @@ def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
 
 @threads_for_kernels()
 @torch.no_grad()
-def run_trials(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
+def run_trials(
+    tasks: Tasks, actor: Actor, config: EvaluationConfig, *, first_steps: int | None = None
+) -> np.ndarray:
     """Returns of the ``episodes_per_task`` episodes of one trial a task.
 
     Args:
         tasks: K tasks.
         actor: Of one environment a task; its memory runs through the whole trial.
         config: Names the episodes.
+        first_steps: Steps after which the first episode is cut; None lets it run to its end.
 
     Returns:
         Shape (K, episodes_per_task), in the order in which a task's episodes followed each other.
@@ -172,14 +185,18 @@ def run_trials(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarr
     returns = torch.zeros(len(tasks), config.episodes_per_task + 1, dtype=torch.float64)
     episode = torch.zeros(len(tasks), dtype=torch.int64)
     obs, reset = worlds.reset(), torch.ones(len(tasks), 1, dtype=torch.bool)
+    steps = 0
     while bool((episode < config.episodes_per_task).any()):
         action, _ = actor(obs, reset)
         step = worlds.step(action)
+        steps += 1
         if isinstance(actor, RewardedActor):
             actor.rewarded(step.reward)
         # Whoever is through with its trial goes on, in a column that nobody reads.
         returns[torch.arange(len(tasks)), episode] += step.reward[:, 0]
         reset = step.terminated | step.truncated
+        if steps == first_steps:
+            reset = reset | (episode == 0)[:, None]
         episode = (episode + reset[:, 0]).clamp(max=config.episodes_per_task)
         obs = worlds.reset(reset)
     return returns[:, :-1].numpy()

@@ -4,9 +4,9 @@ Place in the flow: stage 7. Support data per task -> adapt -> greedy full-length
 JSON object, which `report` draws. Support data and episodes are made in `episodes`.
 
 The arms are paired, and support data are collected once and shared by all arms that use any.
-An arm that does not apply is absent: ``hybrid`` without experience, ``standard`` where the model
-has no outputs for the inner objective or was trained in context only, ``in_context`` where it was
-not, the CartPole controllers elsewhere.
+An arm that does not apply is absent: ``hybrid`` without experience of the family, ``standard``
+where the model has no outputs for the inner objective or was not trained for a gradient step,
+``in_context`` where it was not trained in context, the CartPole controllers elsewhere.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ from ssm_metarl.evaluation.episodes import (
     shuffle_actions,
     uniform_actor,
 )
+from ssm_metarl.evaluation.fixed_policy import FixedPolicy
 from ssm_metarl.evaluation.least_squares import LeastSquaresActor
 from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize, worst_tenth
+from ssm_metarl.evaluation.worth import measure_worth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.tasks.regulator import has_expert
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
@@ -66,7 +68,7 @@ COST_SUPPORT = ("standard", "hybrid", "both", "sign_probe")
 """Arms that use the support data."""
 TRIALS = ("in_context", "both", "least_squares")
 """Arms whose episodes follow each other in one trial."""
-MAX_ARMS = 9
+MAX_ARMS = 10
 """Most arms that an evaluation has, for progress bars."""
 
 DEFINITIONS = {
@@ -86,8 +88,11 @@ DEFINITIONS = {
     "both": "gradient steps on the support data, then hidden state carried through one trial",
     "by_episode": "scores of the trial's first episode, of its second, and so on",
     "standard": "gradient steps on the support data",
-    "hybrid": "gradient steps on the support data and replayed experience",
+    "hybrid": "gradient steps on the support data and replayed experience, with an anchor at the "
+    "meta-parameters",
+    "replay_trust": "how far the replayed experience fitted the task, 0 to 1, mean over tasks",
     "random": "uniform actions",
+    "fixed": "best fixed policy that a search found on training tasks",
     "steps_kept": "gradient steps kept, mean over tasks; num_steps were asked for",
     "rolled_back": "share of tasks on which a gradient step was undone",
     "lqr": "linear-quadratic regulator, told the task's parameters",
@@ -107,6 +112,7 @@ def evaluate(
     model: str,
     trained: MetaTrained | None = None,
     buffer: ExperienceBuffer | None = None,
+    fixed: FixedPolicy | None = None,
     on_arm: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate every arm that applies.
@@ -117,12 +123,14 @@ def evaluate(
         config: Split, tasks, support and steps.
         model: What the model is called in the result.
         trained: How it was meta-trained.
-        buffer: Experience for the hybrid arm, which is absent without.
+        buffer: Experience of this family for the hybrid arm, which is absent without.
+        fixed: The best fixed policy known: adds the arm ``fixed``, and ``worth`` to the result.
         on_arm: Called with the name of each arm before it runs.
 
     Returns:
         One JSON-ready object: ``arms`` with mean, iqm, ci95, worst10 and env_steps, ``paired``
-        differences with intervals, ``by_sign`` where the family hides one, ``definitions``.
+        differences with intervals, ``by_sign`` where the family hides one, ``definitions``, and
+        ``worth`` where ``fixed`` is given.
 
     Raises:
         ValueError: The policy does not fit the family, or a setting is out of range.
@@ -137,7 +145,13 @@ def evaluate(
         adapt_lr=config.adapt_lr,
         rollback=config.rollback,
     )
-    hybrid = trained.hybrid(standard, experience_weight=config.experience_weight, seed=config.seed)
+    hybrid = trained.hybrid(
+        standard,
+        experience_weight=config.experience_weight,
+        replay=config.replay,
+        proximal_weight=config.proximal_weight,
+        seed=config.seed,
+    )
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
     if config.shuffle_actions:
@@ -147,12 +161,17 @@ def evaluate(
         adapted = _adapted_params(policy, support, standard, hybrid, buffer)
     reports: dict[str, list[AdaptationReport]] = {}
     returns: dict[str, np.ndarray] = {}
-    for arm, run in _arms(policy, tasks, support, config, adapted, reports).items():
+    runs = _arms(policy, tasks, support, config, adapted, reports)
+    if fixed is not None:
+        runs["fixed"] = lambda: run_arm(
+            tasks, fixed.actor(len(tasks), config.episodes_per_task), config
+        )
+    for arm, run in runs.items():
         if on_arm is not None:
             on_arm(arm)
         returns[arm] = run()
     cost = int(support.steps_taken().max())
-    return {
+    result: dict[str, Any] = {
         "model": model,
         "family": family.name,
         "split": config.split,
@@ -176,6 +195,7 @@ def evaluate(
                 "rolled_back": float(np.mean([r.rolled_back is not None for r in arm_reports])),
                 "loss_before": _mean_or_none([r.loss_before for r in arm_reports]),
                 "loss_after": _mean_or_none([r.loss_after for r in arm_reports]),
+                "replay_trust": _mean_trust(arm_reports),
             }
             for arm, arm_reports in reports.items()
         },
@@ -187,9 +207,15 @@ def evaluate(
         "adapt_lr": config.adapt_lr,
         "rollback": config.rollback,
         "shuffle_actions": config.shuffle_actions,
+        "replay": config.replay,
+        "proximal_weight": config.proximal_weight,
         "episodes_per_task": config.episodes_per_task,
         "definitions": DEFINITIONS,
     }
+    if fixed is not None:
+        result["worth"] = measure_worth(returns, seed=config.seed)
+        result["worth"]["fixed_policy"] = fixed.as_dict()
+    return result
 
 
 def _adapted_params(
@@ -257,6 +283,12 @@ def _mean_or_none(values: list[float]) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
+def _mean_trust(reports: list[AdaptationReport]) -> float | None:
+    """The mean trust in replayed experience; None for an arm without."""
+    trusts = [r.replay_trust for r in reports if r.replay_trust is not None]
+    return float(np.mean(trusts)) if trusts else None
+
+
 def _paired(returns: Mapping[str, np.ndarray], seed: int) -> dict[str, Any]:
     pairs = {}
     for arm, reference in PAIRS:
@@ -290,7 +322,8 @@ def learning_curve_point(
 
     Returns:
         ``adapted_mean``, ``_iqm``, ``_q10`` and ``_q90`` (eight of ten tasks lie between the last
-        two) and the same of ``frozen`` on ID tasks, and of ``ood_adapted``.
+        two) and the same of ``frozen`` on ID tasks, and of ``ood_adapted``; of a training without
+        inner steps ``frozen`` and ``ood_frozen``.
     """
     config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=1, seed=1)
     trained = MetaTrained.from_training(asdict(training))
@@ -298,13 +331,15 @@ def learning_curve_point(
     splits: tuple[tuple[Split, str], ...] = (("id", ""), ("ood", "ood_"))
     for split, prefix in splits:
         tasks = family.sample(split, num_tasks, seed=config.seed)
-        support = collect_support(
-            policy, tasks, config.support_steps, trained.support_policy, seed=config.seed
-        )
-        adapted, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
-        arms: dict[str, Params] = {f"{prefix}adapted": adapted}
-        if split == "id":
-            arms["frozen"] = policy.meta_params()
+        arms: dict[str, Params] = {}
+        if trained.gradient:
+            support = collect_support(
+                policy, tasks, config.support_steps, trained.support_policy, seed=config.seed
+            )
+            adapted, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
+            arms[f"{prefix}adapted"] = adapted
+        if split == "id" or not trained.gradient:
+            arms[f"{prefix}frozen"] = policy.meta_params()
         for name, params in arms.items():
             returns = run_arm(tasks, policy.actor(params, num_tasks, 1), config)
             scores, (low, high) = summarize(returns), np.quantile(returns, SPREAD)

@@ -16,13 +16,14 @@ from typing import Any, Literal
 import torch
 
 from ssm_metarl.adaptation.adapter import AdaptedPolicy
-from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
+from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter, check_experience
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import Checkpoint, find_model, load_model
 from ssm_metarl.config import AdaptationMode, EvaluationConfig, StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import MetaTrained, can_adapt, check_family
-from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.evaluation.fixed_policy import FixedPolicy
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer, is_saved_buffer
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
@@ -42,7 +43,7 @@ class OpenedModel:
     family: TaskFamily
     trained: MetaTrained
     buffer: ExperienceBuffer | None
-    """The experience that came with it."""
+    """The experience that came with it, or that was given in its place."""
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -54,10 +55,23 @@ class OpenedModel:
 
     @property
     def gradient_modes(self) -> tuple[AdaptationMode, ...]:
-        """Those that `adapt` knows."""
+        """The ways in which a gradient step can adapt it.
+
+        None where it was not trained for one, or lacks the outputs that they need.
+        """
         if not (self.trained.gradient and can_adapt(self.policy, self.trained.objective)):
             return ()
-        return ("standard",) if self.buffer is None else ("standard", "hybrid")
+        hybrid = self.buffer is not None and is_of_family(self.buffer, self.family)
+        return ("standard", "hybrid") if hybrid else ("standard",)
+
+    def check_gradient(self, what: str) -> None:
+        """Raise ValueError about ``what`` unless it was meta-trained for a gradient step."""
+        if not self.trained.gradient:
+            instead = "adapts in context" if self.policy.in_context else "was trained without any"
+            raise ValueError(
+                f"{what}: expected a model that was meta-trained for a gradient step, received "
+                f"{self.name!r}, which {instead}"
+            )
 
     @property
     def training_log(self) -> Path | None:
@@ -91,13 +105,9 @@ class OpenedModel:
         """
         if mode == "standard":
             adapted = StandardAdapter(config).adapt(self.policy, support)
-        elif self.buffer is None:
-            raise ValueError(
-                "mode: expected 'standard' for a model without experience, received 'hybrid'"
-            )
         else:
             hybrid = self.trained.hybrid(config, seed=seed)
-            adapted = HybridAdapter(hybrid).adapt(self.policy, support, self.buffer)
+            adapted = HybridAdapter(hybrid).adapt(self.policy, support, self.experience(config))
         # Without rollback. The loss counts as well: long steps overflow it before the weights.
         finite = all(bool(torch.isfinite(v).all()) for v in adapted.state_dict().values())
         told = torch.tensor([adapted.report.loss_after, adapted.report.kl])
@@ -108,8 +118,30 @@ class OpenedModel:
             )
         return adapted
 
+    def experience(self, config: StandardAdaptationConfig) -> ExperienceBuffer:
+        """The experience, where an adaptation can replay it.
+
+        Raises:
+            ValueError: There is none, or it is of another family or of other actions.
+        """
+        if self.buffer is None:
+            raise ValueError(
+                "mode: expected 'standard' for a model without experience, received 'hybrid'"
+            )
+        if not is_of_family(self.buffer, self.family):
+            raise ValueError(
+                f"experience: expected that of {self.family.name}, received that of "
+                f"{self.buffer.family}"
+            )
+        check_experience(self.policy, self.buffer, config.objective)
+        return self.buffer
+
     def evaluate(
-        self, config: EvaluationConfig, on_progress: Callable[[float, str], None]
+        self,
+        config: EvaluationConfig,
+        on_progress: Callable[[float, str], None],
+        *,
+        fixed: FixedPolicy | None = None,
     ) -> dict[str, Any]:
         """Evaluate it, telling how far it is (0 to 1) and which arm runs; JSON-ready."""
         from ssm_metarl.evaluation.meta_evaluator import MAX_ARMS, evaluate
@@ -127,7 +159,8 @@ class OpenedModel:
             config,
             model=self.name,
             trained=self.trained,
-            buffer=self.buffer,
+            buffer=self.buffer if "hybrid" in self.modes else None,
+            fixed=fixed,
             on_arm=on_arm,
         )
         on_progress(1.0, "done")
@@ -160,6 +193,31 @@ def open_model(name: str, family: str | None = None) -> OpenedModel:
         trained=trained,
         buffer=buffer,
     )
+
+
+def open_experience(name: str | Path) -> ExperienceBuffer:
+    """Experience from a file of its own (`ExperienceBuffer.save`), or that of a model.
+
+    Raises:
+        FileNotFoundError: There is no such file or model.
+        ValueError: It cannot be read, or has no experience.
+    """
+    path = find_model(name)
+    if is_saved_buffer(path):
+        return ExperienceBuffer.load(path)
+    with readable(name):
+        buffer = load_model(name).experience()
+    if buffer is None:
+        raise ValueError(
+            f"experience: expected a saved buffer or a model with experience, received {name} "
+            f"without"
+        )
+    return buffer
+
+
+def is_of_family(buffer: ExperienceBuffer, family: TaskFamily) -> bool:
+    """Whether experience is of a family, as far as it says where it is from."""
+    return buffer.family in (None, family.name, family.gymnasium_id)
 
 
 @contextlib.contextmanager

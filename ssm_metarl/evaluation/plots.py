@@ -28,6 +28,7 @@ INK, MUTED, FAINT = "#1F2933", "#616E7C", "#E4E7EB"
 ARMS: Mapping[str, tuple[str, str]] = {
     "random": ("random actions", MUTED),
     "frozen": ("before adapting", VERMILION),
+    "fixed": ("best fixed policy", MUTED),
     "in_context": ("in context", SKY),
     "standard": ("after: standard", BLUE),
     "hybrid": ("after: hybrid", GREEN),

@@ -171,6 +171,49 @@ def paired_interval(
     )
 
 
+def crossed_interval(
+    scores: ArrayLike, *, seed: int, num_resamples: int = 2000, confidence: float = 0.95
+) -> Interval:
+    """Bootstrap interval of the mean of (runs x tasks) scores, both of which are a sample.
+
+    Runs and tasks are resampled independently of each other, each as a whole (Owen 2007, "The
+    pigeonhole bootstrap", doi 10.1214/07-AOAS122). So the interval speaks of another training *and*
+    another draw of tasks, and, unlike the stratified one, it does not take the tasks of one run for
+    independent: a run that is bad is bad on many of them. It errs on the wide side.
+
+    Args:
+        scores: Shape (R, K), such as differences of two arms of the same R runs on the same tasks.
+        seed: Names the resamples.
+        num_resamples: Resamples to draw.
+        confidence: Share of the resamples' means inside.
+
+    Returns:
+        Lower and upper end.
+    """
+    means = crossed_means(scores, seed=seed, num_resamples=num_resamples)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def crossed_means(scores: ArrayLike, *, seed: int, num_resamples: int = 2000) -> Scores:
+    """The resampled means under `crossed_interval`, shape (num_resamples,).
+
+    Raises:
+        ValueError: Not (R, K) scores, or one that is not finite.
+    """
+    table = _checked(scores, "crossed_means")
+    if table.ndim != 2:
+        raise ValueError(f"scores: expected shape (R, K), received {table.shape}")
+    num_runs, num_tasks = table.shape
+    draw = generator(seed, "bootstrap-crossed")
+    # how often each run and each task is in a resample
+    runs = draw.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_resamples)
+    tasks = draw.multinomial(num_tasks, np.full(num_tasks, 1 / num_tasks), size=num_resamples)
+    means: Scores = ((runs @ table) * tasks).sum(axis=1) / table.size
+    return means
+
+
 def share_interval(count: int, total: int) -> Interval:
     """95 % interval of a share that was counted: Wilson's score (1927, doi 10.2307/2276774).
 
@@ -185,6 +228,42 @@ def share_interval(count: int, total: int) -> Interval:
     half = NORMAL_975 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2))
     low, high = ((middle + sign * half) / (1 + z2 / total) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
+
+
+def ratio_interval(
+    part: ArrayLike,
+    whole: ArrayLike,
+    *,
+    seed: int,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Bootstrap interval of ``mean(part) / mean(whole)``, tasks resampled for both at once.
+
+    Args:
+        part: Per-task differences, shape (K,).
+        whole: Others on the same tasks, shape (K,), with a mean clearly above zero: where it is
+            not, the ratio may be anything.
+        seed: Names the resamples: the same as `paired_interval` draws.
+        num_resamples: Resamples to draw.
+        confidence: Share of the resamples' ratios inside, in (0, 1).
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: The shapes differ, or a number is not finite.
+    """
+    top, bottom = _checked(part, "part"), _checked(whole, "whole")
+    if top.ndim != 1 or top.shape != bottom.shape:
+        raise ValueError(
+            f"ratio: expected two vectors of one length, received {top.shape} and {bottom.shape}"
+        )
+    rows = generator(seed, "bootstrap").integers(len(top), size=(num_resamples, len(top)))
+    tail = (1 - confidence) / 2
+    ratios = top[rows].mean(axis=1) / bottom[rows].mean(axis=1)
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def summarize(returns: ArrayLike, *, seed: int = 0) -> Summary:

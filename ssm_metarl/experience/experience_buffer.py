@@ -32,12 +32,13 @@ class ExperienceBuffer:
 
     Args:
         max_size: Capacity in transitions.
+        family: Name of the task family that the experience is of; None where it is not known.
     """
 
-    def __init__(self, max_size: int = 10_000) -> None:
+    def __init__(self, max_size: int = 10_000, family: str | None = None) -> None:
         if max_size < 1:
             raise ValueError(f"max_size: expected at least 1, received {max_size}")
-        self.max_size = max_size
+        self.max_size, self.family = max_size, family
         self._sequences: deque[dict[str, Tensor]] = deque()
         self._task_ids: deque[int] = deque()
         self._size = 0
@@ -55,6 +56,11 @@ class ExperienceBuffer:
     def task_ids(self) -> tuple[int, ...]:
         """The task each sequence came from, oldest first."""
         return tuple(self._task_ids)
+
+    @property
+    def next_task_id(self) -> int:
+        """An identity that no task held has."""
+        return max(self._task_ids, default=-1) + 1
 
     def add(self, rollout: Rollout, task_ids: Sequence[int]) -> None:
         """Store a rollout's episodes, task by task; the oldest sequences make room.
@@ -158,6 +164,8 @@ class ExperienceBuffer:
         """Write the buffer as safetensors, atomically."""
         temporary = Path(f"{path}.tmp")
         metadata = {"format": FORMAT, "max_size": str(self.max_size)}
+        if self.family is not None:
+            metadata["family"] = self.family
         try:
             temporary.write_bytes(save(self.tensors(), metadata=metadata))
             os.replace(temporary, path)
@@ -185,9 +193,18 @@ class ExperienceBuffer:
         if not max_size.isdecimal():
             raise ValueError(f"{path}: max_size: expected a number, received {max_size!r}")
         try:
-            return cls(int(max_size)).restore(tensors)
+            return cls(int(max_size), metadata.get("family")).restore(tensors)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def is_saved_buffer(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is what :meth:`ExperienceBuffer.save` writes."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 def _kind(step: Tensor) -> str:

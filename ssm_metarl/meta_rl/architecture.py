@@ -22,7 +22,7 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
     """
     obs_dim, space = observation_and_action(family)
     nonlinear = config.core == "state_space"
-    in_context = isinstance(config, MetaTrainingConfig) and config.in_context
+    meta = config if isinstance(config, MetaTrainingConfig) else MetaTrainingConfig()
     effects = space.code_dim * len(family.effect_dims)
     actions: dict[str, Any] = (
         {"num_actions": space.n}
@@ -34,13 +34,15 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         state_dim=config.state_dim,
         hidden_dim=config.width,
         num_layers=config.num_layers,
-        norm_dim=config.norm_dim if isinstance(config, MetaTrainingConfig) else None,
+        norm_dim=meta.norm_dim,
         output_dim=space.logits_dim + effects,
         obs_scale=(1.0,) * obs_dim if nonlinear or not family.obs_scale else family.obs_scale,
         obs_limit=tuple(1 / scale for scale in family.obs_scale or ()),
         predicted_dims=family.effect_dims if nonlinear else (),
         mirror=family.mirror,
-        in_context=in_context,
+        in_context=meta.in_context,
+        memory=meta.memory,
+        told_dims=family.told_dims,
         **actions,
     )
 

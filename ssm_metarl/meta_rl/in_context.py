@@ -112,15 +112,24 @@ class InContextTrainer:
     Args:
         config: The settings.
         family: Overrides the family that ``config.family`` names.
+        policy: Trained in place of a fresh one of the configuration's sizes.
     """
 
-    def __init__(self, config: InContextConfig, family: TaskFamily | None = None) -> None:
+    def __init__(
+        self,
+        config: InContextConfig,
+        family: TaskFamily | None = None,
+        *,
+        policy: Policy | None = None,
+    ) -> None:
         self.config = config
         self.family = family or family_of_env(config.family)
         if config.imitation_coef > 0:
             expert_for(self.family.task())  # whoever asks for one that is not there hears it now
         self.policy_config = in_context_architecture(config, self.family)
-        self.policy = build_policy(self.policy_config, seed=config.seed, inner_lr=INNER_LR)
+        self.policy = policy or build_policy(
+            self.policy_config, seed=config.seed, inner_lr=INNER_LR
+        )
         self.optimizer = torch.optim.Adam(
             self.policy.meta_params().values(), lr=config.lr, eps=1e-5
         )

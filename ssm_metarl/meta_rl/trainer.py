@@ -107,7 +107,7 @@ class MetaTrainer:
             self.policy_config, seed=config.seed, inner_lr=config.inner_lr
         ).to(self.device)
         self.maml = MetaMAML(self.policy, config)
-        self.buffer = ExperienceBuffer(config.buffer_size)
+        self.buffer = ExperienceBuffer(config.buffer_size, self.family.name)
         self.teacher: Policy | None = None
         """A policy to stay close to at first: what a network was shrunk from (`KICKSTART`)."""
         self.epoch = 0
@@ -160,7 +160,7 @@ class MetaTrainer:
             rng.integers(config.min_support_steps, config.max_support_steps, endpoint=True)
         )
         # A policy that remembers must do well without a step, too: its context is half of it.
-        fewest = 0 if config.in_context else 1
+        fewest = 0 if config.in_context else min(1, config.adaptation_steps)
         inner_steps = int(rng.integers(fewest, config.adaptation_steps, endpoint=True))
         tasks = self.family.sample(
             "train",
@@ -174,7 +174,11 @@ class MetaTrainer:
         adapted = self.maml.adapt(loss, num_tasks=len(tasks), num_steps=inner_steps)
         query, horizon = self._collect_query(tasks, adapted)
         advantage = advantages(
-            query, gamma=config.gamma, gae_lambda=config.gae_lambda, shared_scale=True
+            query,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            shared_scale=True,
+            told_dims=self.family.told_dims,
         )
         update = self.maml.update(
             loss,
@@ -225,7 +229,10 @@ class MetaTrainer:
             rng = seeding.generator(config.seed, "train-replay", self.epoch)
             replayed = self.buffer.sample(HybridAdaptationConfig.num_replay_sequences, rng)
             replay = weigh_replay(
-                self.policy, support, replayed.to(self.device), config.experience_weight
+                self.policy,
+                support,
+                replayed.to(self.device),
+                experience_weight=config.experience_weight,
             )
         return task_loss(
             self.policy,

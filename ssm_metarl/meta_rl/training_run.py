@@ -27,6 +27,7 @@ from ssm_metarl.checkpoint import (
     load_pretrained,
     save_checkpoint,
 )
+from ssm_metarl.command_line import command_line
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
@@ -211,6 +212,15 @@ def recorded_config(record: dict[str, Any], what: str) -> Config:
     if record.get("mode") == "in_context":
         return rebuild(InContextConfig, {n: v for n, v in record.items() if n != "mode"}, what)
     return rebuild(MetaTrainingConfig, record, what)
+
+
+def training_command(config: Config) -> str:
+    """The shell command that does this training."""
+    if isinstance(config, InContextConfig):
+        return command_line("train --mode in_context", config)
+    if config.in_context:  # which is what --mode both means
+        return command_line("train --mode both", replace(config, in_context=False))
+    return command_line("train", config)
 
 
 def _event_writer(out: Path, epoch: int) -> Any | None:

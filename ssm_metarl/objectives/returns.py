@@ -33,7 +33,9 @@ def baseline_features(obs: Tensor) -> Tensor:
     return torch.cat([obs, products, torch.ones_like(obs[..., :1])], dim=-1)
 
 
-def fit_linear_baseline(rollout: Rollout, gamma: float) -> tuple[Tensor, Tensor]:
+def fit_linear_baseline(
+    rollout: Rollout, gamma: float, *, told_dims: int = 0
+) -> tuple[Tensor, Tensor]:
     """Fit each task's value function, linear in `baseline_features`, to its own rollout.
 
     With s' the last observation of an episode's piece that is n steps long, a state's return is
@@ -42,12 +44,19 @@ def fit_linear_baseline(rollout: Rollout, gamma: float) -> tuple[Tensor, Tensor]
 
         (phi(s) - gamma^n phi(s')) w = discounted rewards
 
+    Args:
+        rollout: Steps of K tasks.
+        gamma: Discount factor.
+        told_dims: Last observation dimensions that are the same throughout a task: to its own
+            baseline they say nothing.
+
     Returns:
         Values of ``obs`` and of ``next_obs``, each (T, K, N).
     """
     rollout = rollout.cleaned()
-    features = baseline_features(rollout.obs)  # (T, K, N, F)
-    next_features = baseline_features(rollout.next_obs)
+    size = rollout.obs.shape[-1] - told_dims
+    features = baseline_features(rollout.obs[..., :size])  # (T, K, N, F)
+    next_features = baseline_features(rollout.next_obs[..., :size])
     continues = _continues(rollout)
     ends = (~continues & ~rollout.terminated)[..., None]
     # gamma^n phi(s') of where each piece ends (0 after a termination), and its discounted rewards
@@ -130,7 +139,12 @@ def normalized(advantage: Tensor, mask: Tensor, *, shared_scale: bool = False) -
 
 @torch.no_grad()
 def advantages(
-    rollout: Rollout, *, gamma: float, gae_lambda: float, shared_scale: bool = False
+    rollout: Rollout,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    shared_scale: bool = False,
+    told_dims: int = 0,
 ) -> Tensor:
     """Normalised advantages under each task's own linear baseline, shape (T, K, N).
 
@@ -140,7 +154,8 @@ def advantages(
         gae_lambda: Trade-off between bias (0) and variance (1).
         shared_scale: As in :func:`normalized`; the tasks then depend on each other, so not for an
             inner objective.
+        told_dims: As in :func:`fit_linear_baseline`.
     """
-    value, next_value = fit_linear_baseline(rollout, gamma)
+    value, next_value = fit_linear_baseline(rollout, gamma, told_dims=told_dims)
     raw = generalized_advantage(rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda)
     return normalized(raw, rollout.mask, shared_scale=shared_scale)

@@ -60,6 +60,11 @@ def generation_zero(
             "model: expected one that sees observations only, received one that adapts in context"
         )
     recipe = _recipe(checkpoint, family)
+    if recipe.adaptation_steps == 0:
+        raise ValueError(
+            "model: expected one that was meta-trained for a gradient step, received one that was "
+            "trained without any"
+        )
     config = architecture(recipe, family)
     checkpoint = replace(
         checkpoint,
@@ -106,4 +111,5 @@ def _recipe(checkpoint: Checkpoint, family: TaskFamily) -> MetaTrainingConfig:
         hidden_dim=config.hidden_dim,
         num_layers=config.num_layers,
         norm_dim=config.norm_dim,
+        memory=config.memory,
     )

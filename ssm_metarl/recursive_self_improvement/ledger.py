@@ -140,11 +140,16 @@ class Ledger:
             LedgerDamaged: A hash, a number or the head does not fit.
         """
         with _errors(self.path):
+            # Events and head in one statement: another process may append between two.
             rows = self._db.execute(
-                "SELECT seq, kind, body, hash FROM events ORDER BY seq"
+                "SELECT events.seq, kind, body, events.hash, head.seq, head.hash "
+                "FROM head LEFT JOIN events ORDER BY events.seq"
             ).fetchall()
+            head = rows[0][4:] if rows else None
         previous, events = START, []
-        for expected, (seq, kind, body, digest) in enumerate(rows, start=1):
+        for expected, (seq, kind, body, digest, *_) in enumerate(rows, start=1):
+            if seq is None:
+                break  # a head and no event
             with _errors(self.path):  # a text may have become bytes
                 fits = seq == expected and digest == chained(previous, kind, body)
             if not fits:
@@ -154,7 +159,7 @@ class Ledger:
                 )
             events.append(Event(seq, kind, json.loads(body), digest))
             previous = digest
-        if self.head != (len(events), previous):
+        if head != (len(events), previous):
             raise LedgerDamaged(f"{self.path}: the last events are missing")
         return events
 

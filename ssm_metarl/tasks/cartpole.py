@@ -9,8 +9,9 @@ environment changes nothing, and changing ``masspole`` or ``length`` only some o
 stand in. Here everything is computed from the parameters in every step.
 
 Ranges are those of Packer et al. 2018 (arXiv 1810.12282); gravity and the hidden actuator sign
-are added. With sign -1, action 1 pushes to the left. No observation tells the sign: that is what
-makes adaptation necessary.
+are added. With sign -1, action 1 pushes to the left. No single observation tells the sign; what a
+push did tells it. It can be read off support data, remembered within an episode or, since a push
+leaves a velocity behind, even be played in range by a policy without memory.
 """
 
 from __future__ import annotations

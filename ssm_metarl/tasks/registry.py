@@ -9,16 +9,23 @@ from __future__ import annotations
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.told import told
 
 FAMILIES = {family.name: family for family in (CARTPOLE, CARTPOLE_SCRAMBLED)}
+TOLD = {family.name: family for family in map(told, FAMILIES.values())}
+"""The same families, their tasks told: for comparison, not offered beside the others."""
 
 
 def family_of_env(env_id: str) -> TaskFamily:
     """The family of a Gymnasium id (``CartPole-v1``) or of a family's own name (``cartpole``).
 
+    With ``_told`` behind the name its tasks are told (``cartpole_told``).
+
     Raises:
         ValueError: No family belongs to it; the one line says how to declare one.
     """
+    if env_id in TOLD:
+        return TOLD[env_id]
     for family in FAMILIES.values():
         if env_id in (family.name, family.gymnasium_id):
             return family

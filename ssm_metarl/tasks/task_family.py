@@ -172,6 +172,9 @@ class TaskFamily:
     mirror: bool = False
     """Whether negating all observations and mirroring all actions (n - 1 - a, or -a) turns each
     history of a task into one that is as likely in the same task."""
+    told_dims: int = 0
+    """Last observation dimensions that tell the task's parameters (`told`): the same at every step
+    of a task, and in its mirror."""
 
     @classmethod
     def from_gymnasium(

@@ -201,9 +201,11 @@ class TestContract:
     def test_the_adapted_policy_acts_and_adapts_again(
         self, arm: Arm, policy: Policy, make_support: MakeSupport
     ) -> None:
-        once = arm.adapt(policy, make_support(1), adapt_lr=0.01)
-        twice = arm.adapt(once, make_support(1), adapt_lr=0.01)
-        both = arm.adapt(policy, make_support(1), adapt_lr=0.01, num_adapt_steps=2)
+        # An anchor holds each adaptation to where it began: to two places here.
+        settings = {"adapt_lr": 0.01} | ({"proximal_weight": 0} if arm.kind == "hybrid" else {})
+        once = arm.adapt(policy, make_support(1), **settings)
+        twice = arm.adapt(once, make_support(1), **settings)
+        both = arm.adapt(policy, make_support(1), **settings, num_adapt_steps=2)
         for n, p in both.meta_params().items():
             torch.testing.assert_close(twice.meta_params()[n], p, rtol=1e-4, atol=1e-6)
         worlds = make_worlds(CARTPOLE.task(), 1, seed=0, purpose="test")
@@ -386,17 +388,88 @@ class TestHybrid:
         assert equal(one, same)
         assert not equal(one, other)
 
-    def test_a_buffer_of_another_observation_size_is_refused(
+    @every_objective
+    @pytest.mark.parametrize("adapt_lr", [None, 0.01])
+    def test_the_anchor_counts_from_the_second_step_on(
+        self,
+        policy: Policy,
+        make_support: MakeSupport,
+        buffer: ExperienceBuffer,
+        objective: Objective,
+        adapt_lr: float | None,
+    ) -> None:
+        def distance(weight: float, steps: int) -> float:
+            config = HybridAdaptationConfig(
+                objective=objective, adapt_lr=adapt_lr, num_adapt_steps=steps,
+                proximal_weight=weight, rollback=False,
+            )  # fmt: skip
+            adapted = HybridAdapter(config).adapt(policy, make_support(1), buffer).meta_params()
+            moved = [(adapted[n] - p).detach().flatten() for n, p in policy.meta_params().items()]
+            return float(torch.cat(moved).norm())
+
+        assert distance(1.0, 1) == distance(0.0, 1)
+        assert distance(0.2, 3) < distance(0.1, 3) < distance(0.0, 3)
+
+    @every_objective
+    def test_uniform_replay_is_another_thing_and_says_that_it_trusts(
+        self,
+        policy: Policy,
+        make_support: MakeSupport,
+        buffer: ExperienceBuffer,
+        objective: Objective,
+    ) -> None:
+        by_fit, alike = (
+            self.adapt(policy, make_support(1), buffer, objective=objective, replay=replay)
+            for replay in ("propensity", "uniform")
+        )
+        assert not equal(values(by_fit), values(alike))
+        assert by_fit.report.replay_trust is not None and by_fit.report.replay_trust < 0.9
+        assert alike.report.replay_trust == 1
+
+    def test_experience_grows_where_one_adds_to_it(
+        self, policy: Policy, make_support: MakeSupport, buffer: ExperienceBuffer
+    ) -> None:
+        support, held = make_support(1, 40, seed=3), len(buffer)
+        settings = {"num_replay_sequences": 1000, "replay": "uniform"}
+        before = self.adapt(policy, support, buffer, **settings)
+        buffer.add(support, [buffer.next_task_id])
+        assert len(buffer) == held + 40 and buffer.task_ids[-1] == 8
+        assert not equal(values(before), values(self.adapt(policy, support, buffer, **settings)))
+
+    def test_experience_of_other_observations_or_actions_is_refused(
         self, policy: Policy, make_support: MakeSupport
     ) -> None:
-        support, other = make_support(1), ExperienceBuffer()
-        other.add(
-            replace(support, obs=support.obs[..., :3], next_obs=support.next_obs[..., :3]), [0]
-        )
-        with pytest.raises(
-            ValueError, match=r"experience buffer: expected observations of size 4, received 3"
+        support = make_support(1)
+        for changes, message in (
+            (
+                {"obs": support.obs[..., :3], "next_obs": support.next_obs[..., :3]},
+                r"experience buffer: expected observations of size 4, received 3$",
+            ),
+            (
+                {"action": support.action + 1},
+                r"experience buffer: expected actions of Discrete\(n=2\), received whole numbers "
+                r"up to 2$",
+            ),
+            (
+                {"action": support.action[..., None].float()},
+                r"expected actions of Discrete\(n=2\), received numbers of shape \(1,\)$",
+            ),
         ):
-            self.adapt(policy, support, other)
+            other = ExperienceBuffer()
+            other.add(replace(support, **changes), [0])
+            with pytest.raises(ValueError, match=message):
+                self.adapt(policy, support, other)
+
+    def test_a_plants_log_in_the_experience_serves_prediction_only(
+        self, policy: Policy, make_support: MakeSupport, buffer: ExperienceBuffer
+    ) -> None:
+        """It does not tell how likely its actions were."""
+        support = make_support(1)
+        buffer.add(replace(support, log_prob=torch.full_like(support.log_prob, torch.nan)), [9])
+        adapted = self.adapt(policy, support, buffer)
+        assert all(torch.isfinite(v).all() for v in values(adapted).values())
+        with pytest.raises(ValueError, match=r"'policy_gradient', received steps of a plant's log"):
+            self.adapt(policy, support, buffer, objective="policy_gradient")
 
 
 def test_an_adapted_policy_still_remembers(remembering: Policy, make_support: MakeSupport) -> None:

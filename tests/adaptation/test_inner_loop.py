@@ -110,6 +110,76 @@ class TestKnownAnswers:
         torch.testing.assert_close(adapted["w"][0], torch.zeros(2))
 
 
+class TestAnchor:
+    """Task 0's gradient is w itself, so that its steps can be followed by hand."""
+
+    PULL = torch.tensor([0.5, 0.0])
+
+    def test_the_first_step_has_nothing_to_take_back(self) -> None:
+        for step_size in (0.1, {"w": torch.tensor([0.1, 0.2])}):
+            free, held = (
+                adapt_params(start(), quadratic, step_size, num_tasks=2, num_steps=1, pull=pull)[0]
+                for pull in (None, self.PULL)
+            )
+            assert torch.equal(free["w"], held["w"])
+
+    def test_the_second_step_takes_back_a_share_of_the_first(self) -> None:
+        size, w = torch.tensor([0.5, -0.5]), start()["w"].detach()  # a negative step size, too
+        rms = math.sqrt(2.5)
+        once = w - size * w / rms
+        rms = max(rms, once.square().mean().sqrt().item())
+        twice = once - size * once / rms - 0.5 * (once - w)
+        free, held = (
+            adapt_params(start(), quadratic, {"w": size}, num_tasks=2, num_steps=2, pull=pull)[0]
+            for pull in (None, self.PULL)
+        )
+        torch.testing.assert_close(held["w"][0], twice)
+        torch.testing.assert_close(held["w"][1], free["w"][1])
+        assert not torch.allclose(held["w"][0], free["w"][0])
+
+    def test_a_plain_rate_descends_the_squared_distance(self) -> None:
+        """The same steps as on the loss with pull |w - start|^2 / 2 in it."""
+
+        def anchored(params: Params) -> Tensor:
+            distance = (params["w"] - start()["w"].detach()).square().sum(-1)
+            return quadratic(params) + self.PULL * distance / 2
+
+        held, losses = adapt_params(
+            start(), quadratic, 0.1, num_tasks=2, num_steps=4, pull=self.PULL
+        )
+        expected, _ = adapt_params(start(), anchored, 0.1, num_tasks=2, num_steps=4)
+        torch.testing.assert_close(held["w"], expected["w"])
+        torch.testing.assert_close(losses[1, 0], torch.tensor(2.5 * 0.9**2))  # without the anchor
+
+    def test_the_scale_of_the_loss_does_not_matter(self) -> None:
+        sizes = {"w": torch.tensor([0.5, 0.2])}
+        one, loud = (
+            adapt_params(
+                start(), lambda p, c=c: c * quadratic(p), sizes,
+                num_tasks=2, num_steps=3, pull=torch.tensor([0.3, 0.7]),
+            )[0]
+            for c in (1.0, 1000.0)
+        )  # fmt: skip
+        torch.testing.assert_close(one["w"], loud["w"])
+
+    @pytest.mark.parametrize("plain", [False, True])
+    def test_it_is_differentiable_twice(self, plain: bool) -> None:
+        w = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+        sizes = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+        pull = self.PULL.double() + 0.1
+
+        def adapted(w: Tensor, sizes: Tensor) -> Tensor:
+            result, _ = adapt_params(
+                {"w": w}, lambda p: (p["w"] - TARGET.double()).pow(4).sum(-1),
+                0.01 if plain else {"w": sizes},
+                num_tasks=2, num_steps=3, pull=pull, second_order=True,
+            )  # fmt: skip
+            return result["w"] + 0 * sizes.sum()
+
+        assert torch.autograd.gradcheck(adapted, (w, sizes))
+        assert torch.autograd.gradgradcheck(adapted, (w, sizes))
+
+
 class TestStepSize:
     @pytest.mark.parametrize("name", ["prediction", "policy_gradient"])
     def test_zero_changes_nothing(

@@ -26,7 +26,7 @@ def replay(policy: Policy, make_support: MakeSupport) -> Replay:
     buffer = ExperienceBuffer(1000)
     buffer.add(make_support(6, seed=7), range(6))
     replayed = buffer.sample(5, np.random.default_rng(0))
-    return weigh_replay(policy, make_support(3), replayed, 0.7)
+    return weigh_replay(policy, make_support(3), replayed, experience_weight=0.7)
 
 
 def test_prediction_with_replay(policy: Policy, make_support: MakeSupport, replay: Replay) -> None:
@@ -70,6 +70,31 @@ def test_every_task_relives_the_same_sequences(policy: Policy, replay: Replay) -
     assert replay.rollout.num_tasks == replay.weights.shape[1] == 3
     assert torch.equal(replay.rollout.obs[:, 0], replay.rollout.obs[:, 2])
     assert not torch.allclose(replay.weights[:, 0], replay.weights[:, 2])
+
+
+def test_uniform_replay_weighs_every_step_alike_and_trusts_it(
+    policy: Policy, make_support: MakeSupport, replay: Replay
+) -> None:
+    current, past = make_support(3), replay.rollout.task(0)
+    uniform = weigh_replay(
+        policy, current, past, experience_weight=0.7, proximal_weight=0.5, replay="uniform"
+    )
+    assert uniform.weights.shape == replay.weights.shape
+    assert (uniform.weights == 1).all() and (uniform.trust == 1).all()
+    assert (uniform.pull == 0).all()  # nothing is distrusted, so nothing is held back
+    params = policy.meta_params()
+    spread = target_spread(policy, current)
+    expected = prediction_loss(policy, params, current)
+    expected = expected + 0.7 * prediction_loss(policy, params, uniform.rollout, spread=spread)
+    loss = task_loss(policy, "prediction", current, replay=uniform, **DISCOUNT)
+    torch.testing.assert_close(loss(params), expected)
+
+
+def test_the_anchor_is_as_strong_as_the_replay_is_not_trusted(replay: Replay) -> None:
+    assert (replay.pull == 0).all()
+    anchored = replace(replay, proximal_weight=0.5)
+    torch.testing.assert_close(anchored.pull, 0.5 * (1 - replay.trust))
+    assert len(set(anchored.pull.tolist())) == 3
 
 
 def test_an_unknown_objective_is_refused(policy: Policy, make_support: MakeSupport) -> None:

@@ -200,7 +200,7 @@ def test_the_results_and_the_about_page(visit: Callable[..., Page]) -> None:
     page = visit()
     tab(page, "4. Compare")
     expect(page.locator("#result-plot svg")).to_be_visible()
-    expect(page.locator("#result-command")).to_contain_text("cartpole_benchmark.py")
+    expect(page.locator("#result-command")).to_contain_text("bench adaptation")
     shot(page, "4-compare")
     tab(page, "About")
     expect(page.get_by_text("MIT licence")).to_be_visible()

@@ -22,6 +22,7 @@ from ssm_metarl.checkpoint import (
     save_checkpoint,
 )
 from ssm_metarl.cli.console import print_json
+from ssm_metarl.evaluation.fixed_policy import Effort
 
 from .conftest import Cli
 
@@ -185,13 +186,40 @@ def test_adapt_leaves_the_model_alone(cli: Cli, model: Path) -> None:
 
 
 def test_hybrid_adaptation_needs_experience(cli: Cli, model: Path) -> None:
-    result = cli("adapt", "--model", model, "--mode", "hybrid", "--json").json
-    assert 0 < result["report"]["replay_trust"] <= 1
-    refusal = cli(
-        "adapt", "--model", "adapted.safetensors", "--mode", "hybrid", "--out", "b.safetensors"
-    ).refusal()
-    assert "without experience" in refusal
+    assert cli("adapt", "--model", model).code == 0
+    flags = ("--model", "adapted.safetensors", "--mode", "hybrid", "--out", "b.safetensors")
+    assert "without experience" in cli("adapt", *flags).refusal()
     assert "hybrid" not in evaluate(cli, "adapted.safetensors")["arms"]
+    beside = cli("adapt", *flags, "--experience", model, "--json").json
+    assert 0 < beside["report"]["replay_trust"] <= 1
+
+
+def test_evaluate_says_what_adapting_is_worth(
+    cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    effort = Effort(starts=1, generations=1, population=4, elites=2, tasks=2, judged_on=2)
+    monkeypatch.setattr("ssm_metarl.evaluation.fixed_policy.BATCHED", effort)
+    result = evaluate(cli, model, "--worth")
+    worth = result["worth"]
+    assert worth.keys() >= {"gap", "arms", "best", "worth_it", "verdict", "definitions"}
+    assert worth["best"] in ("standard", "hybrid") and "fixed" in result["arms"]
+    assert {"gap", "share", "over_fixed", "worth_it"} <= worth["definitions"].keys()
+    outcome = cli("evaluate", "--model", model, "--num_tasks", 4, "--worth")
+    lines = outcome.out.splitlines()
+    assert lines[-1] == worth["verdict"]
+    assert any(line.startswith("best fixed policy found: ") for line in lines)
+    assert any(line.startswith("standard: ") and "of the gap" in line for line in lines)
+    assert "searching" in outcome.err
+    for others in (("--model", model, "--drift", "flip"), ("--compare", model, model)):
+        assert "--worth" in cli("evaluate", "--worth", *others).refusal()
+
+
+def test_uniform_replay_is_evaluated_on_demand(cli: Cli, model: Path) -> None:
+    by_fit, alike = (
+        evaluate(cli, model, *flags)["adaptation"]["hybrid"]["replay_trust"]
+        for flags in ((), ("--replay", "uniform"))
+    )
+    assert 0 < by_fit < 1 and alike == 1
 
 
 def test_verify_compares_with_the_card(cli: Cli, model: Path, tmp_path: Path) -> None:

@@ -101,6 +101,29 @@ def test_free_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_training_without_inner_steps_makes_one_policy_for_all_tasks(cli: Cli) -> None:
+    flags = ("--adaptation_steps", 0, "--no-memory", *BUDGET)
+    outcome = cli("train", *flags, "--out", "one")
+    assert outcome.code == 0
+    assert "\nfrozen " in outcome.out and "adapted " not in outcome.out.split("frozen ")[-1]
+    checkpoint = load_checkpoint("one")
+    assert checkpoint.calibration == {}
+    assert not checkpoint.policy().memory
+    assert "--adaptation-steps 0" in checkpoint.card["command"]
+    assert "--no-memory" in checkpoint.card["command"]
+    assert cli("verify", "--model", "one").code == 0
+    assert cli("evaluate", "--model", "one", "--num_tasks", 3, "--json").code == 0
+    for command in (
+        ("adapt", "--model", "one"),
+        ("evaluate", "--model", "one", "--drift", "flip"),
+        ("evaluate", "--model", "one", "--safety"),
+        ("evaluate", "--compare", "one", "one"),
+        ("rsi", "run", "--model", "one", "--cycles", 1),
+    ):
+        assert "meta-trained for a gradient step" in cli(*command).refusal(), command
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_state_space_model_comes_as_pth_with_its_step_sizes(cli: Cli) -> None:
     outcome = cli("train", "--core", "state_space", "--num_epochs", 2, *TINY, "--out", "ss")
     assert outcome.code == 0

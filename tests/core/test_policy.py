@@ -25,8 +25,14 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def make_policy(kind: str) -> Policy:
-    kind, _, mirror = kind.partition("-")
-    options: dict[str, Any] = {"obs_scale": SCALE, "mirror": bool(mirror), "inner_lr": 0.1}
+    kind, *how = kind.split("-")
+    options: dict[str, Any] = {
+        "obs_scale": SCALE,
+        "mirror": "mirror" in how,
+        "memory": "memoryless" not in how,
+        "told_dims": 1 if "told" in how else 0,
+        "inner_lr": 0.1,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         heads: LinearHeads | SliceHeads
@@ -46,7 +52,9 @@ def make_policy(kind: str) -> Policy:
 
 KINDS = ("slice", "discrete", "continuous")
 MIRRORED = tuple(f"{kind}-mirror" for kind in KINDS)
-every_policy = pytest.mark.parametrize("kind", [*KINDS, *MIRRORED])
+MEMORYLESS = tuple(f"{kind}-memoryless" for kind in (*KINDS, *MIRRORED))
+TOLD = tuple(f"{kind}-told" for kind in MIRRORED)
+every_policy = pytest.mark.parametrize("kind", [*KINDS, *MIRRORED, *MEMORYLESS, *TOLD])
 
 
 def per_task(policy: Policy) -> dict[str, Tensor]:
@@ -185,6 +193,26 @@ def test_per_task_parameters_equal_each_task_alone(kind: str) -> None:
             torch.testing.assert_close(policy.value(alone.output), value[:, slot])
 
 
+@pytest.mark.parametrize("kind", TOLD)
+def test_what_a_task_tells_is_the_same_in_the_mirror(kind: str) -> None:
+    policy = make_policy(kind)
+    obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
+    params, hidden = policy.meta_params(), policy.init_hidden(TASKS, ENVS)
+    noise = policy.action_space.draw_noise(TaskNoise(1, "x", range(TASKS)), STEPS, ENVS)
+    out, _ = policy.unroll(params, obs, hidden, reset)
+    action = out.distribution.sample(noise)
+    mirrored = -action if kind.startswith("continuous") else policy.action_space.n - 1 - action  # type: ignore[union-attr]
+    same_told, all_negated = (-obs).clone(), -obs
+    same_told[..., -1] = obs[..., -1]
+    image, other = (
+        policy.unroll(params, seen, hidden, reset)[0].distribution.log_prob(mirrored)
+        for seen in (same_told, all_negated)
+    )
+    torch.testing.assert_close(image, out.distribution.log_prob(action))
+    assert not torch.allclose(other, image)
+
+
 @pytest.mark.parametrize("kind", MIRRORED)
 def test_a_mirrored_history_is_met_with_mirrored_actions_and_predictions(kind: str) -> None:
     policy = make_policy(kind)
@@ -222,6 +250,21 @@ def test_mirroring_is_a_mean_over_the_history_and_its_image(kind: str) -> None:
     else:
         expected = (here.distribution.mean - image.distribution.mean) / 2  # type: ignore[union-attr]
         torch.testing.assert_close(out.distribution.mean, expected)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", MEMORYLESS)
+def test_without_memory_a_step_is_what_it_would_be_as_the_first(kind: str) -> None:
+    policy, remembering = make_policy(kind), make_policy(kind.replace("-memoryless", ""))
+    obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
+    never = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
+    for params in (policy.meta_params(), per_task(policy)):
+        hidden = policy.init_hidden(TASKS, ENVS)
+        out, last = policy.unroll(params, obs, hidden + 1.0, never)
+        alone, alone_last = remembering.unroll(params, obs, hidden, ~never)
+        torch.testing.assert_close(out.output, alone.output)
+        torch.testing.assert_close(last, alone_last)
+        kept, _ = remembering.unroll(params, obs, hidden, never)
+        assert not torch.allclose(kept.output[1:], alone.output[1:])
 
 
 def test_slice_heads_read_logits_and_signed_effects() -> None:
@@ -322,3 +365,12 @@ def test_a_nonlinear_model_starts_as_sensitive_to_each_observation() -> None:
         sees_inputs = name in ("core.input_projection.weight", "core.feedthrough.weight")
         expected = value / torch.tensor(limits) if sees_inputs else value
         torch.testing.assert_close(scaled.meta_params()[name], expected)
+
+
+def test_a_policy_is_built_with_or_without_memory_and_never_without_in_context() -> None:
+    settings: dict[str, Any] = {"obs_scale": SCALE, "num_actions": 2}
+    for memory in (True, False):
+        config = PolicyConfig(**settings, memory=memory)
+        assert build_policy(config, seed=0, inner_lr=0.1).memory == memory
+    with pytest.raises(ValueError, match="memory: expected True in context, received False"):
+        PolicyConfig(**settings, memory=False, in_context=True)

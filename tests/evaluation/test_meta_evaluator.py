@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from ssm_metarl.evaluation.episodes import (
     run_arm,
     run_trials,
 )
+from ssm_metarl.evaluation.fixed_policy import Effort, search_fixed_policy
 from ssm_metarl.evaluation.meta_evaluator import (
     evaluate,
     in_context_curve_point,
@@ -181,6 +182,41 @@ def test_settings_reach_the_adaptation(policy: Policy, buffer: ExperienceBuffer)
         assert result[name] == value
     weightless = evaluate(policy, CARTPOLE, config(experience_weight=0), model="m", buffer=buffer)
     assert weightless["arms"]["hybrid"] == weightless["arms"]["standard"]
+    trust = default["adaptation"]["hybrid"]["replay_trust"]
+    assert 0 < trust < 1 and default["adaptation"]["standard"]["replay_trust"] is None
+    uniform = evaluate(policy, CARTPOLE, config(replay="uniform"), model="m", buffer=buffer)
+    assert uniform["replay"] == "uniform" and uniform["adaptation"]["hybrid"]["replay_trust"] == 1
+    assert uniform["arms"]["hybrid"] != default["arms"]["hybrid"]
+    free, held = (
+        evaluate(
+            policy, CARTPOLE, config(proximal_weight=weight, num_adapt_steps=2, rollback=False),
+            model="m", buffer=buffer,
+        )["adaptation"]["hybrid"]["loss_after"]
+        for weight in (0.0, 1.0)
+    )  # fmt: skip
+    assert free != held
+
+
+def test_a_fixed_policy_adds_an_arm_and_what_adapting_is_worth(policy: Policy) -> None:
+    effort = Effort(starts=1, generations=1, population=4, elites=2, tasks=2, judged_on=2)
+    fixed = search_fixed_policy(CARTPOLE, seed=0, effort=effort)
+    without = evaluate(policy, CARTPOLE, config(), model="m")
+    result = evaluate(policy, CARTPOLE, config(), model="m", fixed=fixed)
+    assert "worth" not in without and "fixed" not in without["arms"]
+    assert {a: s for a, s in result["arms"].items() if a != "fixed"} == without["arms"]
+    tasks = CARTPOLE.sample("id", SMALL["num_tasks"], seed=0)
+    returns = run_arm(tasks, fixed.actor(SMALL["num_tasks"], 2), config())
+    assert result["arms"]["fixed"]["mean"] == returns.mean()
+    assert result["arms"]["fixed"]["env_steps"] == 0
+    worth, arms = result["worth"], result["arms"]
+    assert worth["arms"].keys() == {"frozen", "sign_probe", "standard"}
+    for arm, s in worth["arms"].items():
+        difference = arms[arm]["mean"] - arms["fixed"]["mean"]
+        assert s["over_fixed"]["mean"] == pytest.approx(difference)
+        gap = arms["lqr"]["mean"] - arms["fixed"]["mean"]
+        assert s["share"]["mean"] == pytest.approx(difference / gap)
+    assert worth["fixed_policy"]["training_score"] == fixed.score
+    json.dumps(result, allow_nan=False)
 
 
 def test_defaults_come_from_the_meta_training(policy: Policy) -> None:
@@ -326,6 +362,19 @@ def test_a_point_of_the_learning_curve_is_a_small_evaluation(policy: Policy) -> 
         "ood_adapted_mean": ood_arms["standard"]["mean"],
         "ood_adapted_iqm": ood_arms["standard"]["iqm"],
     }
+
+
+def test_a_model_that_was_trained_without_inner_steps_runs_as_it_is(policy: Policy) -> None:
+    training = MetaTrainingConfig(adaptation_steps=0, support_policy="policy")
+    trained = MetaTrained.from_training(asdict(training))
+    assert (trained.gradient, trained.support_policy) == (False, "policy")
+    arms = evaluate(policy, CARTPOLE, config(), model="m", trained=trained)["arms"]
+    assert list(arms) == ["frozen", "random", "lqr", "sign_probe"]
+    assert verify(policy, CARTPOLE, trained)["support_steps"] == 0
+    point = learning_curve_point(policy, CARTPOLE, training, num_tasks=6)
+    assert {name.removesuffix("_mean") for name in point if name.endswith("_mean")} == {
+        "frozen", "ood_frozen",
+    }  # fmt: skip
 
 
 def test_the_flipped_plant_is_the_same_world_before_and_after(policy: Policy) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
@@ -18,9 +19,11 @@ from ssm_metarl.evaluation.episodes import (
     played_direction,
     trial_episodes,
 )
-from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
+from ssm_metarl.evaluation.opened_model import OpenedModel, open_experience, open_model
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.task_family import TaskFamily
 
 
@@ -34,6 +37,7 @@ def test_its_modes_are_those_that_it_has_the_means_for(opened: OpenedModel, tmp_
     assert replace(opened, buffer=None).modes == ("standard",)
     StateSpaceModel(output_dim=2).save(tmp_path / "raw.pth")  # no outputs to predict with
     assert open_model(str(tmp_path / "raw.pth")).modes == ()
+    assert replace(opened, trained=MetaTrained(gradient=False)).modes == ()
 
 
 def test_a_model_that_remembers_adapts_in_context_and_by_gradient_if_trained_for_it(
@@ -93,6 +97,41 @@ def test_a_mode_that_it_does_not_have_is_refused(opened: OpenedModel) -> None:
     support = collect_support(opened.policy, CARTPOLE.task(), 20, "random", seed=0)
     with pytest.raises(ValueError, match="mode: expected 'standard' for a model without exper"):
         bare.adapt(support, "hybrid", opened.trained.adaptation())
+
+
+def test_experience_of_another_family_is_not_replayed(opened: OpenedModel) -> None:
+    """Its observations are as large: only the name tells."""
+    assert opened.buffer is not None and opened.buffer.family == "cartpole"
+    scrambled = open_model("cartpole", "cartpole_scrambled")
+    assert scrambled.modes == ("standard",)
+    result = scrambled.evaluate(
+        EvaluationConfig(num_tasks=2, episodes_per_task=1), lambda done, arm: None
+    )
+    assert "standard" in result["arms"] and "hybrid" not in result["arms"]
+    support = collect_support(scrambled.policy, CARTPOLE_SCRAMBLED.task(), 20, "random", seed=0)
+    config = scrambled.trained.adaptation()
+    with pytest.raises(
+        ValueError, match="experience: expected that of cartpole_scrambled, received that of cartp"
+    ):
+        scrambled.adapt(support, "hybrid", config)
+    # One that does not say where it is from may be replayed.
+    unnamed = replace(scrambled, buffer=ExperienceBuffer(9))
+    assert unnamed.modes == ("standard", "hybrid") and unnamed.experience(config) is unnamed.buffer
+
+
+def test_experience_comes_from_a_buffers_file_or_from_a_model(
+    opened: OpenedModel, tmp_path: Path
+) -> None:
+    assert opened.buffer is not None
+    opened.buffer.save(tmp_path / "buffer")
+    for source in (tmp_path / "buffer", "cartpole"):
+        experience = open_experience(source)
+        assert (len(experience), experience.family) == (len(opened.buffer), "cartpole")
+    StateSpaceModel().save(tmp_path / "raw.pth")
+    with pytest.raises(ValueError, match=r"a model with experience, received .*raw.pth without"):
+        open_experience(tmp_path / "raw.pth")
+    with pytest.raises(FileNotFoundError, match="received 'none'"):
+        open_experience("none")
 
 
 def test_episodes_of_several_sets_are_those_of_each_alone(opened: OpenedModel) -> None:

@@ -31,6 +31,15 @@ def test_probability_of_improvement_is_mann_whitneys_statistic_averaged_over_tas
     assert probability_of_improvement(y, x) == pytest.approx(1 - np.mean(tasks))
 
 
+def test_probability_of_improvement_and_its_interval_are_those_of_rliable():
+    # rliable 1.2.0, probability_of_improvement and get_interval_estimates with 2,000 resamples
+    assert probability_of_improvement(X, Y) == pytest.approx(0.625)
+    x = np.random.default_rng(5).beta(2, 3, size=(10, 100))
+    y = np.random.default_rng(6).beta(2, 3.2, size=(10, 100))
+    assert probability_of_improvement(x, y) == pytest.approx(0.5327)
+    assert improvement_interval(x, y, seed=0) == pytest.approx((0.50839, 0.5581), abs=3e-3)
+
+
 def test_profile_is_the_share_strictly_above():
     shares = performance_profile(X, [0.0, 0.4, 0.5, 0.9])
     assert shares.tolist() == pytest.approx([1, 8 / 12, 5 / 12, 0])

@@ -8,6 +8,7 @@ from ssm_metarl.evaluation.statistics import (
     bootstrap_interval,
     iqm,
     paired_interval,
+    ratio_interval,
     share_interval,
     summarize,
     worst_tenth,
@@ -45,6 +46,25 @@ def test_order_of_tasks_changes_neither_statistic():
     assert worst_tenth(shuffled) == pytest.approx(worst_tenth(scores))
 
 
+def test_the_interval_of_a_share_takes_the_same_tasks_on_both_sides():
+    whole = generator(3, "whole").normal(100, 20, size=80)
+    assert ratio_interval(0.4 * whole, whole, seed=0) == pytest.approx((0.4, 0.4))
+    noise = generator(3, "noise").normal(0, 10, size=80)
+    low, high = ratio_interval(0.4 * whole + noise, whole, seed=0)
+    assert low < 0.4 + noise.mean() / whole.mean() < high
+    # the noise of a mean of 80, in units of the whole
+    assert high - low == pytest.approx(2 * 1.96 * 10 / 80**0.5 / 100, rel=0.25)
+    assert (low, high) == ratio_interval(0.4 * whole + noise, whole, seed=0)
+
+
+def test_a_share_of_other_tasks_is_refused():
+    for part, whole in ((np.ones(3), np.ones(4)), (np.ones((3, 2)), np.ones((3, 2)))):
+        with pytest.raises(ValueError, match="expected two vectors of one length"):
+            ratio_interval(part, whole, seed=0)
+    with pytest.raises(ValueError, match="finite"):
+        ratio_interval([1.0, np.nan], [1.0, 2.0], seed=0)
+
+
 def _coverage(confidence: float, repetitions: int = 300) -> float:
     """Share of intervals of 100 skewed scores' IQM that hold the population's IQM."""
     # Mean of a standard exponential between its quartiles: twice the integral of -log(v) over
@@ -78,6 +98,16 @@ def test_iqm_of_all_runs_and_tasks_at_once():
     # Twelve scores, three dropped at either end; not the mean of each task's own IQM.
     assert iqm(SCORES) == pytest.approx((0.22 + 0.35 + 0.40 + 0.52 + 0.61 + 0.66) / 6)
     assert iqm(SCORES) == pytest.approx(trim_mean(SCORES, 0.25, axis=None))
+
+
+def test_iqm_and_interval_are_those_of_rliable():
+    # rliable 1.2.0, aggregate_iqm and get_interval_estimates with 20,000 resamples
+    assert iqm(SCORES) == pytest.approx(0.46)
+    scores = np.random.default_rng(5).beta(2, 3, size=(10, 100))
+    assert iqm(scores) == pytest.approx(0.39817865)
+    stretched = np.array(bootstrap_interval(scores, seed=0, num_resamples=20_000))
+    plain = 0.39817865 + (stretched - 0.39817865) / np.sqrt(10 / 9)
+    assert plain == pytest.approx([0.38355355, 0.4126032], abs=4e-4)
 
 
 def test_the_stratified_interval_is_the_published_one_stretched():

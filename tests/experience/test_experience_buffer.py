@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssm_metarl.experience.experience_buffer import STORED, ExperienceBuffer
+from ssm_metarl.experience.experience_buffer import STORED, ExperienceBuffer, is_saved_buffer
 from ssm_metarl.types import Rollout
 
 
@@ -78,6 +78,7 @@ class TestAdd:
         assert buffer.task_ids == (7, 7, 7, 8)
         assert len(buffer) == 10
         assert buffer.num_sequences == 4
+        assert (buffer.next_task_id, ExperienceBuffer().next_task_id) == (9, 0)
 
     def test_every_field_of_a_step_stays_together(self) -> None:
         content = filled().tensors()
@@ -270,7 +271,17 @@ class TestFile:
         again = ExperienceBuffer.load(path)
         assert equal(again.tensors(), buffer.tensors())
         assert (again.max_size, again.task_ids, len(again)) == (60, (7, 7, 7, 8), 10)
+        assert again.family is None
         assert [p.name for p in tmp_path.iterdir()] == ["experience.safetensors"]
+
+    def test_the_family_that_it_is_of_is_kept(self, tmp_path: Path) -> None:
+        ExperienceBuffer(5, "cartpole").save(tmp_path / "named")
+        assert ExperienceBuffer.load(tmp_path / "named").family == "cartpole"
+        assert is_saved_buffer(tmp_path / "named")
+        save_file({"obs": torch.zeros(3)}, tmp_path / "other")
+        (tmp_path / "text").write_text("no buffer")
+        for other in ("other", "text", "missing", "."):
+            assert not is_saved_buffer(tmp_path / other)
 
     def test_an_empty_buffer_too(self, tmp_path: Path) -> None:
         ExperienceBuffer(5).save(tmp_path / "empty")

@@ -344,6 +344,47 @@ class TestDivergence:
             trainer.run_epoch()
 
 
+class TestWithoutInnerSteps:
+    def test_one_policy_plays_all_tasks(
+        self, tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        watch = Watch(monkeypatch)
+        trainer = MetaTrainer(tiny(adaptation_steps=0))
+        before = state(trainer)
+        metrics = trainer.run_epoch()
+        after = state(trainer)
+        assert (metrics.inner_steps, metrics.left_out) == (0, 0)
+        assert torch.equal(before["policy.step_size"], after["policy.step_size"])
+        trainer.policy.load_state_dict(
+            {n[7:]: v for n, v in before.items() if n.startswith("policy.")}
+        )
+        policy, (_, query) = trainer.policy, watch.rollouts
+        out, _ = policy.unroll(
+            policy.meta_params(), query.obs, policy.init_hidden(3, 2), query.reset
+        )
+        log_prob = out.distribution.log_prob(query.action)
+        torch.testing.assert_close(log_prob[query.mask], query.log_prob[query.mask])
+
+    @pytest.mark.parametrize("weight", [0.0, 0.1])
+    def test_inner_loss_coef_trains_the_prediction(self, tiny: MakeConfig, weight: float) -> None:
+        trainer = MetaTrainer(tiny(adaptation_steps=0, inner_loss_coef=weight))
+        before = state(trainer)
+        trainer.run_epoch()
+        after = state(trainer)
+        head = "policy.heads.prediction.weight"
+        assert torch.equal(before[head], after[head]) == (weight == 0)
+        assert not torch.equal(
+            before["policy.heads.action.weight"], after["policy.heads.action.weight"]
+        )
+
+    def test_without_memory(self, tiny: MakeConfig) -> None:
+        trainer, metrics = run(tiny(adaptation_steps=0, memory=False, num_epochs=2))
+        assert not trainer.policy.memory
+        assert all(math.isfinite(v) for m in metrics for v in asdict(m).values())
+        remembering, _ = run(tiny(adaptation_steps=0, num_epochs=2))
+        assert not equal(state(trainer), state(remembering))
+
+
 class TestFamilies:
     def test_a_gymnasium_family_with_continuous_actions(self, tiny: MakeConfig) -> None:
         family = TaskFamily.from_gymnasium("Pendulum-v1", {"g": Uniform(5, 15, unit="m/s²")})
@@ -376,7 +417,7 @@ def test_meta_training_learns_to_adapt_to_held_out_tasks() -> None:
         worlds = make_worlds(tasks, 2, seed=1, purpose="test-query")
         rollout = collect_rollout(worlds, policy.actor(params, 60, 2), 500)
         returns[name] = rollout.episode_returns().mean(dim=1)
-    # one policy can play one direction of the actuator, never both
+    # before its step it plays one direction of the actuator (without inner steps it learns both)
     by_sign = [returns["frozen"][tasks.values["sign"] == sign].mean() for sign in (-1, 1)]
     assert min(by_sign) < 50
     assert returns["adapted"].mean() > returns["frozen"].mean() + 150

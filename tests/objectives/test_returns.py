@@ -119,6 +119,19 @@ def test_truncation_costs_no_advantage_and_termination_does(make_rollout: MakeRo
             torch.testing.assert_close(advantage, torch.zeros_like(advantage))
 
 
+def test_what_is_told_is_left_out_of_the_baseline(make_rollout: MakeRollout) -> None:
+    rollout = make_rollout(40)
+    settings = {"gamma": GAMMA, "gae_lambda": 0.9}
+
+    def with_told(x: Tensor) -> Tensor:
+        return torch.cat([x, torch.full((*x.shape[:-1], 3), 0.7)], dim=-1)
+
+    more = replace(rollout, obs=with_told(rollout.obs), next_obs=with_told(rollout.next_obs))
+    expected = advantages(rollout, **settings)
+    assert torch.equal(advantages(more, **settings, told_dims=3), expected)
+    assert not torch.equal(advantages(more, **settings), expected)
+
+
 def test_features_are_constant_linear_and_quadratic_in_the_observation() -> None:
     features = baseline_features(torch.tensor([2.0, 3.0]))
     assert sorted(features.tolist()) == [1.0, 2.0, 3.0, 4.0, 6.0, 9.0]

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,6 +46,23 @@ class TestAppend:
         again = Ledger(tmp_path)
         assert (again.events(), again.champion) == (written, OTHER)
         again.close()
+
+    def test_an_append_while_another_reads_is_no_damage(self, ledger, tmp_path):
+        ledger.append("a", {}, NAME)
+        reader = Ledger(tmp_path)
+        database = reader._db
+
+        class Interrupted:
+            def execute(self, *arguments):
+                rows = database.execute(*arguments).fetchall()
+                ledger.append("b", {}, NAME)
+                return SimpleNamespace(fetchall=lambda: rows, fetchone=lambda: rows[0])
+
+        reader._db = Interrupted()
+        assert [event.kind for event in reader.events()] == ["a"]
+        reader._db = database
+        assert [event.kind for event in reader.events()] == ["a", "b"]
+        reader.close()
 
     def test_a_new_one_is_empty(self, ledger):
         assert (ledger.head, ledger.champion, ledger.events()) == ((0, START), None, [])

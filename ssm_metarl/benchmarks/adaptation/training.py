@@ -1,0 +1,132 @@
+"""The jobs that train the compared models, each in a folder of its own.
+
+Place in the flow: after `recipes`; `run` hands the jobs to worker processes. A job resumes what it
+finds and trains to the end, so a run that was killed loses some epochs at most, and a model that is
+there is not trained again.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save
+
+from ssm_metarl.benchmarks.adaptation.recipes import RECIPES, Recipe, Size
+from ssm_metarl.benchmarks.gru import gru_trainer
+from ssm_metarl.checkpoint import FILE_NAME
+from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.meta_rl.training_run import TrainingRun, training_command
+
+
+@dataclass(frozen=True)
+class Training:
+    """Train one model of the comparison."""
+
+    family: str
+    model: str
+    seed: int
+    size: Size
+    work: Path
+    """The comparison's folder."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return f"{self.family} {self.model}, seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Of the training."""
+        return self.work / "models" / self.family / self.model / f"seed{self.seed}"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The model, once it is trained."""
+        return self.folder / FILE_NAME
+
+    @property
+    def start(self) -> Training | None:
+        """The training whose model this one starts from."""
+        start = self.recipe.start
+        if start is None:
+            return None
+        return Training(self.family, start, self.seed, self.size, self.work)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        return RECIPES[self.family][self.model]
+
+    def config(self) -> MetaTrainingConfig | InContextConfig:
+        """The settings of this training."""
+        start = self.start
+        return self.recipe.at(self.seed, self.size, None if start is None else start.checkpoint)
+
+    def __call__(self) -> dict[str, Any]:
+        """Train, or go on training.
+
+        Returns:
+            The command that trains this model, its size and its environment steps.
+
+        Raises:
+            ValueError: The folder holds a training by another recipe.
+        """
+        config = self.config()
+        if self.recipe.gru:
+            parameters, env_steps = train_gru(config, self.checkpoint)
+        else:
+            parameters, env_steps = self._train(config)
+        return {
+            "family": self.family,
+            "model": self.model,
+            "seed": self.seed,
+            "parameters": parameters,
+            "env_steps": env_steps,
+            "command": training_command(config)
+            + (", with a GRU in place of the state space model" if self.recipe.gru else ""),
+        }
+
+    def _train(self, config: MetaTrainingConfig | InContextConfig) -> tuple[int, int]:
+        if self.checkpoint.exists():
+            run = TrainingRun.resume(self.folder)
+            if run.trainer.config != config:
+                raise ValueError(
+                    f"{self.folder}: expected a training by `{training_command(config)}`, received "
+                    f"one by `{training_command(run.trainer.config)}`; remove it, or choose "
+                    f"another --work"
+                )
+        else:
+            run = TrainingRun.start(config, self.folder)
+        if run.trainer.progress < 1:
+            run.train()
+        return run.trainer.policy.num_parameters(), run.trainer.env_steps
+
+
+def train_gru(config: MetaTrainingConfig | InContextConfig, path: Path) -> tuple[int, int]:
+    """Train a GRU in place of the state space model, from the start, unless the file is there.
+
+    Returns:
+        Parameters and environment steps.
+    """
+    assert isinstance(config, InContextConfig)
+    trainer = gru_trainer(config)
+    if not path.exists():
+        trainer.train()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(save(dict(trainer.policy.meta_params())))
+        os.replace(temporary, path)
+    return trainer.policy.num_parameters(), config.env_step_limit or 0
+
+
+def load_gru(config: MetaTrainingConfig | InContextConfig, path: Path) -> Policy:
+    """What :func:`train_gru` wrote."""
+    assert isinstance(config, InContextConfig)
+    policy = gru_trainer(config).policy
+    policy.load_state_dict(load_file(path), strict=False)  # but for the step sizes
+    return policy

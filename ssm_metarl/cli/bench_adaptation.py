@@ -1,0 +1,83 @@
+"""``ssm-metarl bench adaptation``: which adaptation helps, when, and by how much.
+
+Place in the flow: a command; the work is `benchmarks.adaptation`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ssm_metarl.cli.console import Reporter, note, print_json
+from ssm_metarl.command_line import command_line
+
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchAdaptation:
+    """Compare all ways to adapt: train every model on every seed, and score them on unseen tasks.
+
+    Whole, it takes two hours on two cores. Ctrl-C stops it; the same command goes on from there.
+    """
+
+    families: tuple[str, ...] = ()
+    """Task families; all that are compared by default."""
+    seeds: int = 10
+    """Training seeds 0, 1, 2, ... of every model."""
+    num_tasks: int = 200
+    """Held-out tasks of a split."""
+    seed: int = 10_000
+    """Names the tasks and episodes. Seeds from 10,000 on are for final figures."""
+    quick: bool = False
+    """Two seeds trained next to nothing, on a few tasks: to see the command at work."""
+    work: Path = Path("runs/adaptation")
+    """Folder of models and scores. What is there is not computed again."""
+    out: Path | None = None
+    """Folder of the results; None for WORK/results."""
+    workers: int | None = None
+    """Processes, of one thread each; None for one a core."""
+    json: bool = False
+    """Print the result as one JSON object."""
+
+    def run(self) -> int:
+        """Compare; exit code 1 where something could not be computed."""
+        from ssm_metarl.benchmarks.adaptation.arms import Protocol
+        from ssm_metarl.benchmarks.adaptation.recipes import RECIPES
+        from ssm_metarl.benchmarks.adaptation.run import Plan, run, write
+        from ssm_metarl.benchmarks.adaptation.tables import as_markdown
+        from ssm_metarl.cli.outputs import make_folder
+
+        plan = Plan(
+            families=self.families or tuple(RECIPES),
+            seeds=2 if self.quick else self.seeds,
+            protocol=Protocol(
+                num_tasks=8 if self.quick else self.num_tasks,
+                seed=self.seed,
+                episodes=2 if self.quick else Protocol.episodes,
+            ),
+            size="quick" if self.quick else "whole",
+        )
+        work = self.work / "quick" if self.quick else self.work
+        out = self.out or work / "results"
+        for folder in (work, out):
+            make_folder(folder)
+        try:
+            with Reporter("bench adaptation") as reporter:
+                workers = self.workers or os.cpu_count() or 1
+                result = run(plan, work, workers=workers, report=reporter.update)
+        except KeyboardInterrupt:
+            note(
+                f"ssm-metarl: stopped; what is in {work} stays, the same command goes on from there"
+            )
+            return EXIT_INTERRUPTED
+        command = command_line("bench adaptation", replace(self, workers=None, out=None))
+        result = {"command": command, **result}
+        write(result, out)
+        if self.json:
+            print_json(result)
+        else:
+            print(as_markdown(result))
+            print(f"written to {out}")
+        return int(bool(result["failed"]))

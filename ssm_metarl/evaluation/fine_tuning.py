@@ -1,0 +1,281 @@
+"""Fine-tuning: plain training on each task alone, from any start, K tasks at once.
+
+Place in the flow: stage 7, a baseline: what a new task costs without an inner step that was learnt.
+From fresh weights it is reinforcement learning from scratch, from one policy for all tasks
+(``adaptation_steps=0``) the usual transfer, from a meta-trained model what comes after its step.
+A round is
+
+    sampled episodes of each task  ->  gradient steps of Adam  ->  one greedy episode
+
+Every task has parameters and moments of its own: Adam moves each number by itself, so that one
+optimiser over all K rows is K optimisers. Greedy episodes are those that `episodes.run_arm` gives
+any other arm of the same seed; sampled ones are the same for every start.
+
+The trap: the greedy episodes are measurements, not data. Only what a task learns from is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssm_metarl.adaptation.inner_loop import expand_to_tasks
+from ssm_metarl.compiled import threads_for_kernels
+from ssm_metarl.config import EvaluationConfig, Objective, SupportPolicy, require
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
+from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.evaluation.episodes import can_adapt, check_family, run_arm
+from ssm_metarl.meta_rl.meta_maml import query_parts
+from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
+from ssm_metarl.objectives.prediction import PredictionLoss
+from ssm_metarl.objectives.returns import advantages
+from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.tasks.task_family import Tasks
+from ssm_metarl.types import FlatParams, Params, Rollout
+
+PURPOSE = "fine-tuning"
+SOLVED = 475.0
+"""Return at which CartPole-v1 counts as solved, in Gymnasium's own words."""
+Optimizer = Literal["adam", "sgd"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningConfig:
+    """How each task is trained on."""
+
+    rounds: tuple[int, ...] = (1, 2, 7)
+    """Episodes of each round."""
+    lr: float
+    """Learning rate, the same throughout."""
+    update_epochs: int = 10
+    """Gradient steps after each round, all on its episodes."""
+    objective: Objective = "policy_gradient"
+    """What they descend: the clipped surrogate of PPO, or the reward-free loss of prediction."""
+    optimizer: Optimizer = "adam"
+    """Adam, or plain gradient descent."""
+    behaviour: SupportPolicy = "policy"
+    """Who acts in the episodes that are learnt from: the policy, sampled, or uniform actions."""
+    stop_return: float | None = None
+    """A task whose greedy return is at least this is done; None for never."""
+    max_env_steps: int | None = None
+    """A task that has learnt from so many environment steps is done; None for never."""
+    clip_coef: float = 0.2
+    """Clipping range of the likelihood ratio."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.98
+    """Bias-variance trade-off of generalised advantage estimation."""
+    max_grad_norm: float = 1.0
+    """The norm of each task's gradient is clipped to this."""
+    seed: int = 0
+    """Names all episodes: the greedy ones are those of `EvaluationConfig.seed`."""
+
+    def __post_init__(self) -> None:
+        require(len(self.rounds) > 0 and min(self.rounds) >= 1, "rounds",
+                "at least one, of at least 1 episode", self.rounds)  # fmt: skip
+        for name in ("lr", "clip_coef", "max_grad_norm"):
+            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
+        require(self.update_epochs >= 1, "update_epochs", "at least 1", self.update_epochs)
+        require(self.entropy_coef >= 0, "entropy_coef", "at least 0", self.entropy_coef)
+        for name in ("gamma", "gae_lambda"):
+            require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
+        require(self.max_env_steps is None or self.max_env_steps >= 1, "max_env_steps",
+                "None or at least 1", self.max_env_steps)  # fmt: skip
+        for name, allowed in (
+            ("objective", ("prediction", "policy_gradient")),
+            ("optimizer", ("adam", "sgd")),
+            ("behaviour", ("random", "policy")),
+        ):
+            require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
+        require(self.objective == "prediction" or self.behaviour == "policy", "behaviour",
+                "'policy' where objective is 'policy_gradient'", self.behaviour)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FineTuningCurve:
+    """What each of K tasks came to after each of R rounds; row 0 is the start."""
+
+    episodes: np.ndarray
+    """Episodes that a task has learnt from, unless it was done before, shape (R + 1,)."""
+    env_steps: np.ndarray
+    """Environment steps in them, shape (R + 1, K); of a task that is done, they stay."""
+    returns: np.ndarray
+    """Return of one greedy episode, shape (R + 1, K); of a task that is done, it stays."""
+
+    def after(self, episodes: int) -> np.ndarray:
+        """Greedy returns after so many episodes, shape (K,).
+
+        Raises:
+            ValueError: No round ends there.
+        """
+        if episodes not in self.episodes:
+            raise ValueError(
+                f"episodes: expected one of {self.episodes.tolist()}, received {episodes}"
+            )
+        result: np.ndarray = self.returns[self.episodes.tolist().index(episodes)]
+        return result
+
+    def steps_to(self, target: float = SOLVED) -> np.ndarray:
+        """Environment steps until the greedy return was first ``target``, (K,); inf for never."""
+        reached = self.returns >= target
+        first = self.env_steps[reached.argmax(axis=0), np.arange(reached.shape[1])]
+        return np.where(reached.any(axis=0), first, np.inf)
+
+
+@threads_for_kernels()
+def fine_tune(
+    policy: Policy,
+    tasks: Tasks,
+    config: FineTuningConfig,
+    *,
+    start: Params | None = None,
+    on_round: Callable[[np.ndarray, np.ndarray], None] | None = None,
+) -> FineTuningCurve:
+    """Train on each task alone.
+
+    Args:
+        policy: Its architecture, and the start; stays as it is.
+        tasks: K tasks.
+        config: The settings.
+        start: Parameters to start from, shared or those of each task; None for the policy's own.
+        on_round: Called after each round with environment steps (K,) and greedy returns (K,).
+
+    Raises:
+        ValueError: The policy does not fit the tasks, remembers from episode to episode, or has no
+            outputs for the objective.
+    """
+    check_family(policy, tasks.family)
+    if policy.in_context:
+        raise ValueError(
+            "policy: expected one that starts every episode anew, received one that adapts in "
+            "context"
+        )
+    if not can_adapt(policy, config.objective):
+        raise ValueError(
+            "objective: expected 'policy_gradient' for a model without prediction outputs, "
+            "received 'prediction'"
+        )
+    learner = _Learner(policy, tasks, config, start)
+    for count in config.rounds:
+        if not learner.active.any():
+            break
+        learner.run_round(count)
+        if on_round is not None:
+            on_round(learner.env_steps[-1], learner.returns[-1])
+    episodes = [0, *accumulate(config.rounds)][: len(learner.returns)]
+    return FineTuningCurve(
+        np.array(episodes), np.stack(learner.env_steps), np.stack(learner.returns)
+    )
+
+
+class _Learner:
+    """K tasks' parameters, and what came of each round so far."""
+
+    def __init__(
+        self, policy: Policy, tasks: Tasks, config: FineTuningConfig, start: Params | None
+    ) -> None:
+        self.policy, self.tasks, self.config = policy, tasks, config
+        params = expand_to_tasks(policy.meta_params() if start is None else start, len(tasks))
+        flat = params.flat.detach().clone().requires_grad_()  # (K, P)
+        self.params = params.at(flat)
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.Adam([flat], lr=config.lr, eps=1e-5)
+            if config.optimizer == "adam"
+            else torch.optim.SGD([flat], lr=config.lr)
+        )
+        self.active = np.ones(len(tasks), dtype=bool)
+        self.env_steps = [np.zeros(len(tasks), dtype=np.int64)]
+        self.returns: list[np.ndarray] = []
+        self._measure()
+
+    def run_round(self, count: int) -> None:
+        """Learn from ``count`` episodes of every task that is not done."""
+        rows = torch.from_numpy(np.flatnonzero(self.active))
+        rollout = self._collect(rows, count)
+        flat = self.params.flat
+        for parts in self._losses(rollout):
+            flat.grad = torch.zeros_like(flat)
+            for chosen, loss in parts:
+                own = flat.detach()[rows[chosen]].requires_grad_()
+                # Task k's loss depends on row k alone, so the sum's gradient is each task's own.
+                (gradient,) = torch.autograd.grad(loss(self.params.at(own)).sum(), own)
+                flat.grad[rows[chosen]] = self._clipped(gradient)
+            self.optimizer.step()
+        steps = self.env_steps[-1].copy()
+        steps[self.active] += rollout.steps_taken().numpy()
+        self.env_steps.append(steps)
+        self._measure()
+
+    def _collect(self, rows: Tensor, count: int) -> Rollout:
+        config, tasks = self.config, self.tasks[rows.tolist()]
+        purpose = f"{PURPOSE}-{len(self.returns)}"
+        worlds = make_worlds(tasks, count, seed=config.seed, purpose=purpose)
+        noise = TaskNoise(config.seed, f"{purpose}-action", tasks.indices)
+        limit = worlds.max_episode_steps
+        if config.behaviour == "random":
+            actor = random_actor(worlds, noise, limit)
+        else:
+            params = self.params.at(self.params.flat.detach()[rows])
+            actor = self.policy.actor(params, len(tasks), count, noise=noise, num_steps=limit)
+        return collect_rollout(worlds, actor, limit)
+
+    def _losses(
+        self, rollout: Rollout
+    ) -> Iterator[list[tuple[Tensor, Callable[[FlatParams], Tensor]]]]:
+        """For each gradient step: some of the tasks, and their losses as functions of theirs."""
+        config, policy = self.config, self.policy
+        advantage = torch.zeros_like(rollout.reward)
+        if config.objective == "policy_gradient":
+            advantage = advantages(
+                rollout,
+                gamma=config.gamma,
+                gae_lambda=config.gae_lambda,
+                told_dims=self.tasks.family.told_dims,
+            )
+        parts: list[tuple[Tensor, Callable[[FlatParams], Tensor]]] = []
+        for part in query_parts(rollout, advantage):
+            if config.objective == "prediction":
+                parts.append((part.tasks, PredictionLoss(policy, part.query)))
+                continue
+
+            def loss(
+                params: FlatParams, query: Rollout = part.query, gain: Tensor = part.advantage
+            ) -> Tensor:
+                return clipped_policy_loss(
+                    policy, params, query, gain,
+                    clip_coef=config.clip_coef, entropy_coef=config.entropy_coef,
+                )  # fmt: skip
+
+            parts.append((part.tasks, loss))
+        for _ in range(config.update_epochs):
+            yield parts
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        """Each task's gradient (K', P) clipped by itself; one that is not finite is none."""
+        norm = gradient.norm(dim=1, keepdim=True)
+        clipped = gradient * (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        result: Tensor = clipped.masked_fill(~norm.isfinite(), 0.0)
+        return result
+
+    def _measure(self) -> None:
+        """One greedy episode of every task that is not done, and who is done now."""
+        rows = np.flatnonzero(self.active)
+        config = EvaluationConfig(num_tasks=len(rows), episodes_per_task=1, seed=self.config.seed)
+        params = self.params.at(self.params.flat.detach()[torch.from_numpy(rows)])
+        actor = self.policy.actor(params, len(rows), 1)
+        returns = self.returns[-1].copy() if self.returns else np.zeros(len(self.tasks))
+        returns[rows] = run_arm(self.tasks[rows.tolist()], actor, config)[:, 0]
+        self.returns.append(returns)
+        if self.config.stop_return is not None:
+            self.active &= returns < self.config.stop_return
+        if self.config.max_env_steps is not None:
+            self.active &= self.env_steps[-1] < self.config.max_env_steps
