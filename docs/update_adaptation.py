@@ -50,14 +50,18 @@ def readme_table(result: dict[str, Any]) -> str:
 
 
 def differences_table(result: dict[str, Any]) -> str:
-    """Differences of pairs of arms, with their intervals."""
-    lines = ["| difference | family | after | mean, 95 % interval |", "|---|---|---|--:|"]
+    """Differences of pairs of arms, with their intervals: a column for each amount of data."""
+    lines = [f"| difference after | family | {' | '.join(AFTER)} |",
+             "|---|---" + "|--:" * len(AFTER) + "|"]  # fmt: skip
+    cells: dict[tuple[str, str], list[str]] = {}
     for row in result["differences"]:
         d = row["difference"]
-        lines.append(
-            f"| {row['pair']} | {row['family']}, {SPLITS[row['split']]} | {row['after']} | "
-            f"{d['mean']:+.1f} ({d['ci95_low']:+.1f} to {d['ci95_high']:+.1f}) |"
+        where = row["pair"], f"{row['family']}, {SPLITS[row['split']]}"
+        line = cells.setdefault(where, [""] * len(AFTER))
+        line[AFTER.index(row["after"])] = (
+            f"{d['mean']:+.1f} ({d['ci95_low']:+.1f} to {d['ci95_high']:+.1f})"
         )
+    lines += [f"| {pair} | {where} | {' | '.join(line)} |" for (pair, where), line in cells.items()]
     return "\n".join(lines)
 
 
