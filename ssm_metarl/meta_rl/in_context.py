@@ -35,6 +35,7 @@ from ssm_metarl.core.trial_input import trial_starts
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.meta_rl.counted import Counted
 from ssm_metarl.meta_rl.meta_maml import FINAL_LR_SHARE, TrainingDiverged
 from ssm_metarl.meta_rl.optimizer_state import optimizer_tensors, restore_optimizer
 from ssm_metarl.objectives.trial_advantage import trial_advantage
@@ -106,7 +107,7 @@ class Sequences:
 _TIMED = ("inputs", "reset", "action", "log_prob", "advantage", "target", "expert")
 
 
-class InContextTrainer:
+class InContextTrainer(Counted):
     """An in-context meta-training that can be stopped after any epoch and go on from there.
 
     Args:
@@ -122,7 +123,8 @@ class InContextTrainer:
         *,
         policy: Policy | None = None,
     ) -> None:
-        self.config = config
+        super().__init__()
+        self.config: InContextConfig = config
         self.family = family or family_of_env(config.family)
         if config.imitation_coef > 0:
             expert_for(self.family.task())  # whoever asks for one that is not there hears it now
@@ -133,9 +135,6 @@ class InContextTrainer:
         self.optimizer = torch.optim.Adam(
             self.policy.meta_params().values(), lr=config.lr, eps=1e-5
         )
-        self.epoch = 0
-        self.env_steps = 0
-        self.recent_return = 0.0
 
     def train(self, on_epoch: Callable[[InContextMetrics], None] | None = None) -> Policy:
         """Run epochs until the limit is reached; returns the policy."""
@@ -144,16 +143,6 @@ class InContextTrainer:
             if on_epoch is not None:
                 on_epoch(metrics)
         return self.policy
-
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done, in [0, 1]."""
-        shares = [0.0]
-        if self.config.num_epochs is not None:
-            shares.append(self.epoch / self.config.num_epochs)
-        if self.config.env_step_limit is not None:
-            shares.append(self.env_steps / self.config.env_step_limit)
-        return min(1.0, max(shares))
 
     @threads_for_kernels()
     def run_epoch(self) -> InContextMetrics:
@@ -173,11 +162,8 @@ class InContextTrainer:
         sequences, value_error = self._rate(rollout, expert)
         loss, entropy, norm = self._update(sequences)
 
-        self.epoch += 1
-        self.env_steps += rollout.mask.numel()
         average = float(rollout.reward.sum() / rollout.reset.sum())
-        decay = min(0.9, (self.epoch - 1) / self.epoch)
-        self.recent_return = decay * self.recent_return + (1 - decay) * average
+        self.count(rollout.mask.numel(), average)
         return InContextMetrics(
             epoch=self.epoch,
             env_steps=self.env_steps,
@@ -303,14 +289,6 @@ class InContextTrainer:
             **{f"optimizer.{n}": v for n, v in moments.items()},
         }
 
-    def counters(self) -> dict[str, int | float]:
-        """The numbers that a resumed training starts from."""
-        return {
-            "epoch": self.epoch,
-            "env_steps": self.env_steps,
-            "recent_return": self.recent_return,
-        }
-
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, int | float]) -> None:
         """Put back what :meth:`tensors` and :meth:`counters` gave."""
 
@@ -319,8 +297,7 @@ class InContextTrainer:
 
         self.policy.load_state_dict(part("policy."))
         restore_optimizer(self.optimizer, list(self.policy.meta_params()), part("optimizer."))
-        self.epoch, self.env_steps = int(counters["epoch"]), int(counters["env_steps"])
-        self.recent_return = float(counters["recent_return"])
+        self.restore_counters(counters)
 
 
 def ppo_loss(

@@ -32,6 +32,7 @@ from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.meta_rl.counted import Counted
 from ssm_metarl.meta_rl.meta_maml import MetaMAML
 from ssm_metarl.objectives.policy_gradient import Guide, action_distribution
 from ssm_metarl.objectives.returns import advantages
@@ -90,7 +91,7 @@ def usable_device(name: str) -> torch.device:
         ) from None
 
 
-class MetaTrainer:
+class MetaTrainer(Counted):
     """A meta-training that can be stopped after any epoch and go on from there.
 
     Args:
@@ -99,7 +100,8 @@ class MetaTrainer:
     """
 
     def __init__(self, config: MetaTrainingConfig, family: TaskFamily | None = None) -> None:
-        self.config = config
+        super().__init__()
+        self.config: MetaTrainingConfig = config
         self.family = family or family_of_env(config.family)
         self.device = usable_device(config.device)
         self.policy_config = architecture(config, self.family)
@@ -110,9 +112,6 @@ class MetaTrainer:
         self.buffer = ExperienceBuffer(config.buffer_size, self.family.name)
         self.teacher: Policy | None = None
         """A policy to stay close to at first: what a network was shrunk from (`KICKSTART`)."""
-        self.epoch = 0
-        self.env_steps = 0
-        self.recent_return = 0.0
 
     def start_from(self, model: Policy) -> None:
         """Take a model's weights, not its step sizes: it may have been trained without any.
@@ -127,16 +126,6 @@ class MetaTrainer:
         with torch.no_grad():
             for name, weights in model.meta_params().items():
                 self.policy.get_parameter(name).copy_(weights)
-
-    @property
-    def progress(self) -> float:
-        """Share of the training that is done, in [0, 1]."""
-        shares = [0.0]
-        if self.config.num_epochs is not None:
-            shares.append(self.epoch / self.config.num_epochs)
-        if self.config.env_step_limit is not None:
-            shares.append(self.env_steps / self.config.env_step_limit)
-        return min(1.0, max(shares))
 
     def policy_on_cpu(self) -> Policy:
         """The policy, or a copy where it lives elsewhere: evaluations run on the processor."""
@@ -190,11 +179,8 @@ class MetaTrainer:
         )
 
         self.buffer.add(support, tasks.indices)  # shipped with the model, for hybrid adaptation
-        self.epoch += 1
-        self.env_steps += int(support.mask.sum()) + int(query.mask.sum())
         average = float(query.episode_returns().mean())
-        decay = min(0.9, (self.epoch - 1) / self.epoch)
-        self.recent_return = decay * self.recent_return + (1 - decay) * average
+        self.count(int(support.mask.sum()) + int(query.mask.sum()), average)
         return EpochMetrics(
             epoch=self.epoch,
             env_steps=self.env_steps,
@@ -295,14 +281,6 @@ class MetaTrainer:
             **{f"experience.{n}": v for n, v in self.buffer.tensors().items()},
         }
 
-    def counters(self) -> dict[str, int | float]:
-        """The numbers that a resumed training starts from."""
-        return {
-            "epoch": self.epoch,
-            "env_steps": self.env_steps,
-            "recent_return": self.recent_return,
-        }
-
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, int | float]) -> None:
         """Put back what :meth:`tensors` and :meth:`counters` gave."""
 
@@ -312,5 +290,4 @@ class MetaTrainer:
         self.policy.load_state_dict(part("policy."))
         self.maml.restore(part("optimizer."))
         self.buffer.restore(part("experience."))
-        self.epoch, self.env_steps = int(counters["epoch"]), int(counters["env_steps"])
-        self.recent_return = float(counters["recent_return"])
+        self.restore_counters(counters)
