@@ -5,13 +5,25 @@ Place in the flow: after `comparison`, beside `tables`; the only module here tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ssm_metarl.benchmarks.adaptation.arms import SHORT
 
 DPI, COLUMNS = 90, 2
+LOOKS = {
+    "in_context": "C0",
+    "standard (prediction)": "C1",
+    "standard (policy_gradient)": "C2",
+    "both (both_prediction)": "C9",
+    "fine_tuned (multi_task)": "C3",
+    "scratch (multi_task)": "C5",
+    "frozen (prediction)": "C7",
+    "least_squares": "C8",
+}
+"""The arms that are drawn, and their colours; where another one runs (`hybrid` on `standard`, say),
+the tables tell."""
 Panels = Mapping[str, Mapping[str, Any]]
 """By family and split, then by arm."""
 
@@ -54,17 +66,18 @@ def _draw(
     from matplotlib.figure import Figure
 
     rows = -(-len(panels) // COLUMNS)
-    arms = list(dict.fromkeys(arm for lines in panels.values() for arm in lines))
-    figure = Figure(figsize=(5 * COLUMNS, 3.2 * rows + 1.4), layout="constrained")
+    figure = Figure(figsize=(5 * COLUMNS, 3.2 * rows + 0.9), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False)
     for axis, (name, lines) in zip(axes.flat, panels.items(), strict=False):
-        for arm, line in lines.items():
-            draw_line(axis, line, {"label": arm, **_look(arms, arm)})
+        for arm, color in LOOKS.items():
+            if arm in lines:
+                draw_line(axis, lines[arm], {"label": arm, "color": color, "linewidth": 1.5})
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_xlabel(x, fontsize=7)
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supylabel(y, fontsize=8)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(y, fontsize=8)
     handles = {
         label: handle
         for axis in axes.flat
@@ -73,13 +86,3 @@ def _draw(
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=7,
                   frameon=False)  # fmt: skip
     figure.savefig(path, dpi=DPI)
-
-
-def _look(arms: Sequence[str], arm: str) -> dict[str, Any]:
-    """An arm has the same colour and line everywhere."""
-    number = arms.index(arm)
-    return {
-        "color": f"C{number % 10}",
-        "linestyle": ("-", "--", ":")[number // 10 % 3],
-        "linewidth": 1.3,
-    }
