@@ -133,7 +133,7 @@ SCRAMBLED_CONTEXT = InContextConfig(
     minibatches=16,
     lr=0.003,
     imitation_coef=1.0,
-    max_env_steps=3_000_000,
+    max_env_steps=6_000_000,
 )
 
 
