@@ -19,6 +19,7 @@ from ssm_metarl.compiled import (
     plain_operations,
     share,
     sigmoid,
+    subnormals_are_zero,
     threads_for_kernels,
     threads_worth,
 )
@@ -74,6 +75,29 @@ def test_every_task_is_done_once(threads: int, tasks: int) -> None:
     finally:
         torch.set_num_threads(before)
     assert (done == 2).all()
+
+
+def test_subnormals_count_as_zero_inside_only() -> None:
+    def work(first: int, last: int) -> None:
+        zero[first:last] = subnormals_are_zero()
+
+    zero, before = np.zeros(2, bool), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert not subnormals_are_zero()
+        with threads_for_kernels():
+            with threads_for_kernels():
+                share(work, tasks=2, rows=100_000)
+            assert subnormals_are_zero()
+        assert not subnormals_are_zero()
+        torch.set_flush_denormal(True)  # a caller who wants it keeps it
+        with threads_for_kernels():
+            pass
+        assert subnormals_are_zero()
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
+    assert zero.all(), "in this thread and in the worker"
 
 
 def test_an_error_in_a_worker_is_raised() -> None:
