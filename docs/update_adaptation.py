@@ -19,8 +19,17 @@ IN_README = ("frozen (prediction)", "multi_task", "standard (prediction)", "in_c
 
 
 def main() -> None:
-    """Rewrite both."""
+    """Rewrite both.
+
+    Raises:
+        ValueError: The comparison is not whole.
+    """
     result = json.loads(RESULT.read_text())
+    if result["size"] != "whole" or result["failed"] or result["not_scored"]:
+        raise ValueError(
+            f"expected a whole comparison without failures, received size {result['size']}, "
+            f"{len(result['failed'])} failed and {len(result['not_scored'])} not scored"
+        )
     page, readme = ROOT / "docs/adaptation.md", ROOT / "README.md"
     text = replace_between(page.read_text(), "comparison", returns_tables(result))
     text = replace_between(text, "differences", differences_table(result))
@@ -67,12 +76,13 @@ def differences_table(result: dict[str, Any]) -> str:
 
 def steps_table(result: dict[str, Any]) -> str:
     """Environment steps of a task's data until its return is 475."""
-    lines = ["| arm | family | median | share that gets there |", "|---|---|--:|--:|"]
+    lines = ["| arm | family | median | share that gets there | runs |", "|---|---|--:|--:|--:|"]
     for row in result["env_steps_to_goal"]:
         median = row["median_env_steps"]
         lines.append(
             f"| {row['arm']} | {row['family']}, {SPLITS[row['split']]} | "
-            f"{'' if median is None else f'{median:,.0f}'} | {row['reached']:.1%} |"
+            f"{'' if median is None else f'{median:,.0f}'} | {row['reached']:.1%} | "
+            f"{row['runs']:,} |"
         )
     return "\n".join(lines)
 

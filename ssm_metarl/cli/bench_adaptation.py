@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from ssm_metarl.cli.console import Reporter, note, print_json
@@ -28,7 +29,7 @@ class BenchAdaptation:
     """Training seeds 0, 1, 2, ... of every model."""
     num_tasks: int = 200
     """Held-out tasks of a split."""
-    seed: int = 10_000
+    seed: int = 30_000
     """Names the tasks and episodes. Seeds from 10,000 on are for final figures."""
     quick: bool = False
     """Two seeds trained next to nothing, on a few tasks: to see the command at work."""
@@ -49,6 +50,11 @@ class BenchAdaptation:
         from ssm_metarl.benchmarks.adaptation.tables import as_markdown
         from ssm_metarl.cli.outputs import make_folder
 
+        if find_spec("matplotlib") is None:  # said now, not after two hours
+            raise ValueError(
+                "bench adaptation: expected matplotlib, to draw the results, received an "
+                "installation without; pip install 'ssm-metarl[report]'"
+            )
         plan = Plan(
             families=self.families or tuple(RECIPES),
             seeds=2 if self.quick else self.seeds,

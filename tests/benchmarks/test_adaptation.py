@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from ssm_metarl.benchmarks.adaptation.arms import NOTHING, SHORT, TO_GOAL, Proto
 from ssm_metarl.benchmarks.adaptation.comparison import (
     MARGIN,
     Cell,
+    Table,
     differences,
     holm,
     not_worse,
+    profiles,
     steps_to_goal,
     tables,
 )
@@ -101,7 +104,9 @@ def work(
 def test_every_arm_has_a_cell_of_all_seeds_and_tasks(work: Path) -> None:
     found, missing = tables(plan().scorings(work))
     assert missing == []
-    shapes = {(c.model, c.arm, c.after): t.shape for c, t in found.items() if c.split == "ood"}
+    shapes = {
+        (c.model, c.arm, c.after): t.returns.shape for c, t in found.items() if c.split == "ood"
+    }
     arms = ("standard", "hybrid", "hybrid_uniform")
     for arm in arms:
         for after in (SHORT, "1 episode"):
@@ -110,6 +115,8 @@ def test_every_arm_has_a_cell_of_all_seeds_and_tasks(work: Path) -> None:
     for after in (NOTHING, SHORT, "1 episode"):
         assert shapes["in_context", "in_context", after] == (2, 3)
     assert shapes["both_prediction", "both", SHORT] == (2, 3)
+    assert shapes["both_prediction", "without_step", NOTHING] == (2, 3)
+    assert ("both_prediction", "both", NOTHING) not in shapes
     for arm in ("fine_tuned", "scratch"):
         assert shapes["multi_task", arm, "1 episode"] == (2, 3)
         assert shapes["multi_task", arm, TO_GOAL] == (2, 2)
@@ -149,6 +156,15 @@ def test_scores_of_another_protocol_or_model_do_not_count(work: Path) -> None:
     assert job.read() is None
 
 
+def test_scores_of_an_earlier_scorer_do_not_count(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = plan().scorings(work)[0]
+    assert job.read() is not None
+    monkeypatch.setattr(scoring, "SCORER_VERSION", scoring.SCORER_VERSION + 1)
+    assert job.read() is None
+
+
 def test_a_broken_training_goes_on_from_its_checkpoint(work: Path) -> None:
     job = next(j for j in plan().trainings(work) if j.model == "prediction")
     whole = load_checkpoint(job.checkpoint)
@@ -167,6 +183,27 @@ def test_a_training_by_another_recipe_is_refused(
     recipe = small["prediction"]
     other = replace(recipe, config=replace(recipe.config, num_epochs=2))
     monkeypatch.setitem(small, "prediction", other)
+    with pytest.raises(ValueError, match=r"expected a training by .*--num-epochs 2.* received"):
+        job()
+
+
+def test_a_training_that_began_from_another_model_is_refused(work: Path) -> None:
+    job = next(j for j in plan().trainings(work) if j.model == "both_prediction")
+    assert job.needs is not None
+    path = job.needs.checkpoint
+    job()
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ValueError, match=r"expected a training that began from the model.*remove"):
+        job()
+
+
+def test_a_gru_by_another_recipe_is_refused(
+    work: Path, small: dict[str, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = next(j for j in plan().trainings(work) if j.model == "gru")
+    job()
+    config = replace(small["gru"].config, num_epochs=2)
+    monkeypatch.setitem(small, "gru", replace(small["gru"], config=config))
     with pytest.raises(ValueError, match=r"expected a training by .*--num-epochs 2.* received"):
         job()
 
@@ -196,7 +233,8 @@ def test_a_job_that_fails_is_reported_and_not_dropped(tmp_path: Path) -> None:
     assert {f["what"] for f in result["failed"]} == {jobs[0].name} | {
         s.name for s in scorings if s.training is not None
     }
-    assert len(result["not_scored"]) == 2
+    assert [f["why"] for f in result["failed"][1:]] == [f"{jobs[0].name} failed"] * 2
+    assert result["not_scored"] == []
     assert result["rows"]  # the yardsticks
     text = as_markdown({"command": "bench", **result})
     assert text.count(jobs[0].name) == 5
@@ -207,8 +245,9 @@ def test_holm_by_hand() -> None:
     assert holm([0.5, 0.9]) == [1.0, 1.0]
 
 
-def table(value: float, spread: float = 1.0) -> np.ndarray:
-    return value + spread * np.random.default_rng(0).standard_normal((10, 200))
+def table(value: float, noise: np.ndarray | float = 0.0, seeds: Sequence[int] = range(10)) -> Table:
+    returns = value + np.random.default_rng(0).standard_normal((10, 200)) + noise
+    return Table(returns[list(seeds)], tuple(seeds))
 
 
 def cell(arm: str, after: str = SHORT, model: str = "prediction") -> Cell:
@@ -220,7 +259,7 @@ def cell(arm: str, after: str = SHORT, model: str = "prediction") -> Cell:
 )
 def test_not_worse_says_so_only_where_it_is(shift: float, verdict: str) -> None:
     noise = np.random.default_rng(1).standard_normal((10, 200))
-    found = {cell("standard"): table(400.0), cell("hybrid"): table(400.0 + shift) + noise}
+    found = {cell("standard"): table(400.0), cell("hybrid"): table(400.0 + shift, noise)}
     (row,) = not_worse(found, "hybrid", "standard", seed=0)
     assert row["verdict"] == verdict
     assert row["pairs"] == 2000
@@ -242,11 +281,43 @@ def test_a_pair_is_compared_with_a_reference_that_had_no_data() -> None:
     assert row["improvement"]["mean"] == 1.0
 
 
+def test_arms_are_compared_on_the_seeds_and_tasks_that_both_met() -> None:
+    pair = Pair("prediction", "standard", "prediction", "frozen")
+    theirs = table(300.0, np.arange(10.0)[:, None], seeds=(0, 1, 2, 4, 5, 7, 8, 9))
+    found = {
+        cell("standard"): table(480.0, np.arange(10.0)[:, None], seeds=(1, 2, 3, 5, 9)),
+        cell("frozen"): replace(theirs, returns=theirs.returns[:, :50]),
+    }
+    (row,) = differences(found, [pair], seed=0)
+    assert row["difference"]["mean"] == pytest.approx(180.0), "row by row of the same seed"
+    assert row["pairs"] == 4 * 50
+
+
+def test_a_yardstick_meets_every_seed_and_one_seed_makes_no_interval() -> None:
+    pair = Pair("prediction", "standard", "yardsticks", "lqr")
+    yardstick = Table(np.full((1, 200), 500.0))
+    lqr = cell("lqr", model="yardsticks")
+    (row,) = differences({cell("standard"): table(480.0), lqr: yardstick}, [pair], seed=0)
+    assert row["pairs"] == 2000 and row["difference"]["mean"] == pytest.approx(-20.0, abs=0.1)
+    assert differences({cell("standard"): table(480.0, seeds=[3]), lqr: yardstick}, [pair], 0) == []
+
+
+def test_a_profile_shows_no_arm_before_it_has_any_data() -> None:
+    found = {
+        cell("frozen", NOTHING): table(100.0),
+        cell("fine_tuned", NOTHING, "multi_task"): table(100.0),
+        cell("fine_tuned", "1 episode", "multi_task"): table(200.0),
+        cell("standard"): table(400.0),
+    }
+    assert set(profiles(found)["cartpole, id"]) == {"frozen (prediction)", "standard (prediction)"}
+
+
 def test_steps_to_the_goal_have_a_median_only_where_half_get_there() -> None:
-    found = {cell("standard", TO_GOAL): np.array([[20.0, 61.0, np.inf]])}
+    steps = np.array([[20.0, 61.0, np.inf]])
+    found = {cell("standard", TO_GOAL): Table(steps, (0,))}
     (row,) = steps_to_goal(found)
     assert (row["median_env_steps"], row["reached"]) == (61.0, pytest.approx(2 / 3))
-    found[cell("standard", TO_GOAL)][:, 1] = np.inf
+    steps[:, 1] = np.inf
     (row,) = steps_to_goal(found)
     assert (row["median_env_steps"], row["reached"]) == (None, pytest.approx(1 / 3))
 
@@ -274,6 +345,15 @@ def test_the_command_refuses_in_one_line(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "families: expected among cartpole, cartpole_scrambled, received 'pendulum'" in line
     assert not (tmp_path / "work").exists()
+
+
+def test_a_missing_matplotlib_is_missed_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ssm_metarl.cli.bench_adaptation.find_spec", lambda _: None)
+    assert main(["bench", "adaptation", "--work", str(tmp_path / "work")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "expected matplotlib" in line and not (tmp_path / "work").exists()
 
 
 @pytest.mark.slow

@@ -1,14 +1,14 @@
 """All scores in a few numbers: a cell for each arm, a difference for each pair of arms.
 
 Place in the flow: after `scoring`; `tables` and `plot` draw what comes out here. An arm's scores
-are one table (R training seeds, K tasks); two arms of a pair met the same seeds and tasks.
+are one table (R training seeds, K tasks); two are compared on the seeds and tasks that both met.
 
 - A *cell* has the IQM with its stratified bootstrap interval (`evaluation.statistics`).
-- A *difference* has the mean of all R x K pairs, with an interval in which runs and tasks are
-  resampled whole, and the probability of improvement.
+- A *difference* has the mean of all R x K pairs, with an interval over runs and tasks
+  (`crossed_interval`), and the probability of improvement, whose interval is over runs.
 - Whether hybrid is *not worse* than standard by more than a margin, or better, is tested in every
-  cell, by a t statistic with the bootstrap's standard error and R - 1 degrees of freedom, and
-  corrected for the number of cells by Holm's method (Holm 1979).
+  cell, by a t statistic with the same standard error and R - 1 degrees of freedom, and corrected
+  for the number of cells by Holm's method (Holm 1979).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ssm_metarl.evaluation.profiles import (
 )
 from ssm_metarl.evaluation.statistics import (
     bootstrap_interval,
+    crossed_error,
     crossed_interval,
-    crossed_means,
     iqm,
     worst_tenth,
 )
@@ -39,9 +39,6 @@ from ssm_metarl.evaluation.statistics import (
 MARGIN = 10.0
 """Hybrid is not worse than standard if it loses less than this, of returns up to 500."""
 THRESHOLDS = tuple(range(0, 501, 10))
-
-Table = np.ndarray
-"""Returns (R, K) of one arm after one amount of data."""
 
 
 @dataclass(frozen=True, order=True)
@@ -55,12 +52,31 @@ class Cell:
     after: str
 
 
-def tables(scorings: Sequence[Scoring]) -> tuple[dict[Cell, Table], list[str]]:
-    """Every arm's scores of all seeds, and the names of the scorings that there are none of.
+@dataclass(frozen=True)
+class Table:
+    """One arm's scores after one amount of data."""
 
-    A cell has one row a seed that was scored; yardsticks, which have no seeds, have one row.
-    """
+    returns: np.ndarray
+    """Shape (R, K)."""
+    seeds: tuple[int, ...] = ()
+    """Training seed of each row; none of a yardstick, which has one row."""
+
+    def matched(self, other: Table) -> tuple[np.ndarray, np.ndarray]:
+        """The returns of both on the seeds and tasks that both met, each (R', K').
+
+        A yardstick meets every seed; some arms were tried on the first tasks alone.
+        """
+        common = [s for s in self.seeds if not other.seeds or s in other.seeds]
+        num_tasks = min(self.returns.shape[1], other.returns.shape[1])
+        ours = self.returns[[self.seeds.index(s) for s in common], :num_tasks]
+        rows = [other.seeds.index(s) if other.seeds else 0 for s in common]
+        return ours, other.returns[rows, :num_tasks]
+
+
+def tables(scorings: Sequence[Scoring]) -> tuple[dict[Cell, Table], list[str]]:
+    """Every arm's scores of all seeds, and the names of the scorings that there are none of."""
     rows: dict[Cell, list[np.ndarray]] = {}
+    seeds: dict[Cell, list[int]] = {}
     missing = []
     for scoring in scorings:
         scores = scoring.read()
@@ -70,28 +86,37 @@ def tables(scorings: Sequence[Scoring]) -> tuple[dict[Cell, Table], list[str]]:
         for (arm, after), returns in scores.items():
             cell = Cell(scoring.family, scoring.split, scoring.model, arm, after)
             rows.setdefault(cell, []).append(returns)
-    return {cell: np.stack(of) for cell, of in rows.items()}, missing
+            if scoring.training is not None:
+                seeds.setdefault(cell, []).append(scoring.training.seed)
+    found = {cell: Table(np.stack(of), tuple(seeds.get(cell, ()))) for cell, of in rows.items()}
+    return found, missing
 
 
 def cell_row(cell: Cell, table: Table, seed: int) -> dict[str, Any]:
     """One arm in numbers."""
-    low, high = bootstrap_interval(table, seed=seed)
-    of_seed = table.mean(axis=1)
+    returns = table.returns
+    low, high = bootstrap_interval(returns, seed=seed)
+    of_seed = returns.mean(axis=1)
     return {
         "arm": title(cell.model, cell.arm),
         "after": cell.after,
-        "iqm": {"mean": iqm(table), "ci95_low": low, "ci95_high": high},
-        "mean": float(table.mean()),
+        "iqm": {
+            "mean": iqm(returns),
+            "ci95_low": max(low, float(returns.min())),  # the stretched ends know no bounds
+            "ci95_high": min(high, float(returns.max())),
+        },
+        "mean": float(returns.mean()),
         "lowest_seed": float(of_seed.min()),
         "highest_seed": float(of_seed.max()),
-        "worst10": worst_tenth(table),
-        "seeds": len(table),
+        "worst10": worst_tenth(returns),
+        "seeds": len(returns),
     }
 
 
-def difference_row(cell: Cell, pair: Pair, ours: Table, theirs: Table, seed: int) -> dict[str, Any]:
+def difference_row(
+    cell: Cell, pair: Pair, ours: np.ndarray, theirs: np.ndarray, seed: int
+) -> dict[str, Any]:
     """Two arms in numbers, in the words of the first one's cell."""
-    theirs = np.broadcast_to(theirs, ours.shape)  # a yardstick meets every seed
     low, high = crossed_interval(ours - theirs, seed=seed)
     better = improvement_interval(ours, theirs, seed=seed, num_resamples=500)
     return {
@@ -112,21 +137,20 @@ def difference_row(cell: Cell, pair: Pair, ours: Table, theirs: Table, seed: int
 def differences(
     found: Mapping[Cell, Table], pairs: Sequence[Pair], seed: int
 ) -> list[dict[str, Any]]:
-    """All pairs, wherever both arms have been scored on the same seeds."""
+    """All pairs, wherever both arms have been scored on the same two seeds or more."""
     rows = []
     for pair in pairs:
-        for cell, ours in found.items():
+        for cell, table in found.items():
             if (cell.model, cell.arm) != (pair.model, pair.arm) or cell.after not in BUDGETS:
                 continue
             after = pair.reference_after or cell.after
-            reference = Cell(
-                cell.family, cell.split, pair.reference_model, pair.reference_arm, after
+            reference = found.get(
+                Cell(cell.family, cell.split, pair.reference_model, pair.reference_arm, after)
             )
-            theirs = found.get(reference)
-            if theirs is not None:
-                seeds = len(ours) if len(theirs) == 1 else min(len(ours), len(theirs))
-                first = slice(seeds), slice(theirs.shape[1])  # some arms had fewer tasks or seeds
-                rows.append(difference_row(cell, pair, ours[first], theirs[:seeds], seed))
+            if reference is not None:
+                ours, theirs = table.matched(reference)
+                if len(ours) > 1:
+                    rows.append(difference_row(cell, pair, ours, theirs, seed))
     return rows
 
 
@@ -145,9 +169,12 @@ def not_worse(
         A row a cell; its p values are corrected for all of them.
     """
     rows: list[dict[str, Any]] = []
-    for cell, ours in found.items():
-        theirs = found.get(Cell(cell.family, cell.split, cell.model, reference, cell.after))
-        if cell.arm != arm or cell.after not in BUDGETS or theirs is None or len(ours) < 2:
+    for cell, table in found.items():
+        other = found.get(Cell(cell.family, cell.split, cell.model, reference, cell.after))
+        if cell.arm != arm or cell.after not in BUDGETS or other is None:
+            continue
+        ours, theirs = table.matched(other)
+        if len(ours) < 2:
             continue
         difference = ours - theirs
         rows.append(
@@ -158,7 +185,7 @@ def not_worse(
                 "after": cell.after,
                 "pairs": difference.size,
                 "mean": float(difference.mean()),
-                "error": float(crossed_means(difference, seed=seed).std(ddof=1)),
+                "error": crossed_error(difference, seed=seed),
                 "freedom": len(difference) - 1,
             }
         )
@@ -204,10 +231,10 @@ def curves(found: Mapping[Cell, Table]) -> dict[str, dict[str, Any]]:
     for cell in sorted(found, key=lambda cell: _amount(cell.after)):
         arms = result.setdefault(f"{cell.family}, {cell.split}", {})
         lines = arms.setdefault(title(cell.model, cell.arm), {"after": [], "mean": [], "iqm": []})
-        table = found[cell]
+        returns = found[cell].returns
         lines["after"].append(cell.after)
-        lines["mean"].append(round(float(table.mean()), 1))
-        lines["iqm"].append(round(iqm(table), 1))
+        lines["mean"].append(round(float(returns.mean()), 1))
+        lines["iqm"].append(round(iqm(returns), 1))
     return result
 
 
@@ -223,12 +250,13 @@ def profiles(found: Mapping[Cell, Table]) -> dict[str, dict[str, list[float]]]:
     Returns:
         By family and split, then by arm: the share of runs and tasks above each of `THRESHOLDS`.
     """
+    adapting = {replace(cell, after="") for cell in found if cell.after != NOTHING}
     result: dict[str, dict[str, list[float]]] = {}
     for cell, table in found.items():
-        least = cell.after == NOTHING and replace(cell, after=SHORT) not in found
-        if cell.after == SHORT or least:
+        without_data = cell.after == NOTHING and replace(cell, after="") not in adapting
+        if cell.after == SHORT or without_data:
             arms = result.setdefault(f"{cell.family}, {cell.split}", {})
-            share = performance_profile(table, THRESHOLDS)
+            share = performance_profile(table.returns, THRESHOLDS)
             arms[title(cell.model, cell.arm)] = [round(float(x), 4) for x in share]
     return result
 
@@ -241,9 +269,10 @@ def steps_to_goal(found: Mapping[Cell, Table]) -> list[dict[str, Any]]:
         half of them get there, and the share that does.
     """
     rows = []
-    for cell, steps in sorted(found.items(), key=lambda item: item[0]):
+    for cell, table in sorted(found.items(), key=lambda item: item[0]):
         if cell.after != TO_GOAL:
             continue
+        steps = table.returns
         median = float(np.median(steps))
         rows.append(
             {

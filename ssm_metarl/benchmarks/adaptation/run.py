@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,25 @@ DEFINITIONS = {
     "so many whole episodes; arms that remember play them themselves, for gradient arms the "
     "support policy does (uniform actions, or the unadapted policy sampled)",
     "iqm": "interquartile mean of the returns of all seeds and tasks, one greedy full-length "
-    "episode each, with the 95 % interval of a bootstrap stratified by task",
+    "episode each, with the 95 % interval of a bootstrap stratified by task (over tasks, where "
+    "there are no seeds)",
     "lowest_seed": "mean return of the training seed with the lowest one",
     "worst10": "mean of the worst tenth of all returns",
-    "difference": "mean over all pairs of seed and task; 95 % interval with both resampled",
-    "improvement": "probability that the first arm is better on a task, a draw counting half",
+    "difference": "mean over all pairs of seed and task; 95 % interval over both, by Student's t "
+    "and a bootstrap's standard error",
+    "improvement": "probability that the first arm is better on a task, a draw counting half; "
+    "95 % interval over seeds",
     "not_worse": f"hybrid loses less than {MARGIN:g} against standard: one-sided p values, Holm-"
     "corrected over all rows; the interval is corrected for their number too",
     "median_env_steps": f"environment steps of data until a task's return is {GOAL:g}, median over "
-    "seeds and tasks; empty where less than half get there",
+    "seeds and tasks; empty where less than half get there. Gradient arms are looked at after 20 "
+    "steps, 1, 3 and 10 episodes; fine-tuning after every episode, up to 200",
     "standard": "gradient steps on the task's data",
     "hybrid": "gradient steps on the task's data and on replayed experience, weighed by propensity",
     "hybrid_uniform": "the same, replayed data not weighed",
     "in_context": "no gradient step; hidden state carried through all episodes",
     "both": "a gradient step on the short episode, then hidden state carried through all episodes",
+    "without_step": "the same model without that step",
     "frozen": "no gradient step, hidden state cleared every episode",
 }
 
@@ -86,7 +92,7 @@ class Plan:
             for model, recipe in RECIPES[family].items()
             for seed in range(min(self.seeds, recipe.seeds))
         ]
-        return sorted(jobs, key=lambda job: job.start is not None)
+        return sorted(jobs, key=lambda job: job.needs is not None)
 
     def scorings(self, work: Path) -> list[Scoring]:
         """One for each model and split, and for the yardsticks."""
@@ -118,35 +124,43 @@ def run(
         A JSON-ready object; ``failed`` names what could not be computed, and why.
     """
     trainings, scorings = plan.trainings(work), plan.scorings(work)
-    total, done = len(trainings) + len(scorings), 0
-    failed: list[dict[str, str]] = []
+    waves: tuple[list[Training] | list[Scoring], ...] = (
+        [job for job in trainings if job.needs is None],
+        [job for job in trainings if job.needs is not None],
+        scorings,
+    )
+    done = 0
+    failed: dict[str, str] = {}
     trained: list[dict[str, Any]] = []
 
-    def watch(jobs: Sequence[Training | Scoring]) -> Callable[[int, Outcome], None]:
-        def on_done(index: int, outcome: Outcome) -> None:
-            nonlocal done
-            done += 1
-            report(done / total, jobs[index].name)
-            if outcome.failure is not None:
-                failed.append({"what": jobs[index].name, "why": outcome.failure})
-            elif outcome.value is not None:
-                trained.append(outcome.value)
+    def record(job: Training | Scoring, failure: str | None, value: Any = None) -> None:
+        nonlocal done
+        done += 1
+        report(done / (len(trainings) + len(scorings)), job.name)
+        if failure is not None:
+            failed[job.name] = failure
+        elif value is not None:
+            trained.append(value)
 
-        return on_done
+    def ended(jobs: Sequence[Training | Scoring], index: int, outcome: Outcome) -> None:
+        record(jobs[index], outcome.failure, outcome.value)
 
     with LocalExecutor(
         num_workers=workers,
         timeout_seconds=LONGEST_JOB_SECONDS,
         memory_limit_mb=MEMORY_LIMIT_MB,
     ) as executor:
-        first = [job for job in trainings if job.start is None]
-        later = [job for job in trainings if job.start is not None]
-        for wave in (first, later):
-            executor.run(wave, on_done=watch(wave))
-        executor.run(scorings, on_done=watch(scorings))
-    return compare(plan, scorings) | {
+        for wave in waves:
+            ready: list[Training | Scoring] = []
+            for job in wave:  # nothing comes of a model that was not trained to the end
+                if job.needs is not None and job.needs.name in failed:
+                    record(job, f"{job.needs.name} failed")
+                else:
+                    ready.append(job)
+            executor.run(ready, on_done=partial(ended, ready))
+    return compare(plan, [job for job in scorings if job.name not in failed]) | {
         "trainings": sorted(trained, key=lambda t: (t["family"], t["model"], t["seed"])),
-        "failed": failed,
+        "failed": [{"what": name, "why": why} for name, why in failed.items()],
     }
 
 

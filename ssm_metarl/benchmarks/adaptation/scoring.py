@@ -1,13 +1,12 @@
 """The jobs that score the models on held-out tasks, each into a file of its own.
 
 Place in the flow: after `arms`; `comparison` reads the files. A file names what it was made from:
-the protocol, and the model's digest. One that was made from something else, or that cannot be read,
-is made again.
+the protocol, the scorer's settings and the model's digest. One that was made from something else,
+or that cannot be read, is made again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -20,6 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ssm_metarl.benchmarks.adaptation.arms import (
+    BUDGETS,
+    BY_PREDICTION,
+    FINE_TUNING,
+    GOAL,
+    SHORT_STEPS,
     Protocol,
     Scores,
     both_scores,
@@ -30,7 +34,7 @@ from ssm_metarl.benchmarks.adaptation.arms import (
     trial_scores,
     yardstick_scores,
 )
-from ssm_metarl.benchmarks.adaptation.training import Training, load_gru
+from ssm_metarl.benchmarks.adaptation.training import Training, digest, load_gru
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import Split, Tasks
@@ -44,6 +48,8 @@ SCORERS: dict[str, Callable[[OpenedModel, Tasks, Protocol], Scores]] = {
     "multi_task": multi_task_scores,
     "frozen": frozen_scores,
 }
+SCORER_VERSION = 2
+"""Raised whenever `arms` comes to score something in another way: older files are made again."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,11 @@ class Scoring:
     """The comparison's folder."""
     training: Training | None = None
     """Of the model; None for the yardsticks."""
+
+    @property
+    def needs(self) -> Training | None:
+        """The training whose model is scored."""
+        return self.training
 
     @property
     def model(self) -> str:
@@ -118,8 +129,15 @@ class Scoring:
         os.replace(temporary, self.path)
 
     def _made_from(self) -> str:
-        model = self.training and hashlib.sha256(self.training.checkpoint.read_bytes()).hexdigest()
-        made_from = {"version": __version__, "model": model, **asdict(self.protocol)}
+        model = self.training and digest(self.training.checkpoint)
+        made_from = {
+            "version": __version__,
+            "scorer": SCORER_VERSION,
+            "arms": None if self.training is None else self.training.recipe.arms,
+            "settings": [GOAL, SHORT_STEPS, BUDGETS, FINE_TUNING, asdict(BY_PREDICTION)],
+            "model": model,
+            **asdict(self.protocol),
+        }
         return json.dumps(made_from, sort_keys=True)
 
 

@@ -24,17 +24,21 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         f"{result['version']}.",
         "",
         "IQM of the returns of all seeds and tasks, with the 95 % interval of a bootstrap "
-        "stratified by task; in square brackets the range of the seeds' means.",
+        "stratified by task (over tasks, where there are no seeds); in square brackets the range "
+        "of the seeds' means.",
     ]
     for row in result["rows"]:
         lines += ["", f"## {row['name']}", "", *_scores(row["measurements"])]
-    lines += ["", "## Differences", "", "Means over all pairs of seed and task; intervals with "
-              "both resampled.", "", *_differences(result["differences"])]  # fmt: skip
+    lines += ["", "## Differences", "", "Means over all pairs of seed and task; their 95 % "
+              "intervals are over both, those of the probability of improvement over seeds.", "",
+              *_differences(result["differences"])]  # fmt: skip
     for key, name in (("hybrid_not_worse", "Hybrid"), ("uniform_replay", "Uniform replay")):
         lines += ["", f"## {name} against standard", "",
                   f"Not worse: loses less than {MARGIN:g}. Holm-corrected over the table, "
                   "intervals corrected as well.", "", *_verdicts(result[key])]  # fmt: skip
-    lines += ["", f"## Environment steps to {GOAL:g}", "", *_steps(result["env_steps_to_goal"])]
+    lines += ["", f"## Environment steps to {GOAL:g}", "",
+              result["definitions"]["median_env_steps"].capitalize() + ".", "",
+              *_steps(result["env_steps_to_goal"])]  # fmt: skip
     if result["failed"] or result["not_scored"]:
         lines += ["", "## Failed", ""]
         lines += [f"- {each['what']}: {each['why']}" for each in result["failed"]]

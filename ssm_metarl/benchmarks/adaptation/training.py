@@ -7,11 +7,13 @@ there is not trained again.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 
 from ssm_metarl.benchmarks.adaptation.recipes import RECIPES, Recipe, Size
@@ -21,6 +23,9 @@ from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.meta_rl.training_run import TrainingRun, training_command
+
+BEGAN_FROM = "began_from.sha256"
+"""Beside a model that began from another one: the digest of that one's file."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Training:
         return self.folder / FILE_NAME
 
     @property
-    def start(self) -> Training | None:
+    def needs(self) -> Training | None:
         """The training whose model this one starts from."""
         start = self.recipe.start
         if start is None:
@@ -64,8 +69,8 @@ class Training:
 
     def config(self) -> MetaTrainingConfig | InContextConfig:
         """The settings of this training."""
-        start = self.start
-        return self.recipe.at(self.seed, self.size, None if start is None else start.checkpoint)
+        start = None if self.needs is None else self.needs.checkpoint
+        return self.recipe.at(self.seed, self.size, start)
 
     def __call__(self) -> dict[str, Any]:
         """Train, or go on training.
@@ -94,17 +99,24 @@ class Training:
     def _train(self, config: MetaTrainingConfig | InContextConfig) -> tuple[int, int]:
         if self.checkpoint.exists():
             run = TrainingRun.resume(self.folder)
-            if run.trainer.config != config:
+            refuse_other(self.folder, config, training_command(run.trainer.config))
+            if self.needs is not None and not self._began_from(digest(self.needs.checkpoint)):
                 raise ValueError(
-                    f"{self.folder}: expected a training by `{training_command(config)}`, received "
-                    f"one by `{training_command(run.trainer.config)}`; remove it, or choose "
-                    f"another --work"
+                    f"{self.folder}: expected a training that began from the model that is now in "
+                    f"{self.needs.folder}, received one that began from another; remove it"
                 )
         else:
+            if self.needs is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / BEGAN_FROM).write_text(digest(self.needs.checkpoint))
             run = TrainingRun.start(config, self.folder)
         if run.trainer.progress < 1:
             run.train()
         return run.trainer.policy.num_parameters(), run.trainer.env_steps
+
+    def _began_from(self, model: str) -> bool:
+        path = self.folder / BEGAN_FROM
+        return path.exists() and path.read_text() == model
 
 
 def train_gru(config: MetaTrainingConfig | InContextConfig, path: Path) -> tuple[int, int]:
@@ -115,13 +127,33 @@ def train_gru(config: MetaTrainingConfig | InContextConfig, path: Path) -> tuple
     """
     assert isinstance(config, InContextConfig)
     trainer = gru_trainer(config)
-    if not path.exists():
+    command = training_command(config)
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            refuse_other(path.parent, config, (file.metadata() or {}).get("command", "another"))
+    else:
         trainer.train()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(save(dict(trainer.policy.meta_params())))
+        weights = dict(trainer.policy.meta_params())
+        temporary.write_bytes(save(weights, metadata={"command": command}))
         os.replace(temporary, path)
     return trainer.policy.num_parameters(), config.env_step_limit or 0
+
+
+def refuse_other(folder: Path, config: MetaTrainingConfig | InContextConfig, received: str) -> None:
+    """Raise a ValueError where a folder's training is not by the command of a configuration."""
+    expected = training_command(config)
+    if received != expected:
+        raise ValueError(
+            f"{folder}: expected a training by `{expected}`, received one by `{received}`; remove "
+            f"it, or choose another --work"
+        )
+
+
+def digest(path: Path) -> str:
+    """Of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_gru(config: MetaTrainingConfig | InContextConfig, path: Path) -> Policy:
