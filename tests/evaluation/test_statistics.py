@@ -6,6 +6,7 @@ from scipy.stats import beta, trim_mean
 
 from ssm_metarl.evaluation.statistics import (
     bootstrap_interval,
+    crossed_interval,
     iqm,
     paired_interval,
     ratio_interval,
@@ -147,6 +148,28 @@ def test_ten_runs_on_a_hundred_tasks_cover_as_often_as_they_claim():
 
 def test_a_narrower_interval_of_several_runs_would_fail_that_test():
     assert 0.70 <= _beta_coverage(0.80, 100, 150) <= 0.90
+
+
+def covered(run: float, task: float, noise: float) -> float:
+    """How often `crossed_interval` holds zero, the mean of ten runs x 100 tasks."""
+    hits, count = 0, 200
+    draw = generator(0, "crossed")
+    for seed in range(count):
+        normal = draw.standard_normal
+        scores = run * normal((10, 1)) + task * normal((1, 100)) + noise * normal((10, 100))
+        low, high = crossed_interval(scores, seed=seed)
+        hits += low < 0 < high
+    return hits / count
+
+
+@pytest.mark.parametrize(("run", "task"), [(1.0, 0.1), (0.3, 1.0), (0.1, 1.0)])
+def test_an_interval_over_runs_and_tasks_covers_as_often_as_it_claims(run, task):
+    assert 0.925 <= covered(run, task, noise=0.3) <= 0.995
+
+
+def test_an_interval_over_runs_and_tasks_needs_two_runs():
+    with pytest.raises(ValueError, match=r"R of 2 or more, received \(1, 7\)"):
+        crossed_interval(np.zeros((1, 7)), seed=0)
 
 
 def test_interval_is_deterministic_and_names_its_stream_by_seed():
