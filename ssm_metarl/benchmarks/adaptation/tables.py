@@ -37,7 +37,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
                   f"Not worse: loses less than {MARGIN:g}. Holm-corrected over the table, "
                   "intervals corrected as well.", "", *_verdicts(result[key])]  # fmt: skip
     lines += ["", f"## Environment steps to {GOAL:g}", "",
-              result["definitions"]["median_env_steps"].capitalize() + ".", "",
+              f"Median: {result['definitions']['median_env_steps']}.", "",
               *_steps(result["env_steps_to_goal"])]  # fmt: skip
     if result["failed"] or result["not_scored"]:
         lines += ["", "## Failed", ""]
