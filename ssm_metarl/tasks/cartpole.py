@@ -123,6 +123,7 @@ CARTPOLE = TaskFamily(
     obs_scale=(0.4, 0.5, 5.0, 0.5),
     obs_names=("x", "x_dot", "theta", "theta_dot"),
     effect_dims=(1, 3),
+    time_step=TIME_STEP,
     return_bounds=(0.0, 500.0),
     mirror=True,
     parameters=(

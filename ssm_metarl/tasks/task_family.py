@@ -167,6 +167,8 @@ class TaskFamily:
     effect_dims: tuple[int, ...] = ()
     """Observation dimensions that an action changes at once: what a `StateSpaceModel`, which has
     no room for more, predicts (cartpole: the two velocities)."""
+    time_step: float | None = None
+    """Seconds between two observations; None where that is not known."""
     return_bounds: Interval | None = None
     """The least and the greatest return that an episode can have; None where that is not known."""
     mirror: bool = False

@@ -1,0 +1,478 @@
+"""Is this log what it says? Explanations of a plant's log, compared before anything adapts to it.
+
+Place in the flow: stage 4, in front of an adapter, where a plant's own log is given:
+
+    findings = check_log(family, read_plant_log(...))
+    adapted = StandardAdapter().adapt(policy, findings.log)
+
+A log may be spoilt in ways that an inner loss cannot see: it is in units of the data's own spread,
+and a wrong model of the actuator explains swapped actions as well as the right one explains true
+ones. So the log is put to the `plant_prior` as it stands, and under each of the explanations below.
+One that fits *decisively* better wins. Some are mended, for they lose nothing:
+
+    delayed plant       an action acts some steps later; actions are moved to where they act
+    old velocities      what actions move at once is one row old, as differences of positions are;
+                        these columns are moved by a row
+
+and the others are refused, by name: a late action, reversed time, another rate, a mirrored sensor,
+another unit. Before that, two kinds of rows are left out: those before the plant's last change, and
+single ones that no neighbour explains (a sensor that froze for a while, a lost row, a spike).
+
+What "decisively" is was measured on the family itself: a margin for each explanation that none of
+its honest, simulated logs reaches. So an explanation that the family contains, such as unknown
+signs of its sensors, is never accused.
+
+The trap: a log whose actions are coded the other way round is a log of the mirrored plant, and
+nothing in it can tell. `LogFindings.effects` says what it took the actions to do, for a person to
+compare.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssm_metarl.adaptation.plant_prior import Array, Fit, PlantPrior, prior_of
+from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
+from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.types import Rollout
+
+MOST_ROWS = 2000
+"""The last rows of a log are looked at: a plant that changes is told by its present."""
+LONGEST_DELAY = 3
+RATES = (0.05, 0.1, 0.25, 0.5, 2.0, 4.0, 5.0, 10.0)
+NEAR_RATES = (0.5, 2.0)
+"""Rates that are told of and go through: a policy still holds the plant at them."""
+PERIOD_TOLERANCE = 0.2
+UNITS = {"degrees": math.pi / 180, "hundredths": 0.01, "thousandths": 0.001}
+MARGIN = 2.0
+"""What log odds must exceed those that honest logs of the family have given."""
+CHANGE_MARGIN = 25.0
+SHORTEST_PART = 3
+MOST_CHANGES = 4
+OUTLIER, OUTLIER_SHARE = 6.0, 0.4
+"""Errors (in their own scale) beyond which a row is left out; with more such rows, nothing fits."""
+MOST_UNEXPLAINED = 0.6
+CLEAN_SHARE = 0.1
+"""An explanation is believed only where it leaves at most so many rows out."""
+HONEST_LOGS = 24
+PURPOSE = "log-check"
+
+
+class LogRefused(ValueError):
+    """A log that no policy should adapt to.
+
+    Args:
+        reason: In a few words, such as "late action".
+        message: The same as a sentence, with what to do.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class LogFindings:
+    """A log that can be adapted to, and what was found in it."""
+
+    log: Rollout
+    """What to adapt to, shape (T, 1, 1)."""
+    notes: tuple[str, ...]
+    """A sentence for each thing that was mended, left out or is odd."""
+    effects: str
+    """What an action was found to do, in words; empty where the family is not judged."""
+
+
+class Explanation(NamedTuple):
+    """A way in which a log may have come about."""
+
+    name: str
+    undo: Callable[[Rollout], tuple[Rollout, Tensor]]
+    """The log as it should have been, and which of its rows that keeps, (T,)."""
+    rate: float = 1.0
+    """How much longer a row is than a time step of the family."""
+    stretch: float = 0.0
+    """Log of the factor by which undoing it scales a row's volume."""
+    mended: str = ""
+    """What to say where the undone log is used; empty where the log is refused."""
+    remedy: str = ""
+    """What to say where it is refused."""
+
+
+def check_log(family: TaskFamily, log: Rollout, *, period: float | None = None) -> LogFindings:
+    """Compare explanations of a plant's log; mend it, or refuse it.
+
+    Args:
+        family: Of the policy that is to adapt.
+        log: Shape (T, 1, 1), as `read_plant_log` gives it.
+        period: Seconds between rows, where the log has a time column.
+
+    Raises:
+        LogRefused: With the explanation that fits best.
+    """
+    step = family.time_step
+    if period is not None and step is not None and abs(period / step - 1) > PERIOD_TOLERANCE:
+        raise LogRefused(
+            "another rate",
+            f"time: expected a row every {step:g} s, the time step of {family.name}, received one "
+            f"every {period:g} s; log at that rate, or resample (hold actions, do not look ahead)",
+        )
+    prior, notes = prior_of(family), []
+    if log.num_steps > MOST_ROWS:
+        notes.append(f"the last {MOST_ROWS:,} of {log.num_steps:,} transitions are used")
+        log = log.map(lambda x: x[-MOST_ROWS:])
+    if prior is None:
+        return LogFindings(log, tuple(notes), "")
+    names = family.obs_names or tuple(f"obs_{i}" for i in range(len(prior.scale)))
+    silent = _silent(prior, log)
+    if silent.any():
+        still = ", ".join(n for n, s in zip(names, silent, strict=True) if s)
+        _refuse_without_excitation(family, prior, silent, still)
+        notes.append(f"{still}: never changes (a frozen or missing sensor?), and carries no weight")
+        return LogFindings(log, tuple(notes), "")
+    explanation, log, changed = _explained(family, prior, log)
+    if explanation is not None:
+        if not explanation.mended:
+            raise LogRefused(explanation.name, f"{explanation.name}: {explanation.remedy}")
+        notes.append(explanation.mended)
+    if changed:
+        notes.append(
+            f"the plant changed within the log: the {log.num_steps} transitions after it are used"
+        )
+    rate = 1.0 if explanation is None else explanation.rate
+    log, fit, dropped = _without_outliers(family, prior, log, rate)
+    if dropped:
+        notes.append(f"{dropped} rows that no plant of the family explains are left out")
+    return LogFindings(log, tuple(notes), _effects(prior, fit, names))
+
+
+def _silent(prior: PlantPrior, log: Rollout) -> NDArray[np.bool_]:
+    """Dimensions that move in the family and stand still in a log of two or more steps, (O,)."""
+    seen = torch.cat([log.obs, log.next_obs])[:, 0, 0].double().numpy() * prior.scale
+    still: NDArray[np.bool_] = prior.moving & (np.ptp(seen, axis=0) < STILL) & (log.num_steps > 1)
+    return still
+
+
+STILL = 1e-4
+"""Scaled observations that differ by less in all of a log stand still."""
+
+
+def _refuse_without_excitation(
+    family: TaskFamily, prior: PlantPrior, silent: NDArray[np.bool_], still: str
+) -> None:
+    moved = family.effect_dims or tuple(np.flatnonzero(prior.moving))
+    if all(silent[i] for i in moved) or 2 * silent.sum() >= prior.moving.sum():
+        raise LogRefused(
+            "no excitation",
+            f"frozen or missing sensor: {still} never changes, so the log does not tell what an "
+            f"action does",
+        )
+
+
+def _explained(
+    family: TaskFamily, prior: PlantPrior, log: Rollout
+) -> tuple[Explanation | None, Rollout, bool]:
+    """The best explanation, the log as it should have been, and whether it was cut at a change.
+
+    What explains more goes first: a spoilt log, or a plant that changed.
+    """
+    explanation, gain = _best(family, prior, log)
+    split, gain_of_change = _last_change(prior, log)
+    changed = split > 0 and gain_of_change > gain
+    if changed:
+        log = _since_last_change(prior, _kept(log, torch.arange(log.num_steps) >= split))
+        explanation, _ = _best(family, prior, log)
+        if log.num_steps < LENGTHS[1]:  # too short to tell a spoilt log from a coincidence
+            explanation = None
+    if explanation is None:
+        return None, log, changed
+    mended, _ = explanation.undo(log)
+    last = _since_last_change(prior, mended) if explanation.rate == 1 else mended
+    return explanation, last, changed or last.num_steps < mended.num_steps
+
+
+def _since_last_change(prior: PlantPrior, log: Rollout) -> Rollout:
+    """The part of a log after the plant's last change."""
+    for _ in range(MOST_CHANGES):
+        split, _ = _last_change(prior, log)
+        if split == 0:
+            break
+        log = _kept(log, torch.arange(log.num_steps) >= split)
+    return log
+
+
+def _last_change(prior: PlantPrior, log: Rollout) -> tuple[int, float]:
+    """The row from which on another plant explains a log decisively better, and its log odds.
+
+    Two plants are fitted, and the split moved to where their scores say, in turns, from several
+    first guesses. 0 where one plant will do.
+    """
+    x, y = prior.rows(log)
+    steps, single, best, found = len(y), prior.fit(x, y).score, CHANGE_MARGIN, 0
+    for guess in sorted({steps - 5, steps - 10, steps - 20, steps - 40, steps // 2, steps // 4}):
+        split = guess
+        for _ in range(4):
+            if not SHORTEST_PART <= split <= steps - SHORTEST_PART:
+                break
+            parts = [(x[:split], y[:split]), (x[split:], y[split:])]
+            head, tail = prior.fit_all(parts, [1.0, 1.0])
+            gain = head.score + tail.score - single
+            if gain > best and _is_clean(head) and _is_clean(tail):
+                best, found = gain, split
+            lead = prior.row_scores(head.weights, head.scale, x, y)
+            lead = np.cumsum(lead - prior.row_scores(tail.weights, tail.scale, x, y))
+            moved = int(np.argmax(lead[SHORTEST_PART - 1 : steps - SHORTEST_PART]) + SHORTEST_PART)
+            if moved == split:
+                break
+            split = moved
+    return found, best if found else 0.0
+
+
+def _best(
+    family: TaskFamily, prior: PlantPrior, log: Rollout
+) -> tuple[Explanation | None, float]:
+    """The explanation that fits decisively better than the log as it stands, and its log odds."""
+    explanations = _explanations(family, prior)
+    gains = _gains(prior, explanations, log)
+    if not (gains > MARGIN).any():  # the usual case: no need to know what honest logs give
+        return None, 0.0
+    winners = np.flatnonzero(gains > least_gains(family, log.num_steps))
+    if not len(winners):
+        return None, 0.0
+    best = winners[np.argmax(gains[winners])]
+    return explanations[best], float(gains[best])
+
+
+def _gains(prior: PlantPrior, explanations: Sequence[Explanation], log: Rollout) -> Array:
+    """Log odds of each explanation against the log as it stands."""
+    undone = [explanation.undo(log) for explanation in explanations]
+    possible = [i for i, (other, _) in enumerate(undone) if other.num_steps > 0]
+    rows = [prior.rows(log), *(prior.rows(undone[i][0]) for i in possible)]
+    plain, *fits = prior.fit_all(rows, [1.0, *(explanations[i].rate for i in possible)])
+    gains = np.full(len(explanations), -math.inf)
+    for i, fit in zip(possible, fits, strict=True):
+        if _is_clean(fit):
+            same_rows = float(plain.row_score[undone[i][1].numpy()].sum())
+            stretch = explanations[i].stretch * len(fit.row_score)
+            gains[i] = fit.score + stretch - (same_rows - plain.penalty)
+    return gains
+
+
+LENGTHS = (5, 20, 40)
+
+
+def least_gains(family: TaskFamily, num_steps: int) -> Array:
+    """The log odds that each explanation of a log must reach to be believed."""
+    honest = _honest(family)[0][max(np.searchsorted(LENGTHS, num_steps, side="right") - 1, 0)]
+    return np.maximum(honest, 0) + MARGIN
+
+
+@lru_cache(maxsize=8)
+def _honest(family: TaskFamily) -> tuple[tuple[Array, ...], float]:
+    """What honest, simulated logs give: the largest log odds of each explanation, for each length,
+    and the largest share that is left unexplained."""
+    prior = prior_of(family)
+    assert prior is not None
+    explanations, largest, left = _explanations(family, prior), [], 0.0
+    for steps in LENGTHS:
+        gains = []
+        for split in ("train", "ood"):
+            tasks = family.sample(split, HONEST_LOGS, seed=0, stream=PURPOSE)  # type: ignore[arg-type]
+            worlds = make_worlds(tasks, 1, seed=0, purpose=PURPOSE)
+            noise = TaskNoise(0, f"{PURPOSE}-action", tasks.indices)
+            actor = random_actor(worlds, noise, steps)
+            logs = collect_rollout(worlds, actor, steps, autoreset=True)
+            for k in range(logs.num_tasks):
+                x, y = prior.rows(logs.task(k))
+                left = max(left, _unexplained(family, prior, prior.fit(x, y), y))
+                gains.append(_gains(prior, explanations, logs.task(k)))
+        largest.append(np.max(gains, axis=0))
+    return tuple(largest), left
+
+
+def _without_outliers(
+    family: TaskFamily, prior: PlantPrior, log: Rollout, rate: float
+) -> tuple[Rollout, Fit, int]:
+    """The log without the rows that its other rows contradict, the fit, and how many those were."""
+    x, y = prior.rows(log)
+    fit = prior.fit(x, y, rate)
+    out = _outliers(fit)
+    if out.sum() > OUTLIER_SHARE * len(out):
+        raise LogRefused(
+            "another plant",
+            f"another plant, or several faults at once: {out.sum()} of {len(out)} transitions fit "
+            f"no plant of the family",
+        )
+    share = _unexplained(family, prior, fit, y)
+    if share > MOST_UNEXPLAINED and share > 1.5 * _honest(family)[1]:
+        raise LogRefused(
+            "another plant",
+            f"another plant, or several faults at once: no plant of the family explains "
+            f"{100 * share:.0f} % of what happened after the actions",
+        )
+    return _kept(log, torch.from_numpy(~out)), fit, int(out.sum())
+
+
+def _unexplained(family: TaskFamily, prior: PlantPrior, fit: Fit, y: Array) -> float:
+    """Share of the movement, of what actions move at once, that a fit leaves over."""
+    moving = np.flatnonzero(prior.moving).tolist()
+    dims = [moving.index(i) for i in family.effect_dims if i in moving] or list(range(len(moving)))
+    inside = ~_outliers(fit)
+    left = np.square(fit.residual[inside][:, dims]).sum(axis=0)
+    return float(np.mean(left / np.maximum(np.square(y[inside][:, dims]).sum(axis=0), 1e-12)))
+
+
+def _outliers(fit: Fit) -> NDArray[np.bool_]:
+    """Rows that the plant of the other rows does not explain, shape (T,)."""
+    far: NDArray[np.bool_] = (np.abs(fit.residual) > OUTLIER * fit.scale).any(axis=1)
+    return far
+
+
+def _is_clean(fit: Fit) -> bool:
+    return bool(_outliers(fit).mean() <= CLEAN_SHARE)
+
+
+def _effects(prior: PlantPrior, fit: Fit, names: Sequence[str]) -> str:
+    """What one more of the action's code adds to each observation in a step, in words."""
+    effect = fit.weights[1 + int(prior.moving.sum()) :] / prior.scale[prior.moving]
+    moving = [n for n, m in zip(names, prior.moving, strict=True) if m]
+    if len(effect) != 1:
+        return ""
+    large = np.abs(fit.weights[-1]) > 2 * TINY_EFFECT
+    parts = [f"{n} {e:+.2g}" for n, e, is_large in zip(moving, effect[0], large, strict=True) if is_large]
+    return ", ".join(parts)
+
+
+TINY_EFFECT = 0.005
+
+
+def _kept(log: Rollout, keep: Tensor) -> Rollout:
+    """The chosen steps; after a gap a new sequence starts."""
+    gap = torch.cat([torch.ones(1, dtype=torch.bool), ~keep[:-1]])
+    log = replace(log, reset=log.reset | gap[:, None, None])
+    return log.map(lambda v: v[keep])
+
+
+def _follows(log: Rollout) -> Tensor:
+    """Whether each step goes on from the one before it, shape (T,)."""
+    follows = ~log.reset[:, 0, 0].clone()
+    follows[:1] = False
+    return follows
+
+
+def _late_action(log: Rollout) -> tuple[Rollout, Tensor]:
+    """Each action stood one row late: it belongs to the row before."""
+    follows = _follows(log)
+    moved = replace(log, action=torch.cat([log.action[1:], log.action[:1]]))
+    keep = torch.cat([follows[1:], follows[:1] & False])
+    return _kept(moved, keep), keep
+
+
+def _delayed_plant(log: Rollout, delay: int) -> tuple[Rollout, Tensor]:
+    """The action that acts in a step is the one of ``delay`` steps before."""
+    follows, keep = _follows(log), torch.ones(log.num_steps, dtype=torch.bool)
+    for ago in range(delay):
+        keep = keep & torch.cat([torch.zeros(ago, dtype=torch.bool), follows])[: len(follows)]
+    moved = torch.cat([log.action[:delay], log.action[:-delay]])[: log.num_steps]
+    return _kept(replace(log, action=moved), keep), keep
+
+
+def _old_columns(log: Rollout, dims: Sequence[int]) -> tuple[Rollout, Tensor]:
+    """Some columns stood one row late: each value belongs to the row before."""
+    follows = _follows(log)
+    obs, after = log.obs.clone(), log.next_obs.clone()
+    obs[..., list(dims)] = log.next_obs[..., list(dims)]
+    after[:-1, ..., list(dims)] = log.next_obs[1:, ..., list(dims)]
+    keep = torch.cat([follows[1:], follows[:1] & False])
+    return _kept(replace(log, obs=obs, next_obs=after), keep), keep
+
+
+def _reversed(log: Rollout) -> tuple[Rollout, Tensor]:
+    """Time ran backwards."""
+    return replace(log, obs=log.next_obs, next_obs=log.obs), _all(log)
+
+
+def _scaled(log: Rollout, dims: Sequence[int], factor: float) -> tuple[Rollout, Tensor]:
+    scale = torch.ones(log.obs.shape[-1], dtype=log.obs.dtype)
+    scale[list(dims)] = factor
+    return replace(log, obs=log.obs * scale, next_obs=log.next_obs * scale), _all(log)
+
+
+def _all(log: Rollout) -> Tensor:
+    return torch.ones(log.num_steps, dtype=torch.bool)
+
+
+def _explanations(family: TaskFamily, prior: PlantPrior) -> list[Explanation]:
+    """All that a log is compared with."""
+    dims = np.flatnonzero(prior.moving).tolist()
+    names = family.obs_names or tuple(f"obs_{i}" for i in range(len(prior.scale)))
+    step = "" if family.time_step is None else f" ({family.time_step:g} s)"
+    found = [
+        Explanation("late action", _late_action, remedy="each action stands one row too late in "
+                    "the log; write it beside the observation that it was chosen from"),
+        Explanation("reversed time", _reversed, remedy="the rows stand in reversed order of time"),
+    ]  # fmt: skip
+    for delay in range(1, LONGEST_DELAY + 1):
+        found.append(
+            Explanation(
+                "delayed plant",
+                lambda log, delay=delay: _delayed_plant(log, delay),  # type: ignore[misc]
+                mended=f"actions act {delay} step(s) late on this plant, which the policy does not "
+                f"know: each was moved to where it acts",
+            )
+        )
+    if family.effect_dims:
+        old = ", ".join(names[i] for i in family.effect_dims)
+        found.append(
+            Explanation(
+                "old velocities",
+                lambda log: _old_columns(log, family.effect_dims),
+                mended=f"{old} are one row old, as differences of positions are: moved by a row",
+            )
+        )
+    for rate in RATES:
+        near = NEAR_RATES[0] <= rate <= NEAR_RATES[1]
+        found.append(
+            Explanation(
+                "another rate",
+                lambda log: (log, _all(log)),
+                rate,
+                mended=f"a row lasts about {rate:g} time steps of {family.name}{step}" * near,
+                remedy=f"a row lasts about {rate:g} time steps of {family.name}{step}; log at that "
+                f"rate, or resample (hold actions, do not look ahead)",
+            )
+        )
+    for size in (1, 2):
+        for some in itertools.combinations(dims, size):
+            if size == len(dims):  # all mirrored is the mirrored plant
+                continue
+            which = ", ".join(names[i] for i in some)
+            found.append(
+                Explanation(
+                    "mirrored sensor",
+                    lambda log, some=some: _scaled(log, some, -1.0),  # type: ignore[misc]
+                    remedy=f"the sign of {which} is the other way round",
+                )
+            )
+            for unit, factor in UNITS.items():
+                found.append(
+                    Explanation(
+                        "another unit",
+                        lambda log, some=some, factor=factor: _scaled(log, some, factor),  # type: ignore[misc]
+                        stretch=size * math.log(factor),
+                        remedy=f"{which} look like {unit} of the family's unit",
+                    )
+                )
+    return found
