@@ -22,7 +22,7 @@ from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
-from ssm_metarl.objectives.prediction import target_spread
+from ssm_metarl.objectives.prediction import silent_dims, target_spread
 from ssm_metarl.types import FlatParams, Params, Rollout
 
 
@@ -119,6 +119,9 @@ def adapt_to_tasks(
         Task parameters, shape (K, ...) each, and a report for each task.
     """
     check_support(policy, current, config.objective)
+    silent = None
+    if config.objective == "prediction" and policy.heads.predicted_dims:
+        silent = silent_dims(policy, current)
     loss = task_loss(
         policy,
         config.objective,
@@ -126,13 +129,16 @@ def adapt_to_tasks(
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,
         replay=replay,
+        silent=silent,
     )
     own_loss = loss.own if isinstance(loss, HybridLoss) else loss
     # The limits were set for the learned steps on one objective: of others they know nothing.
     calibration = policy.calibration if config.adapt_lr is None else None
     if calibration is not None and calibration.objective != config.objective:
         calibration = None
-    guard = Safeguard(policy, own_loss, current, calibration, rollback=config.rollback)
+    guard = Safeguard(
+        policy, own_loss, current, calibration, silent=silent, rollback=config.rollback
+    )
     loss_before = guard.loss
     step_size: Params | float = (
         policy.step_sizes() if config.adapt_lr is None else float(config.adapt_lr)

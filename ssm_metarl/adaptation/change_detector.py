@@ -9,6 +9,9 @@ an unchanged plant gives in 99 of 100 such windows (the model's `Calibration`). 
 not the one that the policy is adapted to. A meta-trained policy that has not adapted yet predicts
 badly everywhere: its verdict is True.
 
+A sensor that stands still says nothing and is left out. Where half of them do, nothing is known of
+the plant, and nothing is to be adapted to: the score is 0.
+
 The trap: errors count in units of the targets' spread in the data that the policy was *adapted
 to*, which an `AdaptedPolicy` carries with it. The window's own spread would not do: a pole at rest
 moves ten times less than one that random actions throw about.
@@ -25,7 +28,7 @@ from torch import Tensor
 from ssm_metarl.adaptation.inner_objective import check_support
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
-from ssm_metarl.objectives.prediction import prediction_loss
+from ssm_metarl.objectives.prediction import is_uninformative, prediction_loss, silent_dims
 from ssm_metarl.types import Params, Rollout
 
 
@@ -63,13 +66,18 @@ def needs_adaptation(policy: Policy | StateSpaceModel, transitions: Rollout) -> 
         )
     check_support(policy, transitions, "prediction")
     spread = calibration.target_spread
-    error = window_error(
-        policy,
-        policy.meta_params(),
-        transitions,
-        window=calibration.window,
-        spread=None if spread is None else policy.obs_scale.new_tensor([spread]),
-    )
+    last = last_steps(transitions, calibration.window)
+    silent = silent_dims(policy, last)
+    if bool(is_uninformative(silent)):
+        return ChangeReport(0.0, False)
+    with torch.no_grad():
+        error = prediction_loss(
+            policy,
+            policy.meta_params(),
+            last,
+            spread=None if spread is None else policy.obs_scale.new_tensor([spread]),
+            silent=silent,
+        )
     limit = calibration.max_prediction_error
     score = float(error[0]) / limit if limit > 0 else math.inf
     return ChangeReport(score, not score <= 1)  # NaN, from a broken policy, is a reason to adapt
@@ -96,6 +104,15 @@ def window_error(
     Raises:
         ValueError: A task took fewer steps.
     """
+    return prediction_loss(policy, params, last_steps(rollout, window), spread=spread)
+
+
+def last_steps(rollout: Rollout, window: int) -> Rollout:
+    """The last ``window`` steps that each task took in one environment, (window, K, 1).
+
+    Raises:
+        ValueError: A task took fewer steps.
+    """
     taken = rollout.mask[:, :, 0]
     if int(taken.sum(dim=0).min()) < window:
         raise ValueError(
@@ -103,11 +120,10 @@ def window_error(
         )
     # Taken steps sort behind the others and keep their order: the last rows are the window.
     order = torch.argsort(taken.to(torch.int8), dim=0, stable=True)[-window:]  # (window, K)
-    last = rollout.map(
+    return rollout.map(
         lambda x: torch.gather(
             x[:, :, 0],
             0,
             order.view(*order.shape, *(1,) * (x.dim() - 3)).expand(*order.shape, *x.shape[3:]),
         )[:, :, None]
     )
-    return prediction_loss(policy, params, last, spread=spread)

@@ -96,6 +96,7 @@ def task_loss(
     gamma: float,
     gae_lambda: float,
     replay: Replay | None = None,
+    silent: Tensor | None = None,
 ) -> WatchedLoss | HybridLoss:
     """The loss of each task as a function of its parameters.
 
@@ -106,6 +107,7 @@ def task_loss(
         gamma: Discount factor (policy_gradient).
         gae_lambda: Of the advantages (policy_gradient).
         replay: Replayed experience, for hybrid adaptation.
+        silent: Dimensions of this task's data without weight, shape (K, D) (prediction).
     """
     if objective == "prediction":
         if not policy.heads.predicted_dims:
@@ -116,7 +118,7 @@ def task_loss(
         spread = target_spread(policy, current)
 
         def make(rollout: Rollout, weight: Tensor | None) -> WatchedLoss:
-            return PredictionLoss(policy, rollout, spread=spread, weight=weight)
+            return PredictionLoss(policy, rollout, spread=spread, weight=weight, silent=silent)
 
     elif objective == "policy_gradient":
 

@@ -5,6 +5,7 @@ Meta-training does not ask: it must feel the steps that go wrong.
 
 A step is undone, and the task takes no more, unless
 
+    0. these data tell what an action does: half of what is predicted moves in them, or more, and
     1. the inner loss on this task's own data is finite and has fallen, and
     2. it is at most ``max_loss`` for data of this length: data that the adapted model cannot
        explain (a broken log, a plant unlike any in training) are no reason to move, and
@@ -12,7 +13,7 @@ A step is undone, and the task takes no more, unless
 
 The limits in 2 and 3 are a model's `Calibration`, set on meta-training tasks so that the return
 falls after a kept (standard) step on at most 5 % of them (`evaluation.calibration`). Without one,
-or with a step size (``adapt_lr``) or objective that it was not made for, rule 1 alone decides.
+or with a step size (``adapt_lr``) or objective that it was not made for, rules 0 and 1 decide.
 Adaptation may thus end where it began; the report says so, and why.
 
 The trap: a falling loss by itself is no evidence. On shuffled actions the first step always lowers
@@ -28,13 +29,15 @@ from ssm_metarl.adaptation.inner_objective import WatchedLoss
 from ssm_metarl.config import Calibration
 from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.objectives.prediction import is_uninformative
 from ssm_metarl.types import Params, Rollout
 
-KEPT, LOSS_ROSE, LOSS_HIGH, MOVED_FAR = range(4)
+KEPT, LOSS_ROSE, LOSS_HIGH, MOVED_FAR, UNINFORMATIVE = range(5)
 REASONS = {
     LOSS_ROSE: "the inner loss did not fall",
     LOSS_HIGH: "the adapted model does not explain the data",
     MOVED_FAR: "the policy changed more than in any meta-training task",
+    UNINFORMATIVE: "the data do not tell what an action does (frozen or missing sensors)",
 }
 """Why a step was undone, by the code in `Safeguard.verdict`."""
 
@@ -46,7 +49,8 @@ class Safeguard:
         policy: Before adapting: what the change is measured against.
         loss: The tasks' inner losses on their own data, without replay.
         current: Those data, (T, K, N).
-        calibration: The limits; None leaves only the rule that the loss must fall.
+        calibration: The limits; None leaves only the rules 0 and 1.
+        silent: Predicted dimensions that stand still in the data, shape (K, D); None for none.
         rollback: False keeps every step, and only watches.
     """
 
@@ -57,6 +61,7 @@ class Safeguard:
         current: Rollout,
         calibration: Calibration | None,
         *,
+        silent: Tensor | None = None,
         rollback: bool = True,
     ) -> None:
         self._loss, self._taken = loss, current.mask
@@ -75,6 +80,8 @@ class Safeguard:
         self.steps_kept = torch.zeros_like(self.loss, dtype=torch.int64)
         self.verdict = torch.full_like(self.steps_kept, KEPT)
         """Why the last step was undone, a key of `REASONS`, or `KEPT`; shape (K,)."""
+        if silent is not None and rollback:
+            self.verdict[is_uninformative(silent)] = UNINFORMATIVE
 
     @torch.no_grad()
     def accept(self, candidate: Params) -> Tensor:

@@ -30,6 +30,27 @@ def target_spread(policy: Policy, rollout: Rollout) -> Tensor:
     return ((change.square() * weight).sum(dim=(0, 2)) / count).sqrt().clamp(min=MIN_SPREAD)
 
 
+def silent_dims(policy: Policy, rollout: Rollout) -> Tensor:
+    """Predicted dimensions that stand still in all of a task's data, shape (K, D), bool.
+
+    A sensor that is frozen, or not there. It would be explained best of all, by a policy that
+    believes that actions do nothing. A single step cannot tell, and what a policy is told of its
+    task never moves.
+    """
+    rollout = rollout.cleaned()
+    dims = list(policy.heads.predicted_dims)
+    change = ((rollout.next_obs - rollout.obs) * policy.obs_scale)[..., dims]
+    still = change.square().mean(dim=(0, 2)).sqrt() < MIN_SPREAD
+    told_dims = 0 if policy.config is None else policy.config.told_dims
+    told = torch.tensor(dims, device=still.device) >= policy.obs_dim - told_dims
+    return still & ~told & (rollout.steps_taken() > 1)[:, None]
+
+
+def is_uninformative(silent: Tensor) -> Tensor:
+    """Whether at least half of a task's predicted dimensions are silent, (K, D) to (K,)."""
+    return 2 * silent.sum(dim=1) >= max(silent.shape[1], 1)
+
+
 def prediction_loss(
     policy: Policy,
     params: Params,
@@ -37,6 +58,7 @@ def prediction_loss(
     *,
     spread: Tensor | None = None,
     weight: Tensor | None = None,
+    silent: Tensor | None = None,
 ) -> Tensor:
     """Squared prediction error of each task.
 
@@ -46,11 +68,13 @@ def prediction_loss(
         rollout: Steps in K tasks.
         spread: Scale of the targets, shape (K, D); None takes the rollout's own.
         weight: Weight of each step, shape (T, K, N); None weighs every taken step by 1.
+        silent: Dimensions without weight, shape (K, D); None for none.
 
     Returns:
         Weighted mean over a task's steps, shape (K,); 0 where all weights are 0.
     """
-    return PredictionLoss(policy, rollout, spread=spread, weight=weight)(params)
+    loss = PredictionLoss(policy, rollout, spread=spread, weight=weight, silent=silent)
+    return loss(params)
 
 
 class PredictionLoss:
@@ -63,6 +87,7 @@ class PredictionLoss:
         *,
         spread: Tensor | None = None,
         weight: Tensor | None = None,
+        silent: Tensor | None = None,
     ) -> None:
         self._policy, self._rollout = policy, rollout.cleaned()
         if spread is None:
@@ -75,6 +100,9 @@ class PredictionLoss:
         weight = torch.where(rollout.mask, weight, 0.0)
         share = weight / weight.sum(dim=(0, 2), keepdim=True).clamp(min=1e-8)
         self._weight = (share / change.shape[-1])[..., None]  # (T, K, N, 1)
+        if silent is not None and bool(silent.any()):
+            heard = (~silent)[:, None].to(share.dtype)  # (K, 1, D)
+            self._weight = share[..., None] * heard / heard.sum(dim=-1, keepdim=True).clamp(min=1)
 
     def __call__(self, params: Params) -> Tensor:
         """The loss of each task, shape (K,)."""
