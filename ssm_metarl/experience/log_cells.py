@@ -41,17 +41,16 @@ def convert(cells: Sequence[str], kind: Kind, *, decimal_comma: bool = False) ->
     """
     plain = [cell.translate(DECIMAL_COMMA) for cell in cells] if decimal_comma else cells
     values = _numbers(plain)
-    if kind == "number":
-        return values
-    for i in np.flatnonzero(np.isinf(values)).tolist():
-        text = cells[i].strip()
-        if kind == "flag":
-            values[i] = WORDS.get(text.casefold(), np.inf)
-        elif kind == "moment":
-            values[i] = _seconds(text)
-        else:
-            values[i] = _name(text)
+    if kind != "number":
+        for i in np.flatnonzero(np.isinf(values)).tolist():
+            values[i] = _word(cells[i].strip(), kind)
     return values
+
+
+def convert_one(text: str, kind: Kind) -> float:
+    """A single cell, as :func:`convert` does it."""
+    value = _number(text)
+    return _word(text.strip(), kind) if np.isinf(value) and kind != "number" else value
 
 
 def is_number(text: str) -> bool:
@@ -87,6 +86,13 @@ def _number(text: str) -> float:
         with suppress(ValueError):
             return float(text)
     return np.inf
+
+
+def _word(text: str, kind: Kind) -> float:
+    """What is no number, as one."""
+    if kind == "flag":
+        return WORDS.get(text.casefold(), np.inf)
+    return _seconds(text) if kind == "moment" else _name(text)
 
 
 def _seconds(text: str) -> float:

@@ -14,13 +14,14 @@ import io
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from ssm_metarl.experience.log_cells import convert, is_number, listed
+from ssm_metarl.experience.log_cells import Floats, Kind, convert, convert_one, is_number, listed
 from ssm_metarl.experience.log_columns import Columns, Wanted, check_unit
 from ssm_metarl.experience.log_table import Block
 
@@ -56,6 +57,7 @@ class CsvTable:
         self._decimal: str | None = None
         self._headers = self._comments = 0
         self._fresh = True  # no row yet: units may stand here
+        self._words = False  # columns of words were the last thing
         self._break = False  # a repeated header was the last thing
         with self._one_line():
             self._file = _text(raw)
@@ -191,17 +193,27 @@ class CsvTable:
                 text = text.replace(delimiter * 2, f"{delimiter}nan{delimiter}")
             text = text.replace(f"\n{delimiter}", f"\nnan{delimiter}")
             text = text.replace(f"{delimiter}\n", f"{delimiter}nan\n")[1:-1]
-        try:
-            values = np.loadtxt(
-                text.split("\n"), delimiter=delimiter, comments=None, ndmin=2,
-                usecols=[column.index for column in self.columns.read],
-            )  # fmt: skip
-        except ValueError:
+        values = self._numbers(text.split("\n"))
+        if values is None:
             return None
         numbers = np.arange(len(lines)) + self._line + 1
         breaks = np.zeros(len(lines), dtype=bool)
         breaks[0], self._break = self._break, False
         return Block(values, numbers, breaks, self._cell(lines))
+
+    def _numbers(self, lines: Sequence[str]) -> Floats | None:
+        """Lines of whole cells as numbers, shape (n, C); None if one of them is none."""
+        words: dict[int | str, Callable[[str], float]]
+        words = {c.index: partial(_word, c.kind) for c in self.columns.read if c.kind != "number"}
+        for converters in [words] if self._words else [None, words]:
+            with suppress(ValueError):
+                values: Floats = np.loadtxt(
+                    lines, delimiter=self._delimiter, comments=None, ndmin=2, converters=converters,
+                    usecols=[column.index for column in self.columns.read],
+                )  # fmt: skip
+                self._words = converters is not None
+                return values
+        return None
 
     def _read_carefully(self, lines: Sequence[str]) -> Block:
         """Any lines: quotes, comments, repeated headers, words."""
@@ -302,6 +314,11 @@ class CsvTable:
         return cell
 
 
+@lru_cache(maxsize=1024)
+def _word(kind: Kind, text: str) -> float:
+    return convert_one(text, kind)
+
+
 def _delimiters(text: str, delimiter: str, lines: int, width: int) -> bool | None:
     """Whether a cell is empty, where each line has ``width`` cells; None where one has not."""
     data = np.frombuffer(text.encode("utf-8", "surrogateescape"), dtype=np.uint8)
@@ -309,11 +326,10 @@ def _delimiters(text: str, delimiter: str, lines: int, width: int) -> bool | Non
     places = np.flatnonzero(data == ord(delimiter))
     if len(places) != lines * (width - 1):
         return None
-    places = places.reshape(lines, width - 1)
     begins = np.append(-1, ends[:-1])
-    if np.any(places[:, 0] < begins) or np.any(places[:, -1] > ends):
+    edges = np.column_stack([begins, places.reshape(lines, width - 1), ends])
+    if np.any(edges[:, 1] < begins) or np.any(edges[:, -2] > ends):
         return None
-    edges = np.column_stack([begins, places, ends])
     return bool(np.any(np.diff(edges) == 1))
 
 

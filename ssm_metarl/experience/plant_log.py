@@ -2,7 +2,8 @@
 
 Place in the flow: beside `experience_buffer`; ``ssm-metarl adapt --data`` reads its file here.
 `log_csv` and `log_parquet` make blocks of rows, `log_columns` says what they hold,
-`log_transitions` what led to what. A log of any length takes the memory of a few blocks.
+`log_transitions` what led to what, `log_rollout` makes the rollout. A log of any length takes the
+memory of a few blocks.
 
 A row is one moment: what was observed, and the action that was then taken. What the action led to
 is the next row, so an episode's last row has an observation only, its action empty. Columns, in
@@ -28,26 +29,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ssm_metarl.action_space import ActionSpace, Discrete
+from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.experience.log_cells import LARGEST, Floats, listed
 from ssm_metarl.experience.log_columns import Wanted
 from ssm_metarl.experience.log_csv import CsvTable
 from ssm_metarl.experience.log_parquet import ParquetTable
+from ssm_metarl.experience.log_rollout import build_rollout, find_period
 from ssm_metarl.experience.log_table import Block, Bools, Table, refusal
 from ssm_metarl.experience.log_transitions import Transitions
 from ssm_metarl.types import Rollout
 
 MAX_ROWS = 20_000
 """Transitions that are kept: a plant drifts, and what counts is how it is now."""
-
-GAP = 1.5
-"""Periods after which rows are missing."""
-
-EPOCH, LONG_PERIOD = (1e9, 3e9), 3600.0
-"""Seconds since 1970, in this century, and a period beyond which numbers are no seconds."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +186,7 @@ class _Reading:
         Raises:
             ValueError: No row tells what an action led to.
         """
-        found = self.single if self.single is not None and self.doubled else self.plain
+        found = self._right
         if self._error is not None and self._error[0] is found:
             raise self._error[1]
         found.end()
@@ -213,8 +207,8 @@ class _Reading:
             )
         if found.count > len(found.kept):
             notes.append(f"the last {len(found.kept):,} of {self.rows:,} rows are used")
-        period, gaps = _period(found, notes)
-        rollout = _rollout(found, gaps, notes)
+        period, gaps = find_period(found, notes)
+        rollout = build_rollout(found, gaps, notes)
         return PlantLog(
             rollout=rollout,
             num_rows=self.rows,
@@ -224,18 +218,21 @@ class _Reading:
             notes=tuple(notes),
         )
 
+    @property
+    def _right(self) -> Transitions:
+        """Which of both counts."""
+        return self.single if self.single is not None and self.doubled else self.plain
+
     def _feed(self, found: Transitions, block: Block) -> None:
-        """Add rows to one of both; its error counts if it is the right one of both in the end."""
+        """Add rows to one of both; its error counts if it is the right one in the end."""
         if self._error is not None and self._error[0] is found:
             return
         try:
             found.add(block)
         except ValueError as error:
-            if (
-                self._error is not None
-                or self.single is None
-                or self.doubled == (found is self.single)
-            ):
+            if self._error is not None and self._error[0] is self._right:
+                raise self._error[1] from None
+            if self._error is not None or self.single is None:
                 raise
             self._error = found, error
 
@@ -253,83 +250,3 @@ class _Reading:
         self.repeated += int((same & ~np.append(self._repeating, same[:-1])).sum())
         self._repeating = bool(same[-1])
         return same
-
-
-def _period(found: Transitions, notes: list[str]) -> tuple[float | None, Bools]:
-    """Seconds between rows, None if not known, and where rows are missing, shape (n,)."""
-    steps = found.kept[:, found.step][:, 0]
-    known = steps[np.isfinite(steps)]
-    gaps: Bools = np.zeros(len(steps), dtype=bool)
-    if not known.size or found.time is None:
-        return None, gaps
-    median = float(np.median(known))
-    gaps = steps > GAP * median * (1 + 1e-9)
-    columns = found.table.columns
-    name = columns.read[found.time].name
-    if columns.seconds is not None:
-        return median * columns.seconds, gaps
-    if median == 1 and found.last_time % 1 == 0 and not np.any(known % 1):
-        notes.append(f"column {name} counts rows: how long a row lasts is not known")
-        return None, gaps
-    scale, unit = _unit(found.last_time, median)
-    if unit != "seconds":
-        notes.append(f"column {name} is read in {unit}: rows are {median:g} apart")
-    elif median >= 5:
-        notes.append(f"rows are {median:g} s apart; a column of milliseconds is called {name}_ms")
-    return median * scale, gaps
-
-
-def _unit(time: float, step: float) -> tuple[float, str]:
-    """The unit of a time column that does not tell it, from its last value and its steps."""
-    units = (
-        (1.0, "seconds"),
-        (1e-3, "milliseconds"),
-        (1e-6, "microseconds"),
-        (1e-9, "nanoseconds"),
-    )
-    for scale, unit in units:
-        if EPOCH[0] <= time * scale <= EPOCH[1] and step * scale <= LONG_PERIOD:
-            return scale, unit
-    return units[3] if step >= 1e6 else units[2] if step >= 1e4 else units[0]
-
-
-def _rollout(found: Transitions, gaps: Bools, notes: list[str]) -> Rollout:
-    """What was kept, without the transitions that span a gap."""
-    kept = found.kept.copy()
-    kept[0, found.start] = 1
-    kept[1:, found.start] += gaps[:-1, None]
-    if gaps.any():
-        notes.append(f"{int(gaps.sum()):,} gap(s) of over {GAP:g} periods: none is stepped over")
-        if found.table.columns.next_obs is None:
-            kept = kept[~gaps]
-    reward = kept[:, found.reward]
-    if np.isnan(reward).any():
-        if not np.isnan(reward).all():
-            notes.append("rewards are missing in some rows: none is used")
-        reward = np.zeros_like(reward)
-    if isinstance(found.wanted.action_space, Discrete):
-        action = torch.from_numpy(kept[:, found.action].astype(np.int64))[..., 0]
-    else:
-        action = _float(kept[:, found.action])
-    flag = {
-        name: torch.from_numpy(kept[:, place] > 0)
-        for name, place in (
-            ("reset", found.start),
-            ("terminated", found.terminated),
-            ("truncated", found.truncated),
-        )
-    }
-    steps = len(kept)
-    return Rollout(
-        obs=_float(kept[:, found.obs])[:, None, None],  # (T, 1, 1, O)
-        action=action[:, None, None],  # (T, 1, 1) or (T, 1, 1, A)
-        reward=_float(reward)[:, None],  # (T, 1, 1)
-        next_obs=_float(kept[:, found.next_obs])[:, None, None],  # (T, 1, 1, O)
-        mask=torch.ones(steps, 1, 1, dtype=torch.bool),
-        log_prob=torch.full((steps, 1, 1), torch.nan),
-        **{name: values[:, None] for name, values in flag.items()},  # (T, 1, 1)
-    )
-
-
-def _float(values: Floats) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))
