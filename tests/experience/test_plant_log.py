@@ -79,7 +79,7 @@ def test_continuous_actions(read: Read) -> None:
         ("x,v,action\n1,2,\n3,4,1\n5,6,\n", "line 2: action: expected a finite number"),
         ("x,v,action\n0,5,1,5,0\n3,4,\n", "line 2: expected 3 cells, received 5"),
         ("x,v,v,action\n1,2,2,0\n3,4,4,\n", "expected columns x, v, action, received x, v, v"),
-        ("x,v,action,reward\n1,2,0,\n3,4,,\n", "line 2: reward: expected a finite number"),
+        ("x,v,action,reward\n1,2,0,?\n3,4,,\n", "line 2: reward: expected a finite number"),
     ],
 )
 def test_a_mistake_is_named_by_its_line(read: Read, text: str, message: str) -> None:

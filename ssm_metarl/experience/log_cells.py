@@ -1,0 +1,109 @@
+"""A log's cells as numbers.
+
+Place in the flow: the bottom of `plant_log`: `log_csv` and `log_parquet` convert columns here.
+
+Every cell becomes one float64, so that a block of a log is one array: NaN where the cell is empty,
+an infinity where it is not understood. Both are refused where a number is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Kind = Literal["number", "flag", "moment", "key"]
+"""What a column holds: numbers, 0/1/true/false, seconds or ISO dates, or names of episodes."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Beyond it a number is infinite to a policy, whose parameters are float32."""
+
+DECIMAL_COMMA = str.maketrans({",": ".", ".": "_"})
+"""Makes a decimal comma a point, and a point, which then marks thousands, what no number has."""
+
+WORDS = {"true": 1.0, "false": 0.0}
+
+
+def convert(cells: Sequence[str], kind: Kind, *, decimal_comma: bool = False) -> Floats:
+    """A column's cells as float64, shape (n,); NaN for an empty one, inf for no such thing.
+
+    Args:
+        cells: Their text.
+        kind: What they hold. A date becomes seconds; a name of an episode that is no number
+            becomes a number that is another one for another name.
+        decimal_comma: Whether 0,5 is a half.
+    """
+    plain = [cell.translate(DECIMAL_COMMA) for cell in cells] if decimal_comma else cells
+    values = _numbers(plain)
+    if kind != "number":
+        for i in np.flatnonzero(np.isinf(values)).tolist():
+            values[i] = _word(cells[i].strip(), kind)
+    return values
+
+
+def convert_one(text: str, kind: Kind) -> float:
+    """A single cell, as :func:`convert` does it."""
+    value = _number(text)
+    return _word(text.strip(), kind) if np.isinf(value) and kind != "number" else value
+
+
+def is_number(text: str) -> bool:
+    """Whether a cell is written as a number, a finite one or not."""
+    return not np.isinf(_number(text)) or "inf" in text.casefold()
+
+
+def shown(text: str) -> str:
+    """A cell or name for a message: on one line, and no longer than one can read."""
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of columns for a message: on one line, the first twenty of them."""
+    plain = [shown(name)[1:-1] for name in names[:20]]
+    return ", ".join(plain + [f"and {len(names) - 20} more"] * (len(names) > 20))
+
+
+def _numbers(cells: Sequence[str]) -> Floats:
+    text = "".join(cells)
+    if text.isascii() and "_" not in text:
+        with suppress(ValueError):
+            return np.array(list(map(float, cells)), dtype=np.float64)
+    return np.array([_number(cell) for cell in cells], dtype=np.float64)
+
+
+def _number(text: str) -> float:
+    """A float; Python's own reading takes 1_0 for 10, and the digits of every script."""
+    text = text.strip()
+    if not text:
+        return np.nan
+    if text.isascii() and "_" not in text:
+        with suppress(ValueError):
+            return float(text)
+    return np.inf
+
+
+def _word(text: str, kind: Kind) -> float:
+    """What is no number, as one."""
+    if kind == "flag":
+        return WORDS.get(text.casefold(), np.inf)
+    return _seconds(text) if kind == "moment" else _name(text)
+
+
+def _seconds(text: str) -> float:
+    """Seconds of an ISO date and time; one without a zone is taken for UTC, which has no jumps."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return np.inf
+
+
+def _name(text: str) -> float:
+    digest = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=6).digest()
+    return -1.5 - int.from_bytes(digest, "big")
