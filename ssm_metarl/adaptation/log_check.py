@@ -41,6 +41,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssm_metarl.action_space import Discrete
 from ssm_metarl.adaptation.plant_prior import Array, Fit, PlantPrior, prior_of
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
@@ -50,6 +51,8 @@ from ssm_metarl.types import Rollout
 
 MOST_ROWS = 2000
 """The last rows of a log are looked at: a plant that changes is told by its present."""
+STILL = 1e-4
+"""Scaled observations that differ by less in all of a log stand still."""
 LONGEST_DELAY = 3
 RATES = (0.05, 0.1, 0.25, 0.5, 2.0, 4.0, 5.0, 10.0)
 NEAR_RATES = (0.5, 2.0)
@@ -64,8 +67,13 @@ MOST_CHANGES = 4
 OUTLIER, OUTLIER_SHARE = 6.0, 0.4
 """Errors (in their own scale) beyond which a row is left out; with more such rows, nothing fits."""
 MOST_UNEXPLAINED = 0.6
+"""Share of the movement, of what actions move at once, above which no plant of the family fits."""
+LEAST_EFFECT = 0.01
+"""What an action must add to a scaled observation in a step to be told of."""
 CLEAN_SHARE = 0.1
 """An explanation is believed only where it leaves at most so many rows out."""
+LENGTHS = (5, 20, 40)
+"""Lengths of the honest logs, and how many of each and of each range of the family."""
 HONEST_LOGS = 24
 PURPOSE = "log-check"
 
@@ -165,10 +173,6 @@ def _silent(prior: PlantPrior, log: Rollout) -> NDArray[np.bool_]:
     return still
 
 
-STILL = 1e-4
-"""Scaled observations that differ by less in all of a log stand still."""
-
-
 def _refuse_without_excitation(
     family: TaskFamily, prior: PlantPrior, silent: NDArray[np.bool_], still: str
 ) -> None:
@@ -240,12 +244,10 @@ def _last_change(prior: PlantPrior, log: Rollout) -> tuple[int, float]:
     return found, best if found else 0.0
 
 
-def _best(
-    family: TaskFamily, prior: PlantPrior, log: Rollout
-) -> tuple[Explanation | None, float]:
+def _best(family: TaskFamily, prior: PlantPrior, log: Rollout) -> tuple[Explanation | None, float]:
     """The explanation that fits decisively better than the log as it stands, and its log odds."""
     explanations = _explanations(family, prior)
-    gains = _gains(prior, explanations, log)
+    gains = _gains(family, prior, explanations, log)
     if not (gains > MARGIN).any():  # the usual case: no need to know what honest logs give
         return None, 0.0
     winners = np.flatnonzero(gains > least_gains(family, log.num_steps))
@@ -255,7 +257,9 @@ def _best(
     return explanations[best], float(gains[best])
 
 
-def _gains(prior: PlantPrior, explanations: Sequence[Explanation], log: Rollout) -> Array:
+def _gains(
+    family: TaskFamily, prior: PlantPrior, explanations: Sequence[Explanation], log: Rollout
+) -> Array:
     """Log odds of each explanation against the log as it stands."""
     undone = [explanation.undo(log) for explanation in explanations]
     possible = [i for i, (other, _) in enumerate(undone) if other.num_steps > 0]
@@ -263,14 +267,12 @@ def _gains(prior: PlantPrior, explanations: Sequence[Explanation], log: Rollout)
     plain, *fits = prior.fit_all(rows, [1.0, *(explanations[i].rate for i in possible)])
     gains = np.full(len(explanations), -math.inf)
     for i, fit in zip(possible, fits, strict=True):
-        if _is_clean(fit):
+        changes = rows[1 + possible.index(i)][1]
+        if _is_clean(fit) and _unexplained(family, prior, fit, changes) <= MOST_UNEXPLAINED:
             same_rows = float(plain.row_score[undone[i][1].numpy()].sum())
             stretch = explanations[i].stretch * len(fit.row_score)
             gains[i] = fit.score + stretch - (same_rows - plain.penalty)
     return gains
-
-
-LENGTHS = (5, 20, 40)
 
 
 def least_gains(family: TaskFamily, num_steps: int) -> Array:
@@ -281,8 +283,12 @@ def least_gains(family: TaskFamily, num_steps: int) -> Array:
 
 @lru_cache(maxsize=8)
 def _honest(family: TaskFamily) -> tuple[tuple[Array, ...], float]:
-    """What honest, simulated logs give: the largest log odds of each explanation, for each length,
-    and the largest share that is left unexplained."""
+    """What honest, simulated logs of the family give.
+
+    Returns:
+        The largest log odds of each explanation, for each of `LENGTHS`, and the largest share of
+        the movement that is left unexplained.
+    """
     prior = prior_of(family)
     assert prior is not None
     explanations, largest, left = _explanations(family, prior), [], 0.0
@@ -297,7 +303,7 @@ def _honest(family: TaskFamily) -> tuple[tuple[Array, ...], float]:
             for k in range(logs.num_tasks):
                 x, y = prior.rows(logs.task(k))
                 left = max(left, _unexplained(family, prior, prior.fit(x, y), y))
-                gains.append(_gains(prior, explanations, logs.task(k)))
+                gains.append(_gains(family, prior, explanations, logs.task(k)))
         largest.append(np.max(gains, axis=0))
     return tuple(largest), left
 
@@ -345,17 +351,16 @@ def _is_clean(fit: Fit) -> bool:
 
 
 def _effects(prior: PlantPrior, fit: Fit, names: Sequence[str]) -> str:
-    """What one more of the action's code adds to each observation in a step, in words."""
-    effect = fit.weights[1 + int(prior.moving.sum()) :] / prior.scale[prior.moving]
-    moving = [n for n, m in zip(names, prior.moving, strict=True) if m]
-    if len(effect) != 1:
+    """What the largest action adds to each observation in a step, in words."""
+    space = prior.action_space
+    if space.code_dim != 1:
         return ""
-    large = np.abs(fit.weights[-1]) > 2 * TINY_EFFECT
-    parts = [f"{n} {e:+.2g}" for n, e, is_large in zip(moving, effect[0], large, strict=True) if is_large]
-    return ", ".join(parts)
-
-
-TINY_EFFECT = 0.005
+    effect = fit.weights[-1] / prior.scale[prior.moving]
+    felt = np.abs(fit.weights[-1]) > LEAST_EFFECT
+    moving = [n for n, moves in zip(names, prior.moving, strict=True) if moves]
+    parts = [f"{n} {e:+.2g}" for n, e, is_felt in zip(moving, effect, felt, strict=True) if is_felt]
+    action = "action 1" if isinstance(space, Discrete) else f"action {space.high:g}"
+    return f"in this log {action} adds {', '.join(parts) or 'nothing'} in a step"
 
 
 def _kept(log: Rollout, keep: Tensor) -> Rollout:

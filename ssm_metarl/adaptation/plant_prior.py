@@ -116,7 +116,9 @@ class PlantPrior:
             rates: How many time steps of the family a row of each lasts.
         """
         steps = max(len(y) for _, y in logs)
-        x, y = (np.stack([_padded(part, steps) for part in parts]) for parts in zip(*logs, strict=True))
+        x, y = (
+            np.stack([_padded(part, steps) for part in parts]) for parts in zip(*logs, strict=True)
+        )
         lengths = np.array([len(part) for _, part in logs])
         taken = (np.arange(steps) < lengths[:, None]).astype(np.float64)[:, None]  # (B, 1, T)
         flat, variance = self._robust(x, y, taken, np.array(rates))
@@ -160,7 +162,9 @@ class PlantPrior:
         mean, floor = self.mean * rate, np.square(self.noise)  # (B, C, O, F), (C, O)
         own = self._own_precision / rate[..., None] ** 2  # (B, C, O, F, F)
         count = taken.sum(axis=2)  # (B, 1)
-        variance = np.maximum(floor, 0.05 * (np.square(y) * taken[:, 0, :, None]).sum(1)[:, None] / count[..., None])
+        variance = np.maximum(
+            floor, 0.05 * (np.square(y) * taken[:, 0, :, None]).sum(1)[:, None] / count[..., None]
+        )
         flat = mean
         for _ in range(ITERATIONS):
             error = np.square(y[:, None] - x[:, None] @ flat.swapaxes(2, 3))  # (B, C, T, O)

@@ -1,12 +1,16 @@
 """``ssm-metarl adapt``: adapt a model to a named task or a plant's log, and save the policy.
 
 Place in the flow: a command; the work is `adaptation.standard_adapter` and `hybrid_adapter`, and
-`experience.plant_log` where a plant's own log is given.
+`experience.plant_log` and `adaptation.log_check` where a plant's own log is given.
+
+Where nothing was learned from the data, nothing is written: whoever takes the file for an adapted
+policy, as a script does, would run the plant with the old one.
 """
 
 from __future__ import annotations
 
 import json as json_module
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import announce_compilation, print_json
 from ssm_metarl.cli.flags import ModelArgument
-from ssm_metarl.command_line import changed, command_line, flag
+from ssm_metarl.command_line import PROGRAM, changed, command_line, flag
 from ssm_metarl.config import (
     AdaptationMode,
     EvaluationConfig,
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from ssm_metarl.tasks.task_family import Tasks
     from ssm_metarl.types import Rollout
 
+REFUSED = 4
+"""Exit code where the data are none to adapt to, and nothing was written."""
 SIMULATED = ("task", "support_steps", "support_policy", "episodes")
 """Flags that say nothing about a plant's own log."""
 
@@ -39,16 +45,24 @@ SIMULATED = ("task", "support_steps", "support_policy", "episodes")
 class Adapt(ModelArgument):
     """Adapt a model to one task, such as --task '{"force": 7, "sign": -1}', and save it.
 
-    With --data it adapts to the plant that wrote a CSV file, without an environment. A row is one
-    moment, columns in any order: the observations (cartpole: x, x_dot, theta, theta_dot in m, m/s,
-    rad, rad/s; elsewhere obs_0, obs_1, ...), the action then taken (0 or 1), and, if you like,
-    reward and episode (another value starts an episode). An episode's last row has no action.
+    With --data it adapts to the plant that wrote a CSV or Parquet file, without an environment. A
+    row is one moment, columns in any order: the observations (cartpole: x, x_dot, theta, theta_dot
+    in m, m/s, rad, rad/s; elsewhere obs_0, obs_1, ...), the action then taken (0 or 1), and, if you
+    like, time in seconds, reward, and what tells episodes apart (episode, terminated, done, ...).
+    An episode's last row has no action. Rows are one time step of the family apart (cartpole:
+    0.02 s). A log that a late action, another rate, a frozen or mirrored sensor or another plant
+    explains better than the family's plants is refused; of one in which the plant changes, what
+    follows the change is used. What no log can tell: whether its actions are coded the other way
+    round. So what an action was found to do is printed, such as "x_dot +0.2": action 1 adds that
+    much in a step.
+
+    Exit code 4: the data are none to adapt to, or no step was kept; nothing is written.
     """
 
     task: str = "{}"
     """The task's parameters as JSON; what is missing keeps its default."""
     data: Path | None = None
-    """CSV file of the plant to adapt to, instead of a task."""
+    """CSV or Parquet file of the plant to adapt to, instead of a task."""
     out: Path | None = None
     """File for the adapted policy; None for adapted.safetensors. Never overwritten."""
     family: str | None = None
@@ -70,7 +84,8 @@ class Adapt(ModelArgument):
     adapt_lr: float | None = None
     """Plain gradient descent with this rate; None uses the model's learned step sizes."""
     rollback: bool = True
-    """Undo a step that the safeguard finds harmful, and end there; False keeps every step."""
+    """Undo a step that the safeguard finds harmful, and end there; False keeps every step, whatever
+    the log."""
     episodes: int = 4
     """Greedy episodes before and after, to show the difference."""
     seed: int = 0
@@ -90,7 +105,9 @@ class Adapt(ModelArgument):
 
     def run(self) -> int:
         """Take or collect support data, adapt, save, show the difference."""
+        from ssm_metarl.adaptation.log_check import LogRefused
         from ssm_metarl.cli.outputs import new_file
+        from ssm_metarl.evaluation.episodes import collect_support
         from ssm_metarl.evaluation.opened_model import open_experience, open_model
 
         parameters = parse_task(self.task)
@@ -110,19 +127,33 @@ class Adapt(ModelArgument):
             opened = replace(opened, buffer=open_experience(self.experience))
         buffer = opened.experience(config) if self.mode == "hybrid" else None
         tasks = None if self.data is not None else opened.family.task(parameters)
-        support = self._support(opened, tasks)
-        new_file(out)
-        adapted = opened.adapt(support, self.mode, config, seed=self.seed)
         result: dict[str, Any] = {"model": self.model, "family": opened.family.name}
         if tasks is None:
             target = result["data"] = str(self.data)
+            try:
+                support, result["notes"], result["effects"] = self._log(opened)
+            except LogRefused as refused:
+                return self._refuse(result, refused.reason, str(refused))
         else:
+            support = collect_support(
+                opened.policy,
+                tasks,
+                self.support_steps,
+                self.support_policy or opened.trained.support_policy,
+                seed=self.seed,
+            )
+        new_file(out)
+        adapted = opened.adapt(support, self.mode, config, seed=self.seed)
+        if tasks is not None:
             settings = EvaluationConfig(episodes_per_task=self.episodes, seed=self.seed)
             result["task"], target = tasks.as_dicts()[0], describe(tasks)
             result["before"], result["after"] = (
                 episode_returns(p, tasks, settings) for p in (opened.policy, adapted)
             )
         result |= {"mode": self.mode, "report": asdict(adapted.report), "out": str(out)}
+        if adapted.report.rolled_back is not None and adapted.report.num_steps == 0:
+            reason = f"the first step was undone: {adapted.report.rolled_back}"
+            return self._refuse(result | {"out": None}, adapted.report.rolled_back, reason)
         if buffer is not None:
             buffer.add(support, [buffer.next_task_id])
             result["experience"] = len(buffer)
@@ -134,32 +165,39 @@ class Adapt(ModelArgument):
             print_result(result)
         return 0
 
-    def _support(self, opened: OpenedModel, tasks: Tasks | None) -> Rollout:
-        """The plant's log, or data collected in the task."""
-        from ssm_metarl.evaluation.episodes import collect_support
-        from ssm_metarl.experience.plant_log import read_plant_log
+    def _log(self, opened: OpenedModel) -> tuple[Rollout, tuple[str, ...], str]:
+        """The plant's log, what there is to know about it, and what its actions do.
 
-        policy, trained = opened.policy, opened.trained
-        if tasks is None:
-            assert self.data is not None
-            if (self.objective or trained.objective) != "prediction":
-                raise ValueError(
-                    "objective: expected 'prediction' for a plant's log, which does not tell how "
-                    "likely its actions were, received 'policy_gradient'"
-                )
-            return read_plant_log(
-                self.data,
-                obs_dim=policy.obs_dim,
-                action_space=policy.action_space,
-                obs_names=opened.family.obs_names,
+        Raises:
+            LogRefused: It is none to adapt to.
+        """
+        from ssm_metarl.adaptation.log_check import check_log
+        from ssm_metarl.experience.plant_log import open_plant_log
+
+        assert self.data is not None
+        if (self.objective or opened.trained.objective) != "prediction":
+            raise ValueError(
+                "objective: expected 'prediction' for a plant's log, which does not tell how "
+                "likely its actions were, received 'policy_gradient'"
             )
-        return collect_support(
-            policy,
-            tasks,
-            self.support_steps,
-            self.support_policy or trained.support_policy,
-            seed=self.seed,
+        log = open_plant_log(
+            self.data,
+            obs_dim=opened.policy.obs_dim,
+            action_space=opened.policy.action_space,
+            obs_names=opened.family.obs_names,
         )
+        if not self.rollback:
+            return log.rollout, log.notes, ""
+        findings = check_log(opened.family, log.rollout, period=log.period)
+        return findings.log, (*log.notes, *findings.notes), findings.effects
+
+    def _refuse(self, result: Mapping[str, Any], reason: str, message: str) -> int:
+        """Say why nothing was written."""
+        if self.json:
+            print_json({**result, "refused": reason, "message": message})
+        about = "task" if self.data is None else self.data
+        print(f"{PROGRAM}: {about}: {message}; nothing was written", file=sys.stderr)
+        return REFUSED
 
     def _save(
         self,
@@ -202,6 +240,10 @@ def print_result(result: Mapping[str, Any]) -> None:
     if report["rolled_back"] is not None:
         what = "the first" if report["num_steps"] == 0 else "a further"
         print(f"{what} step was undone: {report['rolled_back']}")
+    for note in result.get("notes", ()):
+        print(f"note: {note}")
+    if result.get("effects"):
+        print(f"{result['effects']}; if it does not, the log is coded the other way round")
     if "before" in result:
         before, after = mean(result["before"]), mean(result["after"])
         print(f"return before {before:.1f}, after {after:.1f}")

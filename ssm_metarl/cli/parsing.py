@@ -69,7 +69,8 @@ commands:
 
 --flag-name and --flag_name are the same. With --json, stdout is one JSON object.
 Exit codes: 0 done, 1 verify found other figures, a row of bench failed or rsi is halted, 2 bad
-input, 3 training diverged (status: no daemon runs), 4 a daemon runs already, 130 interrupted.
+input, 3 training diverged (status: no daemon runs), 4 adapt refused its data and wrote nothing
+(start: a daemon runs already), 130 interrupted.
 
 examples:
   {PROGRAM} train --max-env-steps 300000 --out runs/first
