@@ -29,20 +29,19 @@ compare.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ssm_metarl.action_space import Discrete
-from ssm_metarl.adaptation.plant_prior import Array, Fit, PlantPrior, prior_of
+from ssm_metarl.adaptation.log_explanations import Explanation, explanations_for, kept
+from ssm_metarl.adaptation.plant_prior import RANGES, Array, Fit, PlantPrior, prior_of
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.seeding import TaskNoise
@@ -53,12 +52,7 @@ MOST_ROWS = 2000
 """The last rows of a log are looked at: a plant that changes is told by its present."""
 STILL = 1e-4
 """Scaled observations that differ by less in all of a log stand still."""
-LONGEST_DELAY = 3
-RATES = (0.05, 0.1, 0.25, 0.5, 2.0, 4.0, 5.0, 10.0)
-NEAR_RATES = (0.5, 2.0)
-"""Rates that are told of and go through: a policy still holds the plant at them."""
 PERIOD_TOLERANCE = 0.2
-UNITS = {"degrees": math.pi / 180, "hundredths": 0.01, "thousandths": 0.001}
 MARGIN = 2.0
 """What log odds must exceed those that honest logs of the family have given."""
 CHANGE_MARGIN = 25.0
@@ -101,22 +95,6 @@ class LogFindings:
     """A sentence for each thing that was mended, left out or is odd."""
     effects: str
     """What an action was found to do, in words; empty where the family is not judged."""
-
-
-class Explanation(NamedTuple):
-    """A way in which a log may have come about."""
-
-    name: str
-    undo: Callable[[Rollout], tuple[Rollout, Tensor]]
-    """The log as it should have been, and which of its rows that keeps, (T,)."""
-    rate: float = 1.0
-    """How much longer a row is than a time step of the family."""
-    stretch: float = 0.0
-    """Log of the factor by which undoing it scales a row's volume."""
-    mended: str = ""
-    """What to say where the undone log is used; empty where the log is refused."""
-    remedy: str = ""
-    """What to say where it is refused."""
 
 
 def check_log(family: TaskFamily, log: Rollout, *, period: float | None = None) -> LogFindings:
@@ -196,7 +174,7 @@ def _explained(
     split, gain_of_change = _last_change(prior, log)
     changed = split > 0 and gain_of_change > gain
     if changed:
-        log = _since_last_change(prior, _kept(log, torch.arange(log.num_steps) >= split))
+        log = _since_last_change(prior, kept(log, torch.arange(log.num_steps) >= split))
         explanation, _ = _best(family, prior, log)
         if log.num_steps < LENGTHS[1]:  # too short to tell a spoilt log from a coincidence
             explanation = None
@@ -213,7 +191,7 @@ def _since_last_change(prior: PlantPrior, log: Rollout) -> Rollout:
         split, _ = _last_change(prior, log)
         if split == 0:
             break
-        log = _kept(log, torch.arange(log.num_steps) >= split)
+        log = kept(log, torch.arange(log.num_steps) >= split)
     return log
 
 
@@ -246,7 +224,7 @@ def _last_change(prior: PlantPrior, log: Rollout) -> tuple[int, float]:
 
 def _best(family: TaskFamily, prior: PlantPrior, log: Rollout) -> tuple[Explanation | None, float]:
     """The explanation that fits decisively better than the log as it stands, and its log odds."""
-    explanations = _explanations(family, prior)
+    explanations = explanations_for(family, prior)
     gains = _gains(family, prior, explanations, log)
     if not (gains > MARGIN).any():  # the usual case: no need to know what honest logs give
         return None, 0.0
@@ -277,8 +255,9 @@ def _gains(
 
 def least_gains(family: TaskFamily, num_steps: int) -> Array:
     """The log odds that each explanation of a log must reach to be believed."""
-    honest = _honest(family)[0][max(np.searchsorted(LENGTHS, num_steps, side="right") - 1, 0)]
-    return np.maximum(honest, 0) + MARGIN
+    length = max(bisect_right(LENGTHS, num_steps) - 1, 0)
+    least: Array = np.maximum(_honest(family)[0][length], 0) + MARGIN
+    return least
 
 
 @lru_cache(maxsize=8)
@@ -291,11 +270,11 @@ def _honest(family: TaskFamily) -> tuple[tuple[Array, ...], float]:
     """
     prior = prior_of(family)
     assert prior is not None
-    explanations, largest, left = _explanations(family, prior), [], 0.0
+    explanations, largest, left = explanations_for(family, prior), [], 0.0
     for steps in LENGTHS:
         gains = []
-        for split in ("train", "ood"):
-            tasks = family.sample(split, HONEST_LOGS, seed=0, stream=PURPOSE)  # type: ignore[arg-type]
+        for split in RANGES:
+            tasks = family.sample(split, HONEST_LOGS, seed=0, stream=PURPOSE)
             worlds = make_worlds(tasks, 1, seed=0, purpose=PURPOSE)
             noise = TaskNoise(0, f"{PURPOSE}-action", tasks.indices)
             actor = random_actor(worlds, noise, steps)
@@ -328,7 +307,7 @@ def _without_outliers(
             f"another plant, or several faults at once: no plant of the family explains "
             f"{100 * share:.0f} % of what happened after the actions",
         )
-    return _kept(log, torch.from_numpy(~out)), fit, int(out.sum())
+    return kept(log, torch.from_numpy(~out)), fit, int(out.sum())
 
 
 def _unexplained(family: TaskFamily, prior: PlantPrior, fit: Fit, y: Array) -> float:
@@ -342,8 +321,8 @@ def _unexplained(family: TaskFamily, prior: PlantPrior, fit: Fit, y: Array) -> f
 
 def _outliers(fit: Fit) -> NDArray[np.bool_]:
     """Rows that the plant of the other rows does not explain, shape (T,)."""
-    far: NDArray[np.bool_] = (np.abs(fit.residual) > OUTLIER * fit.scale).any(axis=1)
-    return far
+    far = np.abs(fit.residual) > OUTLIER * fit.scale
+    return np.asarray(far.any(axis=1))
 
 
 def _is_clean(fit: Fit) -> bool:
@@ -361,123 +340,3 @@ def _effects(prior: PlantPrior, fit: Fit, names: Sequence[str]) -> str:
     parts = [f"{n} {e:+.2g}" for n, e, is_felt in zip(moving, effect, felt, strict=True) if is_felt]
     action = "action 1" if isinstance(space, Discrete) else f"action {space.high:g}"
     return f"in this log {action} adds {', '.join(parts) or 'nothing'} in a step"
-
-
-def _kept(log: Rollout, keep: Tensor) -> Rollout:
-    """The chosen steps; after a gap a new sequence starts."""
-    gap = torch.cat([torch.ones(1, dtype=torch.bool), ~keep[:-1]])
-    log = replace(log, reset=log.reset | gap[:, None, None])
-    return log.map(lambda v: v[keep])
-
-
-def _follows(log: Rollout) -> Tensor:
-    """Whether each step goes on from the one before it, shape (T,)."""
-    follows = ~log.reset[:, 0, 0].clone()
-    follows[:1] = False
-    return follows
-
-
-def _late_action(log: Rollout) -> tuple[Rollout, Tensor]:
-    """Each action stood one row late: it belongs to the row before."""
-    follows = _follows(log)
-    moved = replace(log, action=torch.cat([log.action[1:], log.action[:1]]))
-    keep = torch.cat([follows[1:], follows[:1] & False])
-    return _kept(moved, keep), keep
-
-
-def _delayed_plant(log: Rollout, delay: int) -> tuple[Rollout, Tensor]:
-    """The action that acts in a step is the one of ``delay`` steps before."""
-    follows, keep = _follows(log), torch.ones(log.num_steps, dtype=torch.bool)
-    for ago in range(delay):
-        keep = keep & torch.cat([torch.zeros(ago, dtype=torch.bool), follows])[: len(follows)]
-    moved = torch.cat([log.action[:delay], log.action[:-delay]])[: log.num_steps]
-    return _kept(replace(log, action=moved), keep), keep
-
-
-def _old_columns(log: Rollout, dims: Sequence[int]) -> tuple[Rollout, Tensor]:
-    """Some columns stood one row late: each value belongs to the row before."""
-    follows = _follows(log)
-    obs, after = log.obs.clone(), log.next_obs.clone()
-    obs[..., list(dims)] = log.next_obs[..., list(dims)]
-    after[:-1, ..., list(dims)] = log.next_obs[1:, ..., list(dims)]
-    keep = torch.cat([follows[1:], follows[:1] & False])
-    return _kept(replace(log, obs=obs, next_obs=after), keep), keep
-
-
-def _reversed(log: Rollout) -> tuple[Rollout, Tensor]:
-    """Time ran backwards."""
-    return replace(log, obs=log.next_obs, next_obs=log.obs), _all(log)
-
-
-def _scaled(log: Rollout, dims: Sequence[int], factor: float) -> tuple[Rollout, Tensor]:
-    scale = torch.ones(log.obs.shape[-1], dtype=log.obs.dtype)
-    scale[list(dims)] = factor
-    return replace(log, obs=log.obs * scale, next_obs=log.next_obs * scale), _all(log)
-
-
-def _all(log: Rollout) -> Tensor:
-    return torch.ones(log.num_steps, dtype=torch.bool)
-
-
-def _explanations(family: TaskFamily, prior: PlantPrior) -> list[Explanation]:
-    """All that a log is compared with."""
-    dims = np.flatnonzero(prior.moving).tolist()
-    names = family.obs_names or tuple(f"obs_{i}" for i in range(len(prior.scale)))
-    step = "" if family.time_step is None else f" ({family.time_step:g} s)"
-    found = [
-        Explanation("late action", _late_action, remedy="each action stands one row too late in "
-                    "the log; write it beside the observation that it was chosen from"),
-        Explanation("reversed time", _reversed, remedy="the rows stand in reversed order of time"),
-    ]  # fmt: skip
-    for delay in range(1, LONGEST_DELAY + 1):
-        found.append(
-            Explanation(
-                "delayed plant",
-                lambda log, delay=delay: _delayed_plant(log, delay),  # type: ignore[misc]
-                mended=f"actions act {delay} step(s) late on this plant, which the policy does not "
-                f"know: each was moved to where it acts",
-            )
-        )
-    if family.effect_dims:
-        old = ", ".join(names[i] for i in family.effect_dims)
-        found.append(
-            Explanation(
-                "old velocities",
-                lambda log: _old_columns(log, family.effect_dims),
-                mended=f"{old} are one row old, as differences of positions are: moved by a row",
-            )
-        )
-    for rate in RATES:
-        near = NEAR_RATES[0] <= rate <= NEAR_RATES[1]
-        found.append(
-            Explanation(
-                "another rate",
-                lambda log: (log, _all(log)),
-                rate,
-                mended=f"a row lasts about {rate:g} time steps of {family.name}{step}" * near,
-                remedy=f"a row lasts about {rate:g} time steps of {family.name}{step}; log at that "
-                f"rate, or resample (hold actions, do not look ahead)",
-            )
-        )
-    for size in (1, 2):
-        for some in itertools.combinations(dims, size):
-            if size == len(dims):  # all mirrored is the mirrored plant
-                continue
-            which = ", ".join(names[i] for i in some)
-            found.append(
-                Explanation(
-                    "mirrored sensor",
-                    lambda log, some=some: _scaled(log, some, -1.0),  # type: ignore[misc]
-                    remedy=f"the sign of {which} is the other way round",
-                )
-            )
-            for unit, factor in UNITS.items():
-                found.append(
-                    Explanation(
-                        "another unit",
-                        lambda log, some=some, factor=factor: _scaled(log, some, factor),  # type: ignore[misc]
-                        stretch=size * math.log(factor),
-                        remedy=f"{which} look like {unit} of the family's unit",
-                    )
-                )
-    return found

@@ -32,12 +32,14 @@ from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Choice, Split, TaskFamily, Tasks
 from ssm_metarl.types import Rollout
 
 Array = NDArray[np.float64]
 
 PURPOSE = "plant-prior"
+RANGES: tuple[Split, ...] = ("train", "ood")
+"""Both that a family declares; the tasks are of streams of their own."""
 TASKS, STEPS, ENVS = 96, 64, 2
 MOST_COMBINATIONS = 8
 """With more combinations of categories, one distribution has to do for all."""
@@ -165,7 +167,7 @@ class PlantPrior:
         variance = np.maximum(
             floor, 0.05 * (np.square(y) * taken[:, 0, :, None]).sum(1)[:, None] / count[..., None]
         )
-        flat = mean
+        flat: Array = mean
         for _ in range(ITERATIONS):
             error = np.square(y[:, None] - x[:, None] @ flat.swapaxes(2, 3))  # (B, C, T, O)
             trust = (FREEDOM + dims) / (FREEDOM + (error / variance[:, :, None]).sum(axis=3))
@@ -188,7 +190,7 @@ class PlantPrior:
 
     @cached_property
     def _precision(self) -> Array:
-        inverse: Array = np.linalg.inv(self.covariance)
+        inverse: Array = np.linalg.inv(self.covariance).astype(np.float64)
         return inverse
 
     @cached_property
@@ -196,8 +198,8 @@ class PlantPrior:
         """Of each output by itself, shape (C, O, F, F)."""
         count, dims, size = self.mean.shape
         blocks = self.covariance.reshape(count, dims, size, dims, size)
-        own: Array = np.linalg.inv(blocks[:, range(dims), :, range(dims)].swapaxes(0, 1))
-        return own
+        own: Array = np.linalg.inv(blocks[:, range(dims), :, range(dims)]).astype(np.float64)
+        return own.swapaxes(0, 1)
 
 
 def _padded(rows: Array, steps: int) -> Array:
@@ -213,7 +215,7 @@ def prior_of(family: TaskFamily) -> PlantPrior | None:
     """
     groups = [
         _simulated(family, split, categories)
-        for split in ("train", "ood")
+        for split in RANGES
         for categories in _combinations(family)
     ]
     space, obs_dim = groups[0][0], groups[0][1].obs.shape[-1]
@@ -245,10 +247,10 @@ def _combinations(family: TaskFamily) -> list[dict[str, float]]:
 
 
 def _simulated(
-    family: TaskFamily, split: str, categories: dict[str, float]
+    family: TaskFamily, split: Split, categories: dict[str, float]
 ) -> tuple[ActionSpace, Rollout]:
     """Random actions in tasks of a range, with some categories given."""
-    tasks = family.sample(split, TASKS, seed=0, stream=PURPOSE)  # type: ignore[arg-type]
+    tasks = family.sample(split, TASKS, seed=0, stream=PURPOSE)
     given = {name: torch.full((TASKS,), v, dtype=torch.float64) for name, v in categories.items()}
     tasks = Tasks(family, {**tasks.values, **given}, tasks.indices)
     worlds = make_worlds(tasks, ENVS, seed=0, purpose=PURPOSE)
