@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssm_metarl.entrance import shaped
 from ssm_metarl.seeding import TaskNoise
 
 
@@ -29,6 +30,31 @@ class Discrete:
     def code_dim(self) -> int:
         """Size of :meth:`code`."""
         return 1 if self.n == 2 else self.n
+
+    def checked(
+        self, action: Tensor, lead: tuple[int, ...], axes: str, *, taken: Tensor | None = None
+    ) -> Tensor:
+        """Actions of this space, as int64.
+
+        Args:
+            action: Expected to have the shape ``lead`` and whole numbers from 0 to n - 1.
+            lead: One action for each index.
+            axes: Names of its axes.
+            taken: True where there is an action at all, shape ``lead``; None for everywhere.
+
+        Raises:
+            ValueError: They are none.
+        """
+        action = shaped("action", action, lead, torch.int64, axes)
+        wrong = (action < 0) | (action >= self.n)
+        if taken is not None:
+            wrong &= taken
+        if bool(wrong.any()):
+            raise ValueError(
+                f"action: expected whole numbers from 0 to {self.n - 1}, received "
+                f"{int(action[wrong][0])}"
+            )
+        return action
 
     def code(self, action: Tensor) -> Tensor:
         """Actions as centred numbers, shape (..., code_dim).
@@ -71,10 +97,37 @@ class Continuous:
         """Size of :meth:`code`."""
         return self.dim
 
+    def checked(
+        self, action: Tensor, lead: tuple[int, ...], axes: str, *, taken: Tensor | None = None
+    ) -> Tensor:
+        """Actions of this space, within the bounds or not: the plant clips them.
+
+        Args:
+            action: Expected to have the shape ``(*lead, dim)`` and finite numbers.
+            lead: One action for each index.
+            axes: Names of its axes.
+            taken: True where there is an action at all, shape ``lead``; None for everywhere.
+
+        Raises:
+            ValueError: They are none.
+        """
+        if not (isinstance(action, Tensor) and action.dtype.is_floating_point):
+            action = shaped("action", action, (*lead, self.dim), torch.float32, f"{axes}, A")
+        action = shaped("action", action, (*lead, self.dim), action.dtype, f"{axes}, A")
+        wrong = ~action.isfinite()
+        if taken is not None:
+            wrong &= taken[..., None]
+        if bool(wrong.any()):
+            raise ValueError(f"action: expected finite numbers, received {float(action[wrong][0])}")
+        return action
+
     def code(self, action: Tensor) -> Tensor:
-        """Actions scaled to [-1, 1], shape (..., dim)."""
+        """Actions as the plant executes them, scaled to [-1, 1], shape (..., dim).
+
+        It clips them to its bounds: an effect of more than a full push would be a wrong model.
+        """
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        return (action - middle) / half
+        return ((action - middle) / half).clamp(-1.0, 1.0)
 
     def mirror_code(self, code: Tensor) -> Tensor:
         """The code of the opposite action."""

@@ -73,14 +73,31 @@ class FlatParams(Mapping[str, Tensor]):
 
 
 def flatten(params: Params, shapes: Mapping[str, torch.Size]) -> Tensor:
-    """The named parameters one after another: shared (P,), or (K, P) if any of them is per task."""
+    """The named parameters one after another: shared (P,), or (K, P) if any of them is per task.
+
+    Raises:
+        ValueError: One is missing, or has another shape.
+    """
     if isinstance(params, FlatParams):
         return params.flat
-    per_task = [len(params[n]) for n, shape in shapes.items() if params[n].dim() > len(shape)]
-    lead = per_task[:1]
-    return torch.cat(
-        [params[n].expand(*lead, *s).flatten(len(lead)) for n, s in shapes.items()], -1
-    )
+    values: list[Tensor] = []
+    lead: tuple[int, ...] = ()
+    for name, shape in shapes.items():
+        value = params.get(name)
+        if value is None or value.shape != shape:
+            received = None if value is None else tuple(value.shape)
+            fits = received is not None and received[1:] == shape and lead in ((), received[:1])
+            if value is None or received is None or not fits:
+                raise ValueError(
+                    f"params: {name}: expected shape {tuple(shape)}, or with an axis of "
+                    f"{lead[0] if lead else 'K'} tasks before it, received {received}"
+                )
+            lead = received[:1]
+        values.append(value)
+    if not lead:
+        return torch.cat([value.flatten() for value in values])
+    every = zip(values, shapes.values(), strict=True)
+    return torch.cat([value.expand(*lead, *shape).flatten(1) for value, shape in every], -1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +269,24 @@ class Worlds(Protocol):
 
 Actor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(obs (K, N, O), reset (K, N)) -> (action (K, N[, A]), log_prob (K, N))``; may hold a state."""
+
+
+class SizedActor(Protocol):
+    """An `Actor` for so many environments and no others, which survives a broken sensor."""
+
+    num_tasks: int
+    num_envs: int
+
+    @property
+    def bad_readings(self) -> Tensor:
+        """Observations so far in which a number had to be held, shape (K, N), int64."""
+
+    def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Actor`.
+
+        Raises:
+            ValueError: Another shape or type of numbers.
+        """
 
 
 @runtime_checkable

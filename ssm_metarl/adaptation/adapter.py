@@ -10,10 +10,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from functools import cache
 
 import torch
-from torch import nn
 
 from ssm_metarl.adaptation.inner_loop import adapt_params
 from ssm_metarl.adaptation.inner_objective import HybridLoss, Replay, check_support, task_loss
@@ -47,7 +46,7 @@ class AdaptationReport:
 
 
 class AdaptedPolicy(Policy):
-    """A policy with parameters adapted to one task.
+    """A policy with parameters adapted to one task: a copy in everything else, whatever it has.
 
     Args:
         policy: The policy before adapting; it is copied, never changed.
@@ -63,41 +62,28 @@ class AdaptedPolicy(Policy):
         report: AdaptationReport,
         current: Rollout,
     ) -> None:
-        values = {name: p[0].detach() for name, p in task_params.items()}
-        super().__init__(
-            _with_values(policy.core, values, "core."),  # type: ignore[type-var]
-            _with_values(policy.heads, values, "heads."),
-            obs_scale=tuple(policy.obs_scale.tolist()),
-            obs_limit=tuple(policy.obs_limit.tolist()),
-            mirror=policy.mirror,
-            in_context=policy.in_context,
-            inner_lr=0.0,
-            config=policy.config,
-        )
+        # A module is what stands in its dictionary. Built anew from a list of its arguments, it
+        # would lack whatever the list forgets.
+        self.__dict__.update(copy.deepcopy(policy.__dict__))
+        self.__class__ = _adapted(type(policy))  # type: ignore[arg-type] # classes do hash
+        with torch.no_grad():
+            for name, p in self.meta_params().items():
+                p.copy_(task_params[name][0])
+        self.zero_grad()
         self.report = report
         if policy.calibration is not None and report.num_steps > 0:
             spread = tuple(target_spread(policy, current)[0].tolist())
             self.calibration = replace(policy.calibration, target_spread=spread)
-        else:
-            self.calibration = policy.calibration
-        self.step_size = nn.Parameter(policy.step_size.detach().clone())
-        self.obs_scale, self.obs_limit = policy.obs_scale.clone(), policy.obs_limit.clone()
 
 
-M = TypeVar("M", bound=nn.Module)
-
-
-def _with_values(module: M, values: Params, prefix: str) -> M:
-    """A copy of a module with its own copy of other parameters (not of its own, overwritten)."""
-    copied = copy.copy(module)
-    copied._parameters = {
-        name: nn.Parameter(values[f"{prefix}{name}"].clone()) for name in module._parameters
-    }
-    copied._modules = {
-        name: None if child is None else _with_values(child, values, f"{prefix}{name}.")
-        for name, child in module._modules.items()
-    }
-    return copied
+@cache
+def _adapted(kind: type[Policy]) -> type[AdaptedPolicy]:
+    """`AdaptedPolicy` with the methods of a class of policies."""
+    if issubclass(AdaptedPolicy, kind):
+        return AdaptedPolicy
+    if issubclass(kind, AdaptedPolicy):
+        return kind
+    return type(f"Adapted{kind.__name__}", (AdaptedPolicy, kind), {})
 
 
 def adapt_to_tasks(

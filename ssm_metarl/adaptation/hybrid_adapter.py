@@ -111,13 +111,14 @@ def check_experience(
             f"experience buffer: expected observations of size {policy.obs_dim}, received {obs_dim}"
         )
     if isinstance(space, Discrete):
-        fits = not action.is_floating_point() and action.dim() == 1 and int(action.max()) < space.n
+        whole = not action.is_floating_point() and action.dim() == 1
+        fits = whole and int(action.min()) >= 0 and int(action.max()) < space.n
     else:
         fits = action.is_floating_point() and action.shape[1:] == (space.dim,)
     if not fits:
         kind = f"numbers of shape {tuple(action.shape[1:])}"
         if not action.is_floating_point():
-            kind = f"whole numbers up to {int(action.max())}"
+            kind = f"whole numbers from {int(action.min())} to {int(action.max())}"
         raise ValueError(f"experience buffer: expected actions of {space}, received {kind}")
     if objective == "policy_gradient" and not bool(torch.isfinite(held["log_prob"]).all()):
         raise ValueError(

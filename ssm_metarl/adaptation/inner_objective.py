@@ -21,7 +21,7 @@ from torch import Tensor
 from ssm_metarl.adaptation.propensity import propensity_weights
 from ssm_metarl.config import Objective, ReplayWeights
 from ssm_metarl.core.distributions import ActionDistribution
-from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.policy import Policy, check_actions
 from ssm_metarl.objectives.policy_gradient import PolicyGradientLoss
 from ssm_metarl.objectives.prediction import PredictionLoss, target_spread
 from ssm_metarl.objectives.returns import advantages
@@ -155,6 +155,7 @@ def check_support(policy: Policy, rollout: Rollout, objective: Objective) -> Non
             f"support data: expected observations of size {policy.obs_dim}, "
             f"received {rollout.obs.shape[-1]}"
         )
+    check_actions(policy.action_space, rollout)
     if not bool(rollout.mask.any(dim=0).any(dim=-1).all()):
         raise ValueError("support data: expected at least one step in every task, received none")
     names = ["obs", "action", "reward", "next_obs"]

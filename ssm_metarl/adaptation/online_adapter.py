@@ -19,6 +19,11 @@ old evidence speaks against the new, and takes hundreds of steps to fade. With `
 that is all, and all that a model trained in context alone is prepared for; one trained for both
 takes its gradient steps on the transitions of the new trial.
 
+A sensor that gives no number stops nothing here: its last good reading is acted on, the event "bad
+reading" tells of it, and the transitions to and from it say nothing about the plant. The same goes
+for a reading that no plant gives (`core.readings.WILD`). A reward that is no number is taken for
+the last one that was: predictions need none.
+
 The trap: a change that the predictions survive is not noticed. A flipped actuator is; a force that
 doubles need not be, and the policy need not adapt to it either.
 """
@@ -35,8 +40,10 @@ from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.readings import WILD, Readings
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.trial_memory import TrialMemory
+from ssm_metarl.entrance import counts, shaped
 from ssm_metarl.objectives.prediction import MIN_SPREAD, target_spread
 from ssm_metarl.types import Rollout, flatten
 
@@ -47,8 +54,9 @@ class OnlineEvent(NamedTuple):
     step: int
     """Actions chosen before."""
     task: int
-    kind: Literal["changed", "settled"]
-    """The plant was found to be another one, or adapting to it ended."""
+    kind: Literal["changed", "settled", "bad reading"]
+    """The plant was found to be another one, or adapting to it ended; or a sensor gave no number,
+    after a reading that was good."""
 
 
 class _Step(NamedTuple):
@@ -59,7 +67,7 @@ class _Step(NamedTuple):
     reward: Tensor  # (K, 1): 0 where nobody told
     next_obs: Tensor  # (K, 1, O)
     reset: Tensor  # (K, 1)
-    known: Tensor  # (K, 1): False where the episode ended, and the next observation is unknown
+    known: Tensor  # (K, 1): False where the episode ended, or one of the observations was bad
     error: Tensor  # (K,): squared error of the prediction
     size: Tensor  # (K,): the squared change itself, in the same units
 
@@ -73,8 +81,10 @@ class OnlineAdapter:
         num_tasks: K.
 
     Raises:
-        ValueError: The policy predicts nothing.
+        ValueError: The policy predicts nothing, or K is below 1.
     """
+
+    num_envs = 1
 
     def __init__(
         self,
@@ -83,7 +93,8 @@ class OnlineAdapter:
         *,
         num_tasks: int = 1,
     ) -> None:
-        self.policy = as_policy(policy)
+        counts(num_tasks=num_tasks)
+        self.policy, self.num_tasks = as_policy(policy), num_tasks
         self.config = config or OnlineAdaptationConfig()
         if not self.policy.heads.predicted_dims:
             raise ValueError(
@@ -107,18 +118,32 @@ class OnlineAdapter:
         self._history: deque[_Step] = deque(maxlen=2 * self.config.window)
         self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
         self._reward = self._hidden.new_zeros(num_tasks, 1)
+        self._told = torch.zeros_like(self._reward)  # the last reward that was a number
+        self._readings = Readings(self.policy, num_tasks, 1)
+        self._bad = torch.zeros(num_tasks, 1, dtype=torch.bool)  # the last reading
+        self.bad_readings = torch.zeros(num_tasks, 1, dtype=torch.int64)
+        """Observations so far that hold a number which says nothing about the plant, (K, 1)."""
         self._num_calls = 0
 
     @torch.no_grad()
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions (K, 1[, A]) and their log-probabilities for observations (K, 1, O)."""
+        """Actions (K, 1[, A]) and their log-probabilities for observations (K, 1, O).
+
+        Raises:
+            ValueError: Another shape or type of numbers; never because of the numbers.
+        """
+        lead, kind = (self.num_tasks, 1), self._hidden.dtype
+        obs = shaped("obs", obs, (*lead, self.policy.obs_dim), kind, "K, 1, O")
+        reset = shaped("reset", reset, lead, torch.bool, "K, 1")
+        read, obs = obs, self._readings.held(obs, reset)
+        was_bad, bad = self._bad, self._judge(read)
         if self._last is not None:
-            self._look_back(obs, reset)
+            self._look_back(obs, reset, ~(reset | bad | was_bad))
             reset = reset | self._notice()[:, None]
             self._adapt()
         seen, cleared = obs, reset
         if self._memory is not None:
-            inputs, first = self._memory.observe(obs[:, 0].contiguous(), reset[:, 0].contiguous())
+            inputs, first = self._memory.observe(read[:, 0], reset[:, 0])
             seen, cleared = inputs[:, None], first[:, None]
         out, self._hidden = self.policy.unroll(
             self._params, seen[None], self._hidden, cleared[None]
@@ -133,11 +158,22 @@ class OnlineAdapter:
 
     def rewarded(self, reward: Tensor) -> None:
         """The reward (K, 1) of the last action, which only a policy that remembers sees."""
-        self._reward = reward.to(self._reward)
+        kind = self._hidden.dtype
+        reward = shaped("reward", reward, (self.num_tasks, 1), kind, "K, 1").to(self._hidden)
+        self._told = torch.where(reward.isfinite(), reward, self._told)
+        self._reward = self._told
         if self._memory is not None:
-            self._memory.rewarded(reward[:, 0])
+            self._memory.rewarded(self._reward[:, 0])
 
-    def _look_back(self, obs: Tensor, reset: Tensor) -> None:
+    def _judge(self, read: Tensor) -> Tensor:
+        """Where a reading says nothing about the plant, (K, 1)."""
+        bad = ~((read * self.policy.obs_scale).abs() < WILD).all(dim=-1)  # NaN is not less
+        self.bad_readings += bad
+        self._record((bad & ~self._bad)[:, 0], "bad reading")
+        self._bad = bad
+        return bad
+
+    def _look_back(self, obs: Tensor, reset: Tensor, known: Tensor) -> None:
         """Write down what the last action did, and how well that was predicted."""
         assert self._last is not None
         before, action, first, output = self._last
@@ -148,7 +184,8 @@ class OnlineAdapter:
             predicted = self.policy.predict(output, code)[0, :, 0]  # (K, D), in spreads
             change = (obs - before)[:, 0, list(self.policy.heads.predicted_dims)] / self._spread
             error, size = (predicted - change).square().sum(-1), change.square().sum(-1)
-        self._history.append(_Step(before, action, self._reward, obs, first, ~reset, error, size))
+        reward = self._reward
+        self._history.append(_Step(before, action, reward, obs, first, known, error, size))
         self._since += 1
 
     def _notice(self) -> Tensor:
@@ -187,7 +224,7 @@ class OnlineAdapter:
             return
         if self._memory is None or self.config.num_adapt_steps > 0:
             rollout = self._window(steps, chosen, known[:, :, None], first)
-            params, _ = self._adapter.adapt_tasks(self.policy, rollout)
+            params, _ = self._adapter.adapt_tasks(self.policy, rollout.cleaned())
             self.num_adaptations[chosen] += 1
             self._params.flat[chosen] = params.flat
             self._spread[chosen] = target_spread(self.policy, rollout)
@@ -198,7 +235,11 @@ class OnlineAdapter:
         self._record(settled, "settled")
 
     def _window(self, steps: list[_Step], chosen: Tensor, mask: Tensor, first: Tensor) -> Rollout:
-        """The transitions since the change of J chosen tasks, (T, J, 1)."""
+        """The transitions since the change of J chosen tasks, (T, J, 1).
+
+        What is not known stays in the observations that the state is recomputed from: there, a
+        held reading is closer to the truth than none.
+        """
         never = torch.zeros_like(mask)
         starts = torch.arange(len(steps))[:, None, None] == first[:, None]
         rollout = Rollout(
@@ -211,15 +252,16 @@ class OnlineAdapter:
             reset=torch.stack([step.reset[chosen] for step in steps]) | starts,
             mask=mask,
             log_prob=torch.zeros(mask.shape),
-        ).cleaned()
+        )
         if self._memory is None:
             return rollout
+        rollout = rollout.cleaned()
         # What is not known goes to the front: between two steps of a trial it would be a step.
         order = torch.argsort(mask.to(torch.int8), dim=0, stable=True)
         return rollout.map(
             lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
         )
 
-    def _record(self, where: Tensor, kind: Literal["changed", "settled"]) -> None:
+    def _record(self, where: Tensor, kind: Literal["changed", "settled", "bad reading"]) -> None:
         tasks = where.nonzero()[:, 0].tolist()
         self.events += [OnlineEvent(self._num_calls, task, kind) for task in tasks]

@@ -31,6 +31,7 @@ from ssm_metarl.core.diagonal_tangent import DiagonalKernel
 from ssm_metarl.core.fused import can_fuse, fused_unroll
 from ssm_metarl.core.scan import reset_decay, scan
 from ssm_metarl.core.task_linear import task_linear, task_vector
+from ssm_metarl.entrance import sequence
 from ssm_metarl.types import Params, flatten
 
 
@@ -81,6 +82,7 @@ class DiagonalSSM(nn.Module):
             DiagonalLayer(model_dim, state_dim, slowest) for _ in range(num_layers)
         )
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
+        self._num_parameters = sum(shape.numel() for shape in self._shapes.values())
         self._kernel = self.kernel()
 
     def kernel(self, readouts: Sequence[tuple[int, int]] = ()) -> DiagonalKernel:
@@ -93,6 +95,8 @@ class DiagonalSSM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run over time; shapes as in `SequenceModel.unroll`."""
         flat = flatten(params, self._shapes)
+        sizes = (self.input_dim, self.hidden_size)
+        x, hidden, reset = sequence(flat, self._num_parameters, x, hidden, reset, sizes)
         if can_fuse(flat, x, hidden):
             out, last = fused_unroll(
                 self._kernel, flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)

@@ -42,7 +42,7 @@ def can_fuse(flat: Tensor, x: Tensor, hidden: Tensor) -> bool:
 def fused_unroll(
     kernel: Kernel, flat: Tensor, x: Tensor, hidden: Tensor, reset: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Run a core over time.
+    """Run a core over time; shapes are for the caller to check (`ssm_metarl.entrance.sequence`).
 
     Args:
         kernel: The core's.

@@ -6,6 +6,7 @@ plain actor within rounding; at these sizes that one is bound by the start of fi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ssm_metarl.compiled import ZERO, compiled, exp
 from ssm_metarl.core.fused import KernelRun
+from ssm_metarl.entrance import fitted
 from ssm_metarl.types import FlatParams
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class FusedActor:
-    """See `ssm_metarl.types.Actor`; the hidden state and all buffers are its own.
+    """See `ssm_metarl.types.SizedActor`; the hidden state and all buffers are its own.
 
     Args:
         policy: Over discrete actions, its core with a kernel.
@@ -41,51 +43,71 @@ class FusedActor:
         noise: Iterator[Tensor] | None,
     ) -> None:
         assert policy.kernel is not None
-        self._policy, self._noise = policy, noise
+        self.num_tasks, self.num_envs = num_tasks, num_envs
+        self._noise, self._mirror, self._remembers = noise, policy.mirror, policy.memory
         self._scale, self._limit = policy.obs_scale.numpy(), policy.obs_limit.numpy()
         self._reflection = policy.reflection.numpy()
         flat = params.flat
         envs = num_envs * (2 if policy.mirror else 1)
         self._shape, self._actions = (num_tasks, num_envs), policy.action_space.logits_dim
-        self._reset = np.empty((num_tasks, envs), np.bool_)
+        self._obs_shape = (num_tasks, num_envs, policy.obs_dim)
+        self._bad = np.zeros(self._shape, np.int64)
         self._run = KernelRun(
             policy.kernel,
             flat if flat.dim() == 2 else flat.expand(num_tasks, -1),
-            np.empty((num_tasks, envs, policy.obs_dim), np.float32),
+            np.zeros((num_tasks, envs, policy.obs_dim), np.float32),
             np.zeros((num_tasks, envs, policy.kernel.hidden_size), np.float32),
-            self._reset,
+            np.empty((num_tasks, envs), np.bool_),
         )
         self._out = np.empty((num_tasks, envs, policy.kernel.output_dim), np.float32)
         self._none = np.zeros((num_tasks, num_envs, 0), np.float32)
 
+    @property
+    def bad_readings(self) -> Tensor:
+        """Observations so far in which a number had to be held, shape (K, N)."""
+        return torch.from_numpy(self._bad.copy())
+
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, N) and their log-probabilities for observations (K, N, O)."""
-        run, mirror = self._run, self._policy.mirror
-        if not self._policy.memory:
-            reset = torch.ones_like(reset)
+        run, shape = self._run, self._shape
+        obs = fitted("obs", obs, self._obs_shape, torch.float32, "K, N, O")
+        reset = fitted("reset", reset, shape, torch.bool, "K, N")
         observe(
-            obs.numpy(), reset.numpy(), self._limit, self._scale, self._reflection, run.x, run.reset
-        )
+            obs.numpy(), reset.numpy(), self._limit, self._scale, self._reflection,
+            self._remembers, run.x, run.reset, self._bad,
+        )  # fmt: skip
         run.forward(self._out, run.hidden)
         noise = self._none if self._noise is None else next(self._noise).numpy()
-        action, log_prob = torch.empty(self._shape, dtype=torch.int64), torch.empty(self._shape)
-        choose(self._out, self._actions, mirror, noise, action.numpy(), log_prob.numpy())
-        return action, log_prob
+        # NumPy's memory, for PyTorch's takes half a microsecond longer to get, of thirteen
+        action, log_prob = np.empty(shape, np.int64), np.empty(shape, np.float32)
+        choose(self._out, self._actions, self._mirror, noise, action, log_prob)
+        return torch.from_numpy(action), torch.from_numpy(log_prob)
 
 
 @compiled
-def observe(obs, reset, limit, scale, reflection, x, x_reset):  # type: ignore[no-untyped-def]
-    """Clip and scale (K, N, O) into x; the second half of its environments, if any, mirrors."""
+def observe(  # type: ignore[no-untyped-def]
+    obs, reset, limit, scale, reflection, remembers, x, x_reset, bad
+):
+    """Clip and scale (K, N, O) into x; the second half of its environments, if any, mirrors.
+
+    What is no number then (`readings`) leaves x as it was, or 0 where an episode starts.
+    """
     K, N, size = obs.shape
     for k in range(K):
         for n in range(N):
             for copy in range(n, x.shape[1], N):
-                x_reset[k, copy] = reset[k, n]
+                x_reset[k, copy] = reset[k, n] or not remembers
+            held = 0
             for i in range(size):
-                value = min(max(obs[k, n, i], -limit[i]), limit[i]) * scale[i]
+                reading = obs[k, n, i]
+                value = min(max(reading, -limit[i]), limit[i]) * scale[i]
+                if math.isnan(reading) or not math.isfinite(value):
+                    value = ZERO if reset[k, n] else x[k, n, i]
+                    held = 1
                 x[k, n, i] = value
                 if x.shape[1] > N:
                     x[k, N + n, i] = reflection[i] * value
+            bad[k, n] += held
 
 
 @compiled

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.compiled import compiled
+from ssm_metarl.entrance import fitted, shaped
 
 RIDGE = 1e-6
 KEEP = 0.998
@@ -58,10 +59,26 @@ class Identification:
 
         Returns:
             W after each step, shape (T, R, (O + A) O), in the type of z.
+
+        Raises:
+            ValueError: A shape does not fit.
         """
+        rows, size, obs_dim = self.cross.shape
+        steps = len(z) if isinstance(z, Tensor) and z.dim() > 0 else 0
+        kind = z.dtype if steps and z.dtype.is_floating_point else torch.float32
+        z = shaped("z", z, (steps, rows, obs_dim), kind, "T, R, O")
+        before = shaped("before", before, z.shape, kind, "T, R, O")
+        shape = (steps, rows, size - obs_dim)
+        actions = shaped("actions", actions, shape, kind, "T, R, A")
+        lead = (steps, rows)
+        episode_start = shaped("episode_start", episode_start, lead, torch.bool, "T, R")
+        trial_start = shaped("trial_start", trial_start, lead, torch.bool, "T, R")
         if z.device.type != "cpu":
             return self.update_plainly(z, before, actions, episode_start, trial_start)
-        phi = torch.cat([before, actions], dim=-1).double().contiguous()
+        episode_start = fitted("episode_start", episode_start, lead, torch.bool, "T, R")
+        trial_start = fitted("trial_start", trial_start, lead, torch.bool, "T, R")
+        z, before = z.detach(), before.detach()
+        phi = torch.cat([before, actions.detach()], dim=-1).double().contiguous()
         out = torch.empty(*z.shape[:2], phi.shape[-1], z.shape[-1], dtype=torch.float64)
         _update(
             phi.numpy(), (z - before).double().numpy(), episode_start.numpy(), trial_start.numpy(),

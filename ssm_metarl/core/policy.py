@@ -17,6 +17,7 @@ What is adapted and what is not: `meta_params` holds the weights that an inner s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,12 +30,14 @@ from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
 from ssm_metarl.core.fused import can_fuse, fused_unroll
 from ssm_metarl.core.fused_actor import FusedActor
+from ssm_metarl.core.plain_actor import PlainActor
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.task_linear import task_linear, task_vector
 from ssm_metarl.core.trial_actor import TrialActor
 from ssm_metarl.core.trial_input import reflection, trial_input_dim, trial_inputs, trial_starts
+from ssm_metarl.entrance import counts, parameters, sequence, shaped
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.types import Actor, FlatParams, Params, Rollout, SequenceModel, flatten
+from ssm_metarl.types import FlatParams, Params, Rollout, SequenceModel, SizedActor, flatten
 
 CARTPOLE_VELOCITIES = (1, 3)
 
@@ -204,8 +207,9 @@ class Policy(nn.Module):
         self.kernel = core.kernel(
             [(spans[f"heads.{n}.weight"][0], h.out_features) for n, h in heads.readouts.items()]
         )
-        num_params = sum(shape.numel() for shape in self._shapes.values())
-        self.step_size = nn.Parameter(torch.full((num_params,), float(inner_lr)))
+        self._num_parameters = sum(shape.numel() for shape in self._shapes.values())
+        self._sizes = (core.input_dim, core.hidden_size * (2 if mirror else 1))
+        self.step_size = nn.Parameter(torch.full((self._num_parameters,), float(inner_lr)))
 
     @property
     def obs_dim(self) -> int:
@@ -236,8 +240,7 @@ class Policy(nn.Module):
 
     def init_hidden(self, num_tasks: int, num_envs: int) -> Tensor:
         """The state before the first step: zeros, shape (K, N, P), or (K, N, 2 P) if mirrored."""
-        size = self.core.hidden_size * (2 if self.mirror else 1)
-        return self.step_size.new_zeros(num_tasks, num_envs, size)
+        return self.step_size.new_zeros(num_tasks, num_envs, self._sizes[1])
 
     def unroll(
         self, params: Params, obs: Tensor, hidden: Tensor, reset: Tensor
@@ -250,14 +253,21 @@ class Policy(nn.Module):
             hidden: State before the first step, as `init_hidden` gives it.
             reset: True where the state is cleared, shape (T, K, N): where an episode starts, for
                 an in-context policy where a trial does.
+
+        Raises:
+            ValueError: A shape does not fit.
         """
+        flat = flatten(params, self._shapes)
+        obs, hidden, reset = sequence(
+            flat, self._num_parameters, obs, hidden, reset, self._sizes, name="obs"
+        )
         x = obs if self.in_context else self.scaled(obs)
         if not self.memory:
             reset = torch.ones_like(reset)
         if self.mirror:  # the history and its mirror image, as twice the environments
             x, reset = torch.cat([x, x * self.reflection], dim=2), torch.cat([reset, reset], dim=2)
             hidden = torch.cat(hidden.chunk(2, dim=-1), dim=1)
-        params = FlatParams(flatten(params, self._shapes), self._shapes)
+        params = FlatParams(flat, self._shapes)
         if self.kernel is not None and can_fuse(params.flat, x, hidden):
             output, hidden = fused_unroll(
                 self.kernel, params.flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
@@ -273,7 +283,8 @@ class Policy(nn.Module):
 
     def scaled(self, obs: Tensor) -> Tensor:
         """Observations (..., O), clipped and scaled."""
-        return obs.clamp(-self.obs_limit, self.obs_limit) * self.obs_scale
+        limit = self.obs_limit
+        return obs.clamp(-limit, limit) * self.obs_scale
 
     def inputs(self, rollout: Rollout, trial_start: Tensor) -> Tensor:
         """What an in-context policy sees of a (cleaned) rollout, shape (T, K, N, I).
@@ -290,11 +301,15 @@ class Policy(nn.Module):
         """What it says about a (cleaned) rollout, from an empty memory.
 
         For an in-context policy an environment's steps are one trial.
+
+        Raises:
+            ValueError: Observations or actions are none of this policy's.
         """
         return self.read(params, rollout)[0]
 
     def read(self, params: Params, rollout: Rollout) -> tuple[PolicyOutput, Tensor]:
         """`look`, and the state that the rollout leaves."""
+        check_actions(self.action_space, rollout)
         hidden = self.init_hidden(rollout.num_tasks, rollout.num_envs)
         seen, reset = rollout.obs, rollout.reset
         if self.in_context:
@@ -343,7 +358,7 @@ class Policy(nn.Module):
         noise: TaskNoise | None = None,
         num_steps: int = 0,
         trial_episodes: int | None = None,
-    ) -> Actor:
+    ) -> SizedActor:
         """An actor with a hidden state of its own.
 
         It starts every episode with an empty memory; an in-context policy's, every trial.
@@ -356,13 +371,20 @@ class Policy(nn.Module):
             num_steps: Steps that will be asked for, where it samples.
             trial_episodes: Episodes of a trial (in-context policies); None for one trial without
                 an end.
+
+        Raises:
+            ValueError: A number below 1, parameters of another policy, noise of other tasks.
         """
+        counts(num_tasks=num_tasks, num_envs=num_envs)
+        if trial_episodes is not None:
+            counts(trial_episodes=trial_episodes)
         samples = None
         if noise is not None:
-            samples = iter(
-                self.action_space.draw_noise(noise, num_steps, num_envs).to(self.step_size)
-            )
-        params = FlatParams(flatten(params, self._shapes).detach(), self._shapes)
+            drawn = self.action_space.draw_noise(noise, num_steps, num_envs).to(self.step_size)
+            shape = (num_steps, num_tasks, num_envs, drawn.shape[-1])
+            samples = _one_by_one(shaped("noise", drawn, shape, drawn.dtype, "T, K, N, ."))
+        flat = parameters(flatten(params, self._shapes), self._num_parameters, num_tasks)
+        params = FlatParams(flat.detach(), self._shapes)
         if self.in_context:
             return TrialActor(
                 self, params, num_tasks, num_envs, samples, trial_episodes=trial_episodes
@@ -371,17 +393,18 @@ class Policy(nn.Module):
         fused = isinstance(self.action_space, Discrete) and self.kernel is not None
         if fused and can_fuse(params.flat, self.obs_scale, hidden):
             return FusedActor(self, params, num_tasks, num_envs, samples)
+        return PlainActor(self, params, num_tasks, num_envs, samples)
 
-        def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal hidden
-            out, hidden = self.unroll(params, obs[None], hidden, reset[None])
-            if samples is None:
-                action = out.distribution.mode()
-            else:
-                action = out.distribution.sample(next(samples)[None])
-            return action[0], out.distribution.log_prob(action)[0]
 
-        return act
+def check_actions(space: ActionSpace, rollout: Rollout) -> None:
+    """Raise ValueError unless the actions of a rollout's taken steps are of a space."""
+    space.checked(rollout.action, rollout.mask.shape, "T, K, N", taken=rollout.mask)
+
+
+def _one_by_one(drawn: Tensor) -> Iterator[Tensor]:
+    """Each step's noise; whoever asks for more steps than were announced hears of it."""
+    yield from drawn
+    raise ValueError(f"num_steps: expected as many as are asked for, received {len(drawn)}")
 
 
 def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.compiled import compiled, kernels_apply, share
+from ssm_metarl.entrance import shaped
 
 TIME = -3
 
@@ -94,7 +95,19 @@ def scan_compiled(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
     """All states, shape of ``b``, by one compiled loop.
 
     A decay that is the same at all steps stays one row: it is neither expanded nor read T times.
+
+    Raises:
+        ValueError: A shape does not fit.
     """
+    if b.dim() < 3 or 0 in b.shape:
+        raise ValueError(f"b: expected shape (..., T, N, P), received {tuple(b.shape)}")
+    hidden = shaped("hidden", hidden, (*b.shape[:TIME], *b.shape[-2:]), b.dtype, "..., N, P")
+    pairs = zip(reversed(a.shape), reversed(b.shape), strict=False)
+    if a.dim() > b.dim() or any(i not in (1, j) for i, j in pairs):
+        raise ValueError(
+            f"a: expected a shape that broadcasts to {tuple(b.shape)}, received {tuple(a.shape)}"
+        )
+    a = shaped("a", a, a.shape, b.dtype, "")
     constant = a.dim() < -TIME or a.shape[TIME] == 1
     if constant and a.dim() >= -TIME:
         a = a.squeeze(TIME)

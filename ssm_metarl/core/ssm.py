@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ssm_metarl.core.fused import can_fuse, fused_unroll
 from ssm_metarl.core.ssm_kernel import SSMKernel
 from ssm_metarl.core.task_linear import task_linear
+from ssm_metarl.entrance import sequence
 from ssm_metarl.types import Params, flatten
 
 DIMENSIONS = ("state_dim", "input_dim", "output_dim", "hidden_dim")
@@ -60,6 +61,7 @@ class StateSpaceModel(nn.Module):
         )
         self.feedthrough = nn.Linear(input_dim, output_dim)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
+        self._num_parameters = sum(shape.numel() for shape in self._shapes.values())
         self._kernel = self.kernel()
 
     def kernel(self, readouts: Sequence[tuple[int, int]] = ()) -> SSMKernel:
@@ -114,6 +116,8 @@ class StateSpaceModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run over time as a pure function; shapes as in `SequenceModel.unroll`."""
         flat = flatten(params, self._shapes)
+        sizes = (self.input_dim, self.hidden_size)
+        x, hidden, reset = sequence(flat, self._num_parameters, x, hidden, reset, sizes)
         if can_fuse(flat, x, hidden):
             out, last = fused_unroll(
                 self._kernel, flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)

@@ -23,6 +23,7 @@ from ssm_metarl.compiled import threads_worth
 from ssm_metarl.core.fused import KernelRun, can_fuse
 from ssm_metarl.core.fused_actor import choose
 from ssm_metarl.core.trial_memory import TrialMemory
+from ssm_metarl.entrance import shaped
 from ssm_metarl.types import FlatParams
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class TrialActor:
-    """See `ssm_metarl.types.Actor` and `RewardedActor`; memory and buffers are its own.
+    """See `ssm_metarl.types.SizedActor` and `RewardedActor`; memory and buffers are its own.
 
     Args:
         policy: An in-context policy.
@@ -52,7 +53,9 @@ class TrialActor:
         trial_episodes: int | None = None,
     ) -> None:
         self._policy, self._params, self._noise = policy, params, noise
+        self.num_tasks, self.num_envs = num_tasks, num_envs
         self._shape = (num_tasks, num_envs)
+        self._obs_shape = (num_tasks, num_envs, policy.obs_dim)
         self._rows = self._shape
         if params.flat.dim() == 1:
             # Shared parameters: all environments are as good as one task's, for larger products,
@@ -77,10 +80,19 @@ class TrialActor:
                 np.empty(every, np.bool_),
             )
             self._out = np.empty((*every, policy.kernel.output_dim), np.float32)
+            self._actions = policy.action_space.logits_dim
+            self._reflection = policy.reflection.numpy()
             self._none = np.zeros((*self._rows, 0), np.float32)
+
+    @property
+    def bad_readings(self) -> Tensor:
+        """Observations so far in which a number had to be held, shape (K, N)."""
+        return self._memory.bad_readings.view(self._shape).clone()
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, N[, A]) and their log-probabilities for observations (K, N, O)."""
+        obs = shaped("obs", obs, self._obs_shape, self._params.flat.dtype, "K, N, O")
+        reset = shaped("reset", reset, self._shape, torch.bool, "K, N")
         obs, reset = obs.flatten(0, 1), reset.flatten()
         noise = None if self._noise is None else next(self._noise)
         choose = self._choose_plainly if self._run is None else self._choose_fused
@@ -90,7 +102,8 @@ class TrialActor:
 
     def rewarded(self, reward: Tensor) -> None:
         """The reward (K, N) of the step that the last action took."""
-        self._memory.rewarded(reward.flatten())
+        kind = self._params.flat.dtype
+        self._memory.rewarded(shaped("reward", reward, self._shape, kind, "K, N").flatten())
 
     def _choose_plainly(
         self, obs: Tensor, reset: Tensor, noise: Tensor | None
@@ -116,11 +129,10 @@ class TrialActor:
         x, first = self._memory.observe(obs, reset)
         run.x[:, :envs], run.reset[:, :envs] = x.view(*self._rows, -1), first.view(self._rows)
         if policy.mirror:
-            run.x[:, envs:] = run.x[:, :envs] * policy.reflection.numpy()
+            run.x[:, envs:] = run.x[:, :envs] * self._reflection
             run.reset[:, envs:] = run.reset[:, :envs]
         run.forward(self._out, run.hidden)
         numbers = self._none if noise is None else noise.reshape(*self._rows, 1).numpy()
-        action, log_prob = torch.empty(self._rows, dtype=torch.int64), torch.empty(self._rows)
-        actions = policy.action_space.logits_dim
-        choose(self._out, actions, policy.mirror, numbers, action.numpy(), log_prob.numpy())
-        return action.flatten(), log_prob.flatten()
+        action, log_prob = np.empty(self._rows, np.int64), np.empty(self._rows, np.float32)
+        choose(self._out, self._actions, policy.mirror, numbers, action, log_prob)
+        return torch.from_numpy(action).flatten(), torch.from_numpy(log_prob).flatten()

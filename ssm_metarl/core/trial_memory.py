@@ -2,6 +2,10 @@
 
 Place in the flow: stage 3, under `trial_actor`. `trial_input` says what the input is and makes it
 of whole rollouts; here it grows step by step, in one compiled call on a processor.
+
+A reading that is no number, or that no plant gives (`readings.WILD`), is held: the last good one
+stands in for it, and least squares leaves out the steps to and from it. So does the last reward
+for one that is no number.
 """
 
 from __future__ import annotations
@@ -13,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssm_metarl.compiled import compiled
+from ssm_metarl.action_space import Discrete
+from ssm_metarl.compiled import ZERO, compiled
 from ssm_metarl.core.identification import Identification, regress
+from ssm_metarl.core.readings import WILD
 from ssm_metarl.core.trial_input import ACTIONS_SEEN, CHANGE, LEVEL, PLANT, step_input
+from ssm_metarl.entrance import fitted, shaped
 
 if TYPE_CHECKING:
     from ssm_metarl.core.policy import Policy
@@ -31,12 +38,20 @@ class TrialMemory:
     """
 
     def __init__(self, policy: Policy, rows: int, trial_episodes: int | None) -> None:
-        self._policy, self._trial_episodes = policy, trial_episodes
+        self._policy, self._trial_episodes, self._rows = policy, trial_episodes, rows
         device = policy.step_size.device
+        self._plainly = not (device.type == "cpu" and policy.obs_scale.dtype is torch.float32)
+        if not self._plainly:
+            self._limit, self._scale = policy.obs_limit.numpy(), policy.obs_scale.numpy()
+        self.bad_readings = torch.zeros(rows, dtype=torch.int64, device=device)
+        """Observations so far in which a number had to be held, shape (R,)."""
+        self._held = torch.zeros(rows, dtype=torch.bool, device=device)  # in the last one
+        self._inputs = policy.input_dim
         codes = ACTIONS_SEEN * policy.action_space.code_dim
         self._before = torch.zeros(rows, policy.obs_dim, device=device)
         self._actions = torch.zeros(rows, codes, device=device)
         self._reward = torch.zeros(rows, device=device)
+        self._told = torch.zeros(rows, device=device)  # the last reward that was a number
         self._episode = torch.zeros(rows, dtype=torch.int64, device=device)
         self._plant = Identification(rows, policy.obs_dim, codes)
         found = (rows, policy.obs_dim + codes, policy.obs_dim)
@@ -44,13 +59,20 @@ class TrialMemory:
 
     def acted(self, action: Tensor) -> None:
         """The actions (R[, A]) that were chosen; their rewards are not known yet."""
-        code = self._policy.action_space.code(action)
+        space = self._policy.action_space
+        if isinstance(space, Discrete):
+            action = shaped("action", action, (self._rows,), torch.int64, "R")
+        else:
+            shape = (self._rows, space.dim)
+            action = shaped("action", action, shape, self._actions.dtype, "R, A")
+        code = space.code(action)
         self._actions = torch.cat([code, self._actions[:, : -code.shape[-1]]], dim=-1)
         self._reward = torch.zeros_like(self._reward)
 
     def rewarded(self, reward: Tensor) -> None:
         """What these actions brought, (R,)."""
-        self._reward = reward.to(self._reward)
+        kind = self._reward.dtype
+        self._reward = shaped("reward", reward, (self._rows,), kind, "R").to(self._reward)
 
     def surprise(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """How far the last step went from what least squares expected, before it takes it in.
@@ -61,6 +83,7 @@ class TrialMemory:
         Returns:
             The squared error of the expected change, and the squared change, shape (R,) each.
         """
+        obs = shaped("obs", obs, tuple(self._before.shape), self._before.dtype, "R, O")
         change = obs * self._policy.obs_scale - self._before
         phi = torch.cat([self._before, self._actions], dim=-1)
         expected = (phi[:, None] @ self._found.to(phi.dtype))[:, 0]
@@ -68,6 +91,7 @@ class TrialMemory:
 
     def forget(self, rows: Tensor) -> None:
         """Begin a new trial where ``rows`` (R,) is True, at the next `observe` with ``reset``."""
+        rows = shaped("rows", rows, (self._rows,), torch.bool, "R")
         self._episode = self._episode.masked_fill(rows, 0)
 
     def observe(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,21 +99,30 @@ class TrialMemory:
 
         Returns:
             Inputs (R, I), and where a trial starts (R,).
+
+        Raises:
+            ValueError: A shape does not fit.
         """
-        policy, plant = self._policy, self._plant
-        if obs.device.type != "cpu" or obs.dtype != torch.float32:
+        plant = self._plant
+        if self._plainly:
             return self.observe_plainly(obs, reset)
-        x, first = obs.new_empty(len(obs), policy.input_dim), torch.empty_like(reset)
+        obs = fitted("obs", obs, self._before.shape, torch.float32, "R, O")
+        reset = fitted("reset", reset, (self._rows,), torch.bool, "R")
+        x, first = np.empty((self._rows, self._inputs), np.float32), np.empty(self._rows, bool)
         _observe(
-            obs.numpy(), reset.numpy(), policy.obs_limit.numpy(), policy.obs_scale.numpy(),
+            obs.numpy(), reset.numpy(), self._limit, self._scale,
             self._trial_episodes or 0, self._before.numpy(), self._actions.numpy(),
-            self._reward.numpy(), self._episode.numpy(), plant.gram.numpy(), plant.cross.numpy(),
-            self._found.numpy(), x.numpy(), first.numpy(),
+            self._reward.numpy(), self._told.numpy(), self._episode.numpy(), plant.gram.numpy(),
+            plant.cross.numpy(), self._found.numpy(), self._held.numpy(),
+            self.bad_readings.numpy(), x, first,
         )  # fmt: skip
-        return x, first
+        return torch.from_numpy(x), torch.from_numpy(first)
 
     def observe_plainly(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """`observe` by PyTorch's own operations, on any device."""
+        kind = self._before.dtype
+        obs = shaped("obs", obs, self._before.shape, kind, "R, O")
+        reset = shaped("reset", reset, (self._rows,), torch.bool, "R")
         number = self._episode % self._trial_episodes if self._trial_episodes else self._episode
         first = reset & (number == 0)
         self._episode = self._episode + reset
@@ -99,10 +132,17 @@ class TrialMemory:
             policy.obs_limit * policy.obs_scale,
             reset[:, None],
         )
+        good = z.abs() < WILD  # NaN is not less
+        z = torch.where(good, z, self._before.masked_fill(start, 0.0))
+        held = ~good.all(dim=-1)
+        unknown = reset | held | self._held
+        self._held = held
+        self.bad_readings = self.bad_readings + held
         self._actions = self._actions.masked_fill(start, 0.0)
         before = torch.where(start, z, self._before)
-        reward = self._reward.masked_fill(first, 0.0)
-        columns = (z, before, self._actions, reset, first)
+        self._told = torch.where(self._reward.isfinite(), self._reward, self._told)
+        reward = self._told.masked_fill(first, 0.0)
+        columns = (z, before, self._actions, unknown, first)
         plant = self._plant.update(*(v[None] for v in columns))[0]
         self._found = plant.view(self._found.shape).double()
         self._before = z
@@ -118,8 +158,8 @@ def squash(value, sharpness):  # type: ignore[no-untyped-def]
 
 @compiled
 def _observe(  # type: ignore[no-untyped-def]
-    obs, reset, limit, scale, trial_episodes, before, actions, reward, episode, gram, cross,
-    found, x, first,
+    obs, reset, limit, scale, trial_episodes, before, actions, reward, told, episode, gram, cross,
+    found, held, bad, x, first,
 ):  # fmt: skip
     """`TrialMemory.observe_plainly`, number by number."""
     dims, codes = obs.shape[1], actions.shape[1]
@@ -133,8 +173,12 @@ def _observe(  # type: ignore[no-untyped-def]
         if reset[r]:
             for j in range(codes):
                 actions[r, j] = 0
+        unknown = reset[r] or held[r]
+        held[r] = False
         for i in range(dims):
             z = obs[r, i] * scale[i]
+            if not abs(z) < WILD:
+                z, held[r] = ZERO if reset[r] else before[r, i], True
             if reset[r]:
                 before[r, i] = z
             y[i] = z - before[r, i]
@@ -145,12 +189,15 @@ def _observe(  # type: ignore[no-untyped-def]
         for j in range(codes):
             phi[dims + j] = actions[r, j]
             x[r, 2 * dims + j] = actions[r, j]
-        regress(phi, y, reset[r], first[r], gram[r], cross[r], root, found[r])
+        bad[r] += held[r]
+        regress(phi, y, unknown or held[r], first[r], gram[r], cross[r], root, found[r])
         place = 2 * dims + codes
         for i in range(size):
             for j in range(dims):
                 x[r, place] = squash(found[r, i, j], PLANT)
                 place += 1
-        x[r, place] = 0 if first[r] else math.asinh(reward[r])
+        if math.isfinite(reward[r]):
+            told[r] = reward[r]
+        x[r, place] = 0 if first[r] else math.asinh(told[r])
         x[r, place + 1] = first[r]
         x[r, place + 2] = reset[r] and not first[r]

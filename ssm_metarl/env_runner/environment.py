@@ -92,6 +92,17 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._first_seed = None
         return super().reset(seed=seed, options=options)
 
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Take one step.
+
+        Raises:
+            ValueError: A choice that a discrete action space does not have.
+        """
+        space = self.action_space
+        if isinstance(space, spaces.Discrete) and not space.contains(action):
+            raise ValueError(f"action: expected one of {space}, received {action!r}")
+        return super().step(action)
+
 
 class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
     """One task of a family with batched physics: a `TaskBatch` of one, in float64.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
+from ssm_metarl.entrance import counts, shaped
 from ssm_metarl.tasks.gymnasium_family import make_environment
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
@@ -58,6 +59,7 @@ class GymnasiumWorlds:
                 f"GymnasiumWorlds: expected a family that steps Gymnasium environments, "
                 f"received {family.name!r}"
             )
+        counts(num_envs=num_envs)
         self.num_tasks, self.num_envs = len(tasks), num_envs
         self._envs = [
             make_environment(family.gymnasium_id, values, max_episode_steps=max_episode_steps)
@@ -79,7 +81,9 @@ class GymnasiumWorlds:
             Observations, shape (K, N, O), float32.
         """
         shape = (self.num_tasks, self.num_envs)
-        chosen = np.ones(shape, bool) if mask is None else mask.cpu().numpy()
+        chosen = np.ones(shape, bool)
+        if mask is not None:
+            chosen = shaped("mask", mask, shape, torch.bool, "K, N").cpu().numpy()
         # Drawn whether or not they are used: which seed a reset meets depends on the time step
         # and the task alone.
         seeds = np.concatenate([g.integers(2**31, size=self.num_envs) for g in self._seeds])
@@ -98,7 +102,11 @@ class GymnasiumWorlds:
         Returns:
             The observation that the step led to (K, N, O) and reward, terminated and truncated
             (K, N); for an environment that had ended already: where it stands, 0, False, False.
+
+        Raises:
+            ValueError: Another shape, or no actions of the action space; no step was taken.
         """
+        action = self.action_space.checked(action, (self.num_tasks, self.num_envs), "K, N")
         actions = self._to_native(action)
         count = len(self._envs)
         rewards = np.zeros(count, np.float32)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.compiled import threads_for_kernels
+from ssm_metarl.entrance import counts
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import Actor, RewardedActor, Rollout, Worlds
 
@@ -32,7 +33,19 @@ def collect_rollout(
 
     Returns:
         A rollout whose time axis has the number of steps that were run.
+
+    Raises:
+        ValueError: The actor was made for other numbers of tasks or environments, the two speak of
+            other observations or actions, or no step is asked for.
     """
+    counts(num_steps=num_steps)
+    made_for = [getattr(actor, name, None) for name in ("num_tasks", "num_envs")]
+    here = [worlds.num_tasks, worlds.num_envs]
+    if None not in made_for and made_for != here:
+        raise ValueError(
+            f"actor: expected one for (K, N) = {tuple(here)} environments, received "
+            f"{type(actor).__name__} made for {tuple(made_for)}"
+        )
     columns: dict[str, list[Tensor]] = {name: [] for name in Rollout.__dataclass_fields__}
     remembers = actor if isinstance(actor, RewardedActor) else None
     obs = worlds.reset()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ssm_metarl.action_space import ActionSpace, Discrete
 from ssm_metarl.compiled import compiled, kernels_apply
+from ssm_metarl.entrance import counts, fitted, shaped
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
@@ -58,11 +59,13 @@ class TaskBatch:
                 f"TaskBatch: expected a family with batched physics, received "
                 f"{tasks.family.name!r}, which steps Gymnasium environments"
             )
+        counts(num_envs=num_envs)
         self.dynamics = tasks.family.dynamics
         self.num_tasks, self.num_envs = len(tasks), num_envs
         self.obs_dim = self.dynamics.obs_dim
         self.action_space: ActionSpace = Discrete(self.dynamics.num_actions)
         self.device = torch.device(device)
+        self._compiled = self.device.type == "cpu"
         self.max_episode_steps = max_episode_steps or self.dynamics.max_episode_steps
         self._parameters = {
             name: v.to(device, dtype)[:, None].expand(-1, num_envs)
@@ -82,6 +85,7 @@ class TaskBatch:
         self._state = torch.zeros(*shape, len(self.dynamics.push_scale), dtype=dtype, device=device)
         self._ended = torch.ones(shape, dtype=torch.bool, device=device)
         self._step_count = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._push_scales = self._push_scale.cpu().numpy()
         self._no_push = np.empty((*shape, 0), self._state.cpu().numpy().dtype)
 
     def reset(self, mask: Tensor | None = None) -> Tensor:
@@ -89,9 +93,14 @@ class TaskBatch:
 
         Returns:
             Observations, shape (K, N, O).
+
+        Raises:
+            ValueError: A mask of another shape.
         """
         if mask is None:
             mask = torch.ones_like(self._ended)
+        elif mask.shape != self._ended.shape or mask.dtype is not torch.bool:
+            mask = shaped("mask", mask, self._ended.shape, torch.bool, "K, N")
         # Drawn whether or not it is used: which numbers a reset meets depends on the time step
         # and the task alone.
         fresh = self.dynamics.initial_state(self._next(self._reset_block, self._reset_noise))
@@ -112,29 +121,37 @@ class TaskBatch:
         Returns:
             The observation that the step led to (K, N, O) and reward, terminated and truncated
             (K, N); for an environment that had ended already: where it stands, 0, False, False.
+
+        Raises:
+            ValueError: Another shape, or no actions of the action space; no step was taken.
         """
-        after = self.dynamics.step(self._state, action, self._parameters)
-        if self.device.type == "cpu" and kernels_apply():
-            return self._settled(*after)
-        return self._settled_plainly(*after)
+        if self._compiled and kernels_apply():
+            action = fitted("action", action, self._ended.shape, torch.int64, "K, N")
+            if not within(action.numpy(), self.dynamics.num_actions):
+                self.action_space.checked(action, self._ended.shape, "K, N")
+            return self._settled(*self.dynamics.step(self._state, action, self._parameters))
+        action = self.action_space.checked(action, self._ended.shape, "K, N")
+        return self._settled_plainly(*self.dynamics.step(self._state, action, self._parameters))
 
     def _settled(self, state: Tensor, reward: Tensor, terminated: Tensor) -> EnvStep:
         """What follows the dynamics' step, in one compiled call."""
-        uniform, ended, step_count = self._no_push, self._ended, self._step_count
+        lead, kind = self._ended.shape, self._state.dtype
+        state = fitted("dynamics: state", state, self._state.shape, kind, "K, N, S")
+        reward = fitted("dynamics: reward", reward, lead, kind, "K, N")
+        terminated = fitted("dynamics: terminated", terminated, lead, torch.bool, "K, N")
+        uniform = self._no_push
         if self._push_probability > 0:
             uniform = self._next(self._push_block, self._push_noise, extra=1).numpy()
-        truncated = torch.empty_like(ended)
-        self._ended, self._step_count = torch.empty_like(ended), torch.empty_like(step_count)
+        truncated, ended, count = np.empty(lead, bool), np.empty(lead, bool), np.empty(lead, int)
         settle(
-            self._state.numpy(), ended.numpy(), step_count.numpy(),
-            uniform, self._push_probability, self._push_scale.numpy(), self.max_episode_steps,
-            state.numpy(), reward.numpy(), terminated.numpy(), truncated.numpy(),
-            self._ended.numpy(), self._step_count.numpy(),
+            self._state.numpy(), self._ended.numpy(), self._step_count.numpy(),
+            uniform, self._push_probability, self._push_scales, self.max_episode_steps,
+            state.numpy(), reward.numpy(), terminated.numpy(), truncated, ended, count,
         )  # fmt: skip
-        self._state = state
-        return EnvStep(
-            self.dynamics.observe(state, self._parameters), reward, terminated, truncated
-        )
+        self._state, self._ended = state, torch.from_numpy(ended)
+        self._step_count = torch.from_numpy(count)
+        obs = self.dynamics.observe(state, self._parameters)
+        return EnvStep(obs, reward, terminated, torch.from_numpy(truncated))
 
     def _settled_plainly(self, state: Tensor, reward: Tensor, terminated: Tensor) -> EnvStep:
         """The same by PyTorch's own operations, on any device."""
@@ -172,6 +189,16 @@ class TaskBatch:
             drawn = noise.uniform(NOISE_BLOCK, self.num_envs, size)
             block.extend(reversed(drawn.to(self.device, self._state.dtype).unbind(0)))
         return block.pop()
+
+
+@compiled
+def within(action, n):  # type: ignore[no-untyped-def]
+    """Whether all actions (K, N) are from 0 to n - 1."""
+    for k in range(action.shape[0]):
+        for i in range(action.shape[1]):
+            if not 0 <= action[k, i] < n:
+                return False
+    return True
 
 
 @compiled

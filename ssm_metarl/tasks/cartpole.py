@@ -19,10 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssm_metarl.compiled import compiled, kernels_apply
+from ssm_metarl.entrance import fitted
 from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Uniform
 
 CART_MASS = 1.0  # kg
@@ -30,6 +32,8 @@ TIME_STEP = 0.02  # s
 X_LIMIT = 2.4  # m
 THETA_LIMIT = 12 * 2 * torch.pi / 360  # rad
 PARAMETERS = ("force", "length", "mass", "gravity", "sign")
+STATE = ("x", "x_dot", "theta", "theta_dot")
+PRECISIONS = (torch.float32, torch.float64)
 
 
 class CartPoleDynamics:
@@ -63,12 +67,18 @@ class CartPoleDynamics:
         Returns:
             Next state (K, N, 4), reward (K, N), which is 1 for every step, the last one too, and
             terminated (K, N), bool.
+
+        Raises:
+            ValueError: A shape does not fit.
         """
-        if state.device.type == "cpu" and kernels_apply():
-            after, terminated = torch.empty_like(state), torch.empty_like(action, dtype=torch.bool)
-            values = (parameters[name].numpy() for name in PARAMETERS)
-            _step(state.numpy(), action.numpy(), *values, after.numpy(), terminated.numpy())
-            return after, torch.ones_like(state[..., 0]), terminated
+        lead, kind = leading(state, len(STATE))
+        if state.is_cpu and kernels_apply():
+            state = fitted("state", state, state.shape, kind, "K, N, 4")
+            action = fitted("action", action, lead, torch.int64, "K, N")
+            values = spread(PARAMETERS, parameters, lead, kind)
+            after, terminated = torch.empty_like(state), np.empty(lead, bool)
+            _step(state.numpy(), action.numpy(), *values, after.numpy(), terminated)
+            return after, state.new_ones(lead), torch.from_numpy(terminated)
         return self.step_plainly(state, action, parameters)
 
     def step_plainly(
@@ -90,6 +100,47 @@ class CartPoleDynamics:
         state = state + TIME_STEP * derivative
         terminated = (state[..., 0].abs() > X_LIMIT) | (state[..., 2].abs() > THETA_LIMIT)
         return state, torch.ones_like(x), terminated
+
+
+def leading(state: Tensor, size: int) -> tuple[tuple[int, int], torch.dtype]:
+    """(K, N) of a state (K, N, size) of floating-point numbers, and their type.
+
+    Raises:
+        ValueError: It is none.
+    """
+    shape, kind = state.shape, state.dtype
+    if len(shape) != 3 or shape[2] != size or kind not in PRECISIONS:
+        raise ValueError(
+            f"state: expected shape (K, N, {size}), float32 or float64, received {tuple(shape)}, "
+            f"{str(kind).removeprefix('torch.')}"
+        )
+    return (shape[0], shape[1]), kind
+
+
+def spread(
+    names: Sequence[str], parameters: Mapping[str, Tensor], lead: tuple[int, int], kind: torch.dtype
+) -> list[np.ndarray]:
+    """Parameters of each environment, (K, N) each, from some that broadcast to it.
+
+    Raises:
+        ValueError: One is missing, or does not broadcast.
+    """
+    arrays = []
+    for name in names:
+        value = parameters.get(name)
+        if value is None or value.shape != lead or value.dtype is not kind:
+            try:
+                if value is None or value.dtype.is_complex:
+                    raise RuntimeError
+                value = value.to(kind).expand(lead)
+            except RuntimeError:
+                received = None if value is None else tuple(value.shape)
+                raise ValueError(
+                    f"{name}: expected real numbers that broadcast to (K, N) = {tuple(lead)}, "
+                    f"received {received}"
+                ) from None
+        arrays.append(value.numpy())
+    return arrays
 
 
 @compiled
@@ -121,7 +172,7 @@ CARTPOLE = TaskFamily(
     gymnasium_id="CartPole-v1",
     dynamics=CartPoleDynamics(),
     obs_scale=(0.4, 0.5, 5.0, 0.5),
-    obs_names=("x", "x_dot", "theta", "theta_dot"),
+    obs_names=STATE,
     effect_dims=(1, 3),
     time_step=TIME_STEP,
     return_bounds=(0.0, 500.0),

@@ -26,11 +26,13 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.compiled import compiled
-from ssm_metarl.tasks.cartpole import CARTPOLE, CartPoleDynamics
+from ssm_metarl.entrance import fitted, shaped
+from ssm_metarl.tasks.cartpole import CARTPOLE, CartPoleDynamics, leading, spread
 from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Uniform
 
 SENSORS = CARTPOLE.obs_names
 LONGEST_DELAY = 3  # steps
+STATE_DIM = len(SENSORS) + LONGEST_DELAY
 PLACES = np.array(list(permutations(range(len(SENSORS)))))
 """Where each sensor stands in the observation, for every value of `order`, shape (24, 4)."""
 WIRING = (
@@ -58,10 +60,18 @@ class CartPoleScrambledDynamics:
         return torch.cat([cart, torch.zeros_like(uniform[..., self.obs_dim :])], dim=-1)
 
     def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """What the sensors show, each at its place, shape (K, N, 4)."""
-        if state.device.type == "cpu":
-            obs = state.new_empty(*state.shape[:-1], self.obs_dim)
-            _sense(PLACES, state.numpy(), *(parameters[n].numpy() for n in WIRING), obs.numpy())
+        """What the sensors show, each at its place, shape (K, N, 4).
+
+        Raises:
+            ValueError: A shape does not fit, or there is no such order of sensors.
+        """
+        lead, kind = leading(state, STATE_DIM)
+        if state.is_cpu:
+            state = fitted("state", state, state.shape, kind, "K, N, 7")
+            wiring = spread(WIRING, parameters, lead, kind)
+            obs = state.new_empty(*lead, self.obs_dim)
+            if not _sense(PLACES, state.numpy(), *wiring, obs.numpy()):
+                raise ValueError(f"order: expected 0 to {len(PLACES) - 1} everywhere")
             return obs
         return self.observe_plainly(state, parameters)
 
@@ -84,10 +94,18 @@ class CartPoleScrambledDynamics:
 
         Returns:
             Next state (K, N, 7), reward (K, N), 1 for every step, and terminated (K, N), bool.
+
+        Raises:
+            ValueError: A shape does not fit.
         """
+        lead, kind = leading(state, STATE_DIM)
+        action = shaped("action", action, lead, torch.int64, "K, N")
+        if state.is_cpu:
+            spread(("sign", "delay"), parameters, lead, kind)  # what does not fit is refused here
         chosen = (2 * action - 1).to(state.dtype)[..., None]
         line = torch.cat([chosen, state[..., self.obs_dim :]], dim=-1)  # u_t, u_{t-1}, ...
-        acting = line.gather(-1, parameters["delay"].long()[..., None])[..., 0]
+        delay = parameters["delay"].long().expand(lead)
+        acting = line.gather(-1, delay[..., None])[..., 0]
         # Action 1 of CartPole pushes with sign * force: the sign carries what arrives now.
         arrived = {**parameters, "sign": parameters["sign"] * acting}
         cart = state[..., : self.obs_dim].contiguous()
@@ -99,14 +117,17 @@ class CartPoleScrambledDynamics:
 def _sense(  # type: ignore[no-untyped-def]
     places, state, order, sign_0, sign_1, sign_2, sign_3, gain_0, gain_1, gain_2, gain_3, obs
 ):
-    """`CartPoleScrambledDynamics.observe_plainly`, number by number."""
+    """`CartPoleScrambledDynamics.observe_plainly`, number by number; False if it cannot be."""
     for k in range(state.shape[0]):
         for n in range(state.shape[1]):
+            if not 0 <= order[k, n] < len(places):
+                return False
             place = places[int(order[k, n])]
             obs[k, n, place[0]] = sign_0[k, n] * gain_0[k, n] * state[k, n, 0]
             obs[k, n, place[1]] = sign_1[k, n] * gain_1[k, n] * state[k, n, 1]
             obs[k, n, place[2]] = sign_2[k, n] * gain_2[k, n] * state[k, n, 2]
             obs[k, n, place[3]] = sign_3[k, n] * gain_3[k, n] * state[k, n, 3]
+    return True
 
 
 def _wiring() -> tuple[TaskParameter, ...]:

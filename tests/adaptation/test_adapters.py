@@ -448,7 +448,11 @@ class TestHybrid:
             (
                 {"action": support.action + 1},
                 r"experience buffer: expected actions of Discrete\(n=2\), received whole numbers "
-                r"up to 2$",
+                r"from 1 to 2$",
+            ),
+            (
+                {"action": -support.action},
+                r"expected actions of Discrete\(n=2\), received whole numbers from -1 to 0$",
             ),
             (
                 {"action": support.action[..., None].float()},

@@ -184,6 +184,8 @@ class LiveRun:
         if plant.adapter is None:
             return
         for event in plant.adapter.events[plant.told :]:
+            if event.kind == "bad reading":
+                continue
             if event.kind == "changed":
                 text, state = "it noticed that the plant is another one", "adapting to the change"
             else:
