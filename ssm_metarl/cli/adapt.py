@@ -189,6 +189,7 @@ class Adapt(ModelArgument):
                 },
                 calibration=calibration,
             ),
+            new=True,
         )
 
 
