@@ -30,7 +30,7 @@ from ssm_metarl.checkpoint import (
     save_checkpoint,
 )
 from ssm_metarl.command_line import command_line
-from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, plain, rebuild
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.daemon.only_writer import only_writer
@@ -169,7 +169,8 @@ class TrainingRun:
                 passed = int(trainer.progress * NUM_EVALUATIONS) > due
                 if self._on_eval is not None and (passed or trainer.epoch == 1):
                     line |= {
-                        f"eval_{k}": v for k, v in self._on_eval(trainer.policy_on_cpu()).items()
+                        f"eval_{k}": plain(v)
+                        for k, v in self._on_eval(trainer.policy_on_cpu()).items()
                     }
                 log.write(json.dumps(line) + "\n")
                 log.flush()
