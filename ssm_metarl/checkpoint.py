@@ -11,6 +11,7 @@ wrote it, the policy's architecture, the training's configuration and its counte
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -97,19 +98,51 @@ def current_versions() -> dict[str, str]:
     }
 
 
-def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically; ``path`` is a file, its folder is made."""
+def save_checkpoint(
+    path: str | os.PathLike[str], checkpoint: Checkpoint, *, new: bool = False
+) -> None:
+    """Write a checkpoint atomically; ``path`` is a file, its folder is made.
+
+    Args:
+        path: Where to.
+        checkpoint: What.
+        new: Overwrite nothing, not even what another process has written there meanwhile.
+
+    Raises:
+        FileExistsError: There is one, and it should be new.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp" if new else f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:  # safetensors' own save_file ignores the umask
             file.write(pack(checkpoint))
             file.flush()
             os.fsync(file.fileno())
+        if new and _link(temporary, path):
+            return
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name; False where the file system knows no such thing.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, "expected no file there yet, received one", str(target))
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise FileExistsError(
+            errno.EEXIST, "expected no file there yet, received one", str(target)
+        ) from None
+    except OSError:
+        return False
+    return True
 
 
 def pack(checkpoint: Checkpoint) -> bytes:

@@ -83,7 +83,7 @@ def on_compile(announce: Callable[[], None]) -> None:
 
 def threads_worth(rows: int) -> int:
     """How many threads so many rows of work are worth, at least one."""
-    return max(1, min(_THREADS or torch.get_num_threads(), rows // ROWS_WORTH_A_THREAD))
+    return max(1, min(_TORCH.before or torch.get_num_threads(), rows // ROWS_WORTH_A_THREAD))
 
 
 def share(function: Callable[..., None], *args: Any, tasks: int, rows: int) -> None:
@@ -98,6 +98,10 @@ def share(function: Callable[..., None], *args: Any, tasks: int, rows: int) -> N
         tasks: How many there are.
         rows: Rows of work in all; few are not worth a thread.
     """
+    if rows > FEW_ROWS and _BLAS.here.depth == 0:  # no `threads_for_kernels` around it
+        with _BLAS:
+            share(function, *args, tasks=tasks, rows=rows)
+        return
     threads = min(tasks, threads_worth(rows))
     if threads < 2:
         function(*args, 0, tasks)
@@ -110,9 +114,52 @@ def share(function: Callable[..., None], *args: Any, tasks: int, rows: int) -> N
         other.result()
 
 
-_THREADS = 0  # of compiled functions, while PyTorch has one; 0 for as many as PyTorch has
-_INSIDE = 0  # how many calls, of any thread, are in `threads_for_kernels`
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
+
+
+class _Depth(threading.local):
+    depth = 0  # how often this thread is inside
+
+
+class OneThread:
+    """A number of threads of the whole process: 1 while any thread is inside, and then as before.
+
+    Args:
+        read: Gives the number.
+        write: Sets it.
+    """
+
+    def __init__(self, read: Callable[[], int], write: Callable[[int], object]) -> None:
+        self._read, self._write = read, write
+        self._inside = 0  # calls of any thread
+        self.here = _Depth()
+        """How often this thread is inside."""
+        self.before = 0
+        """What it will be again; 0 where nobody is inside."""
+
+    def __enter__(self) -> None:
+        with _LOCK:
+            if self._inside == 0:
+                self.before = self._read()
+                self._write(1)
+            self._inside += 1
+        self.here.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.here.depth -= 1
+        with _LOCK:  # threads may come and go in any order
+            self._leave(self._inside - 1)
+
+    def after_fork(self) -> None:
+        """Forget the threads that a child process does not have."""
+        if self._inside > 0:
+            self._leave(self.here.depth)
+
+    def _leave(self, still_inside: int) -> None:
+        self._inside = still_inside
+        if still_inside == 0:
+            self._write(self.before)
+            self.before = 0
 
 
 @contextmanager
@@ -124,23 +171,13 @@ def threads_for_kernels() -> Iterator[None]:
     take many times as long for one, and states and gradients that fade over long episodes were
     full of them. Late in a training on `cartpole_scrambled`, an epoch took five times as long.
     """
-    global _THREADS, _INSIDE
-    with _LOCK:
-        if _INSIDE == 0:
-            _THREADS = torch.get_num_threads()
-            torch.set_num_threads(1)
-        _INSIDE += 1
-    flushed_before = subnormals_are_zero()
-    torch.set_flush_denormal(True)  # of this thread
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushed_before)
-        with _LOCK:
-            _INSIDE -= 1
-            if _INSIDE == 0:  # two threads may have come and gone in any order
-                torch.set_num_threads(_THREADS)
-                _THREADS = 0
+    with _TORCH, _BLAS:
+        flushed_before = subnormals_are_zero()
+        torch.set_flush_denormal(True)  # of this thread
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(flushed_before)
 
 
 def subnormals_are_zero() -> bool:
@@ -150,6 +187,9 @@ def subnormals_are_zero() -> bool:
 
 ROWS_WORTH_A_THREAD = 256
 """Below so many rows a thread, waking it takes longer than it saves."""
+FEW_ROWS = 16
+"""BLAS itself does products of so few rows in one thread, up to a width of 128: a single step of a
+policy takes no longer than it must."""
 
 
 _WORKERS: list[int] = []  # their system thread ids
@@ -185,19 +225,39 @@ _ALLOWED: dict[int, frozenset[int]] = {}
 _CURRENT_CPU = getattr(ctypes.CDLL(None), "sched_getcpu", None) if os.name == "posix" else None
 
 
-def _one_thread_for_blas() -> None:
-    """Keep the products inside compiled functions (SciPy's BLAS) in the thread that asks.
+def _blas_threads() -> OneThread:
+    """The threads of the products inside compiled functions (SciPy's BLAS), where it has any.
 
     They are small, tasks run beside each other already, and its own threads would wait in line.
+    The number is the whole process's: whoever calls SciPy gets it back.
     """
     libraries = (Path(scipy.__file__).parents[1] / "scipy.libs").glob("*openblas*")
     for library in libraries:  # none on systems where SciPy uses another BLAS
-        set_threads = getattr(ctypes.CDLL(str(library)), "scipy_openblas_set_num_threads", None)
-        if set_threads is not None:
-            set_threads(1)
+        handle = ctypes.CDLL(str(library))
+        if hasattr(handle, "scipy_openblas_set_num_threads"):
+            return OneThread(
+                handle.scipy_openblas_get_num_threads, handle.scipy_openblas_set_num_threads
+            )
+    return OneThread(lambda: 1, lambda _: None)
 
 
-_one_thread_for_blas()
+_BLAS, _TORCH = _blas_threads(), OneThread(torch.get_num_threads, torch.set_num_threads)
+
+
+def _start_anew() -> None:
+    """A forked child has none of its parent's other threads, nor what they were about to do."""
+    _pool.cache_clear()
+    _WORKERS.clear()
+    _ALLOWED.clear()
+    for threads in (_BLAS, _TORCH):
+        threads.after_fork()
+    _LOCK.release()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_start_anew
+    )
 
 ZERO, HALF, ONE, TWO = float32(0), float32(0.5), float32(1), float32(2)
 LOG2_E, LN2_HIGH, LN2_LOW = float32(1.44269504), float32(0.693359375), float32(-2.12194440e-4)

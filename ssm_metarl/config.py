@@ -8,8 +8,12 @@ ValueError with what was expected and what was received.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, fields
+from functools import cache
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 Objective = Literal["prediction", "policy_gradient"]
@@ -25,6 +29,108 @@ def require(condition: bool, name: str, expected: str, received: object) -> None
         raise ValueError(f"{name}: expected {expected}, received {received!r}")
 
 
+def plain(value: Any) -> Any:
+    """A NumPy scalar as the number that it is to Python; anything else as it is."""
+    scalar = type(value).__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return value.item() if scalar else value
+
+
+def check_types(settings: Any, *, finite: bool = True) -> None:
+    """Put numbers that NumPy drew, and lists, into the types that a dataclass declares.
+
+    Args:
+        settings: A frozen dataclass, in its ``__post_init__``.
+        finite: Whether its numbers must be finite.
+
+    Raises:
+        ValueError: A field holds another type.
+    """
+    for name, kind in _kinds(type(settings)).items():  # type: ignore[arg-type]
+        given = getattr(settings, name)
+        value = _converted(given, kind, finite)
+        require(value is not _UNFIT, name, _in_words(kind, finite), given)
+        if value is not given:
+            object.__setattr__(settings, name, value)
+
+
+@cache
+def _kinds(cls: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+_UNFIT = object()
+
+
+def _converted(value: Any, kind: Any, finite: bool) -> Any:
+    """The value in the type that was declared, or `_UNFIT`."""
+    if get_origin(kind) in (Union, UnionType):
+        every = (_converted(value, k, finite) for k in get_args(kind))
+        return next((x for x in every if x is not _UNFIT), _UNFIT)
+    value = plain(value)
+    if get_origin(kind) is Literal:
+        return value if isinstance(value, str) and value in get_args(kind) else _UNFIT
+    if get_origin(kind) is tuple:
+        return _converted_tuple(value, get_args(kind), finite)
+    if kind is NoneType or kind is bool:
+        return value if isinstance(value, kind) else _UNFIT
+    if kind is str:
+        return str(value) if isinstance(value, str) else _UNFIT
+    if kind is Path:
+        return Path(value) if isinstance(value, (str, Path)) else _UNFIT
+    if kind in (int, float):
+        return _converted_number(value, kind, finite)
+    return value  # of no kind that a setting has here
+
+
+def _converted_number(value: Any, kind: type, finite: bool) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+        return _UNFIT
+    if isinstance(value, Integral):
+        value = int(value)  # a whole number for a float stays one
+    try:
+        number = float(value)
+    except OverflowError:
+        return _UNFIT
+    if finite and math.isinf(number):  # NaN lies in no range, and their messages say which
+        return _UNFIT
+    return value if isinstance(value, int) else number
+
+
+def _converted_tuple(value: Any, kinds: tuple[Any, ...], finite: bool) -> Any:
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1:
+        value = value.tolist()
+    if not isinstance(value, (tuple, list)):
+        return _UNFIT
+    if len(kinds) == 2 and kinds[1] is ...:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        return _UNFIT
+    items = [_converted(x, k, finite) for x, k in zip(value, kinds, strict=True)]
+    if any(x is _UNFIT for x in items):
+        return _UNFIT
+    same = isinstance(value, tuple) and all(a is b for a, b in zip(items, value, strict=True))
+    return value if same else tuple(items)
+
+
+def _in_words(kind: Any, finite: bool) -> str:
+    """A type as a reader calls it."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(
+            "None" if k is NoneType else _in_words(k, finite)
+            for k in sorted(get_args(kind), key=lambda k: k is not NoneType)
+        )
+    if get_origin(kind) is Literal:
+        return f"one of {get_args(kind)}"
+    if get_origin(kind) is tuple:
+        first, *others = get_args(kind)
+        count = "any number" if others == [...] else str(1 + len(others))
+        return f"{count} of: {_in_words(first, finite)}"
+    number = "a finite number" if finite else "a number"
+    words = {int: "a whole number", float: number, bool: "True or False", str: "text"}
+    return words.get(kind, f"a {kind}")
+
+
 def rebuild(cls: type[T], values: dict[str, Any], what: str) -> T:
     """A configuration from its fields in JSON, whose lists become tuples again.
 
@@ -33,12 +139,14 @@ def rebuild(cls: type[T], values: dict[str, Any], what: str) -> T:
     """
     known = sorted(cls.__dataclass_fields__)  # type: ignore[attr-defined]
     require(isinstance(values, dict), what, f"fields among {known}", values)
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(set(values) - set(known), key=str)
     require(not unknown, what, f"fields among {known}", unknown)
     try:
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})
-    except TypeError as error:
+        return cls(**values)
+    except TypeError as error:  # a field is missing
         raise ValueError(f"{what}: expected other values, received {values} ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def default_width(core: Core, hidden_dim: int | None) -> int:
@@ -96,6 +204,7 @@ class PolicyConfig:
     its parameters (see `TaskFamily.told_dims`)."""
 
     def __post_init__(self) -> None:
+        check_types(self, finite=False)
         require(self.core in ("diagonal", "state_space"), "core",
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
         require(self.memory or not self.in_context, "memory", "True in context", self.memory)
@@ -152,6 +261,7 @@ class Calibration:
     """Scale of the prediction targets in the data that a policy was adapted to; None before."""
 
     def __post_init__(self) -> None:
+        check_types(self, finite=False)
         for name in ("max_kl", "max_prediction_error"):
             value = getattr(self, name)
             require(value is None or not math.isnan(value), name, "a number", value)
@@ -181,6 +291,7 @@ class StandardAdaptationConfig:
     """Bias-variance trade-off of the advantages (policy_gradient only)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.adapt_lr is None or self.adapt_lr >= 0, "adapt_lr",
                 "None or a number of at least 0", self.adapt_lr)  # fmt: skip
         require(self.num_adapt_steps >= 0, "num_adapt_steps", "at least 0", self.num_adapt_steps)
@@ -332,6 +443,7 @@ class MetaTrainingConfig:
     limits. Their episodes are not counted as the training's."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.calibration_tasks == 0 or self.calibration_tasks >= 180, "calibration_tasks",
                 "0 or at least 180 (fewer prove nothing)", self.calibration_tasks)  # fmt: skip
         at_least_one = (
@@ -418,6 +530,7 @@ class SingleTaskConfig:
     """The gradient's norm is clipped to this."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(self.core in ("diagonal", "state_space"), "core",
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
         for name in (
@@ -474,6 +587,7 @@ class EvaluationConfig:
     """As in `HybridAdaptationConfig` (hybrid arm)."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("num_tasks", "support_steps", "episodes_per_task"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require(self.num_adapt_steps >= 0, "num_adapt_steps", "at least 0", self.num_adapt_steps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssm_metarl.config import require
+from ssm_metarl.config import check_types, require
 
 DEFAULT_ENV_STEPS = 2_000_000
 
@@ -74,6 +74,7 @@ class InContextConfig:
     """The gradient's norm is clipped to this."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         at_least_one = (
             "state_dim", "hidden_dim", "num_layers", "tasks_per_epoch", "trial_episodes",
             "update_epochs", "minibatches", "sequence_steps", "steps_per_epoch",

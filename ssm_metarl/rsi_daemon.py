@@ -88,9 +88,9 @@ def main(
     arguments += words[cut + 1 :]
     if arguments and given.action not in ("start", "restart", "run"):
         parser.error(f"{given.action}: expected no such argument, received {arguments[0]}")
-    lineage = given.lineage or default_lineage()
+    lineage = Path()
     try:
-        lineage = lineage.resolve()
+        lineage = (given.lineage or default_lineage()).resolve()
         if lineage.exists() and not lineage.is_dir():
             raise ValueError(f"lineage: expected a folder, received the file {lineage}")
         if given.action == "run":

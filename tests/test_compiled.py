@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 
 import numpy as np
@@ -171,3 +175,127 @@ def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
         plain_loss, plain_angles = run()
     assert plain_loss == pytest.approx(loss, rel=1e-3)
     assert plain_angles[:20] == pytest.approx(angles[:20], abs=1e-3)
+
+
+def run_script(script: str) -> str:
+    """What a Python of its own prints, whose libraries may use two threads."""
+    environment = {n: v for n, v in os.environ.items() if not n.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True, text=True, timeout=60, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_forked_child_computes_with_threads_of_its_own() -> None:
+    """Forked idle, from inside, and while another thread is inside: each child has its own."""
+    printed = run_script(
+        """
+        import os, threading, torch
+        torch.set_num_threads(2)
+        from ssm_metarl.compiled import share, threads_for_kernels, threads_worth
+
+        def work(done, first, last):
+            done[first:last] = [threading.get_ident()] * (last - first)
+
+        def compute():
+            done = [0] * 4
+            with threads_for_kernels():
+                share(work, done, tasks=4, rows=100_000)
+                worth = threads_worth(100_000)
+            return f"{len(set(done))} threads, {worth} worth, then {torch.get_num_threads()}"
+
+        def in_child(where):
+            child = os.fork()
+            if child == 0:
+                print(where, compute(), flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+
+        print("parent", compute(), flush=True)
+        in_child("idle")
+        with threads_for_kernels():
+            child = os.fork()
+            inside = compute()
+        if child == 0:
+            print("inside", inside, "and", torch.get_num_threads(), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        entered, leave = threading.Event(), threading.Event()
+
+        def stay():
+            with threads_for_kernels():
+                entered.set()
+                leave.wait()
+
+        other = threading.Thread(target=stay)
+        other.start()
+        entered.wait()
+        in_child("beside")
+        leave.set()
+        other.join()
+        print("parent", compute())
+        """
+    )
+    assert printed.splitlines() == [
+        "parent 2 threads, 2 worth, then 2",
+        "idle 2 threads, 2 worth, then 2",
+        "inside 2 threads, 2 worth, then 1 and 2",
+        "beside 2 threads, 2 worth, then 2",
+        "parent 2 threads, 2 worth, then 2",
+    ]
+
+
+def test_the_process_has_its_own_settings_back() -> None:
+    """Neither the import nor a training leaves anything changed; inside, BLAS has one thread."""
+    printed = run_script(
+        """
+        import ctypes, os, pathlib, random, signal, sys, warnings
+        import numpy as np, scipy, torch
+        libraries = (pathlib.Path(scipy.__file__).parents[1] / "scipy.libs").glob("*openblas*")
+        blas = next((ctypes.CDLL(str(x)) for x in libraries), None)
+        if blas is None:
+            print("2 1 2 2 []")
+            sys.exit()
+        blas.scipy_openblas_set_num_threads(2)
+        threads, seen = blas.scipy_openblas_get_num_threads, []
+        torch.set_num_threads(2)
+
+        def settings():
+            return {
+                "torch": (torch.get_num_threads(), torch.get_default_dtype(),
+                          torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()),
+                "torch's generator": torch.get_rng_state().numpy().tobytes(),
+                "NumPy's generator": repr(np.random.get_state()),
+                "NumPy's errors": np.geterr(), "printing": np.get_printoptions(),
+                "Python's generator": random.getstate(),
+                "warnings": list(warnings.filters), "environment": dict(os.environ),
+                "signals": [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)],
+                "recursion": sys.getrecursionlimit(), "hooks": (sys.excepthook, sys.stdout),
+                "subnormals": float(np.float32(1e-30) * np.float32(1e-10)),
+            }
+
+        import matplotlib, numba, gymnasium, scipy.optimize  # have settings of their own
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import torch._dynamo, torch.utils.checkpoint  # have, too
+        before, first = settings(), threads()
+        import ssm_metarl
+        from ssm_metarl import StandardAdapter, MetaTrainer, MetaTrainingConfig, load_pretrained
+        from ssm_metarl.compiled import share
+        from ssm_metarl.evaluation.episodes import collect_support
+        from ssm_metarl.tasks.registry import family_of_env
+        after_import = threads()
+        share(lambda *_: seen.append(threads()), tasks=1, rows=100)
+        policy = load_pretrained("cartpole")
+        support = collect_support(policy, family_of_env("cartpole").task({}), 20, "random", seed=0)
+        StandardAdapter().adapt(policy, support)
+        MetaTrainer(MetaTrainingConfig(num_epochs=1, tasks_per_epoch=2, horizon=10)).train()
+        after = settings()
+        changed = [n for n in before if before[n] != after[n]]
+        print(first, *seen, after_import, threads(), changed)
+        """
+    )
+    assert printed.split(maxsplit=4) == ["2", "1", "2", "2", "[]\n"]

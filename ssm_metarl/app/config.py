@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from ssm_metarl.config import require
+from ssm_metarl.config import check_types, require
 
 LOOPBACK = "127.0.0.1"
 LOCAL_HOSTS = (LOOPBACK, "localhost", "::1")
@@ -39,6 +39,7 @@ class AppConfig:
     """Hours after which a visitor who was not seen again is forgotten, runs included."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(0 <= self.port < 65536, "port", "0 to 65535", self.port)
         require(bool(self.host), "host", "an address", self.host)
         require(self.max_visitors >= 1, "max_visitors", "at least 1", self.max_visitors)

@@ -177,6 +177,8 @@ class JobQueue:
                 job = self._running = self._waiting.popleft()
             try:
                 self._run(job)
+            except OSError as error:  # a full disk, no more processes: the next one may run
+                self._end(job, JobState.FAILED, f"it could not be started: {error.strerror}")
             finally:
                 with self._changed:
                     self._running = None

@@ -227,6 +227,7 @@ class Adapt(ModelArgument):
                 },
                 calibration=calibration,
             ),
+            new=True,
         )
 
 

@@ -5,6 +5,7 @@ Place in the flow: a command; the work is `benchmarks.adaptation`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -48,7 +49,7 @@ class BenchAdaptation:
         from ssm_metarl.benchmarks.adaptation.recipes import RECIPES
         from ssm_metarl.benchmarks.adaptation.run import Plan, run, write
         from ssm_metarl.benchmarks.adaptation.tables import as_markdown
-        from ssm_metarl.cli.outputs import make_folder
+        from ssm_metarl.cli.outputs import make_folder, only_writer_of
 
         if find_spec("matplotlib") is None:  # said now, not after two hours
             raise ValueError(
@@ -67,20 +68,23 @@ class BenchAdaptation:
         )
         work = self.work / "quick" if self.quick else self.work
         out = self.out or work / "results"
-        for folder in (work, out):
-            make_folder(folder)
-        try:
-            with Reporter("bench adaptation") as reporter:
-                workers = self.workers or os.cpu_count() or 1
-                result = run(plan, work, workers=workers, report=reporter.update)
-        except KeyboardInterrupt:
-            note(
-                f"ssm-metarl: stopped; what is in {work} stays, the same command goes on from there"
-            )
-            return EXIT_INTERRUPTED
-        command = command_line("bench adaptation", replace(self, workers=None, out=None))
-        result = {"command": command, **result}
-        write(result, out)
+        with contextlib.ExitStack() as held:
+            for folder in dict.fromkeys((work, out)):
+                make_folder(folder)
+                held.enter_context(only_writer_of(folder))
+            try:
+                with Reporter("bench adaptation") as reporter:
+                    workers = self.workers or os.cpu_count() or 1
+                    result = run(plan, work, workers=workers, report=reporter.update)
+            except KeyboardInterrupt:
+                note(
+                    f"ssm-metarl: stopped; what is in {work} stays, the same command goes on from "
+                    f"there"
+                )
+                return EXIT_INTERRUPTED
+            command = command_line("bench adaptation", replace(self, workers=None, out=None))
+            result = {"command": command, **result}
+            write(result, out)
         if self.json:
             print_json(result)
         else:

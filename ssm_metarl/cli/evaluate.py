@@ -5,6 +5,7 @@ Place in the flow: a command; the work is `evaluation.meta_evaluator` and `evalu
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,7 +24,7 @@ from ssm_metarl.cli.console import (
     print_safety,
     print_worth,
 )
-from ssm_metarl.cli.outputs import make_folder
+from ssm_metarl.cli.outputs import make_folder, only_writer_of
 from ssm_metarl.command_line import command_line, part_of
 from ssm_metarl.config import EvaluationConfig
 
@@ -68,6 +69,13 @@ class Evaluate(EvaluationConfig):
             prepare_report(self.report)
         if self.safety:
             self._check_adaptable(opened)
+        with contextlib.ExitStack() as held:
+            if self.report is not None:
+                held.enter_context(only_writer_of(self.report))
+            return self._evaluate(opened, config)
+
+    def _evaluate(self, opened: OpenedModel, config: EvaluationConfig) -> int:
+        """Evaluate one model."""
         fixed = found_fixed_policy(opened, config) if self.worth else None
         with Reporter("evaluating") as reporter:
             result = opened.evaluate(config, reporter.update, fixed=fixed)

@@ -6,8 +6,13 @@ Place in the flow: the commands ask here before they start, so that no hour of t
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from ssm_metarl.daemon.only_writer import only_writer
 
 
 def new_folder(out: Path) -> Path:
@@ -40,12 +45,26 @@ def new_file(out: Path) -> Path:
 
 
 def free_folder(parent: Path, name: str) -> Path:
-    """The first of NAME, NAME-2, NAME-3, ... that does not exist."""
-    folder, count = parent / name, 1
-    while folder.exists():
-        count += 1
-        folder = parent / f"{name}-{count}"
+    """Make the first of NAME, NAME-2, NAME-3, ... that does not exist: nobody else gets it."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for count in itertools.count(1):
+        folder = parent / (name if count == 1 else f"{name}-{count}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            break
     return folder
+
+
+@contextlib.contextmanager
+def only_writer_of(folder: Path) -> Iterator[None]:
+    """Keep other processes of this package from writing to a folder meanwhile.
+
+    Raises:
+        ValueError: One does.
+    """
+    expected = f"{folder}: expected a folder that no other process writes to"
+    with only_writer(folder / ".ssm-metarl.lock", expected):
+        yield
 
 
 def make_folder(folder: Path) -> None:
@@ -67,6 +86,6 @@ def make_folder(folder: Path) -> None:
 
 def _holds_training(folder: Path) -> bool:
     from ssm_metarl.checkpoint import FILE_NAME
-    from ssm_metarl.meta_rl.training_run import LOG_NAME
+    from ssm_metarl.meta_rl.training_log import LOG_NAME
 
     return (folder / FILE_NAME).is_file() and (folder / LOG_NAME).is_file()

@@ -5,6 +5,7 @@ Place in the flow: a command; the work is `meta_rl.single_task`.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,33 +39,34 @@ class TrainPolicyGradient(SingleTaskConfig):
 
     def run(self) -> int:
         """Train, then run greedy episodes."""
-        from ssm_metarl.cli.outputs import new_folder
+        from ssm_metarl.cli.outputs import new_folder, only_writer_of
         from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
         from ssm_metarl.meta_rl.single_task import save_single_task, train_single_task
         from ssm_metarl.tasks.task_family import TaskFamily
 
         config = part_of(self, SingleTaskConfig)
         family = TaskFamily.from_gymnasium(self.env_name, parameters={})
-        if self.out is not None:
-            new_folder(self.out)
-        updates: list[UpdateMetrics] = []
-        try:
-            with Reporter("policy gradient") as reporter:
+        with contextlib.ExitStack() as held:
+            if self.out is not None:
+                held.enter_context(only_writer_of(new_folder(self.out)))
+            updates: list[UpdateMetrics] = []
+            try:
+                with Reporter("policy gradient") as reporter:
 
-                def on_update(update: UpdateMetrics) -> None:
-                    updates.append(update)
-                    message = f"{update.episodes} episodes, return {update.average_return:.0f}"
-                    reporter.update(update.episodes / self.num_episodes, message)
+                    def on_update(update: UpdateMetrics) -> None:
+                        updates.append(update)
+                        message = f"{update.episodes} episodes, return {update.average_return:.0f}"
+                        reporter.update(update.episodes / self.num_episodes, message)
 
-                policy = train_single_task(config, family, on_update)
-        except TrainingDiverged as error:
-            note(f"ssm-metarl: training stopped: {error}; nothing was saved")
-            return EXIT_DIVERGED
-        result = self._measure(policy, family, updates[-1])
-        if self.out is not None:
-            command = command_line("train --mode policy_gradient", config)
-            save_single_task(self.out, policy, config, result, command)
-            result["model"] = str(self.out)
+                    policy = train_single_task(config, family, on_update)
+            except TrainingDiverged as error:
+                note(f"ssm-metarl: training stopped: {error}; nothing was saved")
+                return EXIT_DIVERGED
+            result = self._measure(policy, family, updates[-1])
+            if self.out is not None:
+                command = command_line("train --mode policy_gradient", config)
+                save_single_task(self.out, policy, config, result, command)
+                result["model"] = str(self.out)
         if self.json:
             print_json(result)
         else:

@@ -28,6 +28,9 @@ class Train(TrainingCommand, MetaTrainingConfig):
     """Task family, or the Gymnasium id that names it."""
     norm_dim: Annotated[int | None, tyro.conf.Suppress] = None  # growing a model sets it
     in_context: Annotated[bool, tyro.conf.Suppress] = False  # --mode both sets it
+    device: str | None = None  # type: ignore[assignment]  # None tells it from one that was given
+    """Where it computes: cpu, whose kernels are compiled, or cuda, by PyTorch's own operations.
+    None for cpu, and on resuming for where it computed before."""
     mode: Mode = "meta_rl"
     """in_context and policy_gradient have other flags: see ssm-metarl train --mode MODE --help."""
     out: Path | None = None
@@ -39,4 +42,5 @@ class Train(TrainingCommand, MetaTrainingConfig):
 
     def settings(self) -> MetaTrainingConfig:
         """What is to be trained."""
-        return replace(part_of(self, MetaTrainingConfig), in_context=self.mode == "both")
+        given = replace(self, device="cpu" if self.device is None else self.device)
+        return replace(part_of(given, MetaTrainingConfig), in_context=self.mode == "both")

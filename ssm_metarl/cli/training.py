@@ -28,7 +28,7 @@ Mode = Literal["meta_rl", "in_context", "both", "policy_gradient"]
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130
 FINAL_TASKS = 100
-BESIDE_RESUME = ("resume", "num_epochs", "max_env_steps", "json")
+BESIDE_RESUME = ("resume", "num_epochs", "max_env_steps", "device", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +55,32 @@ class TrainingCommand(ABC):
         memory_before = peak_memory()
         from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
 
-        with Reporter("meta-training") as reporter:
-            run = self._open(reporter)
-            try:
-                with stop_on_signal(run):
-                    note(f"{'training' if self.resume is None else 'resuming'} in {run.out}")
-                    run.train()
-            except TrainingDiverged as error:
-                note(f"ssm-metarl: training stopped: {error}; the last good checkpoint stays: "
-                     f"{run.out}")  # fmt: skip
-                return EXIT_DIVERGED
-            except KeyboardInterrupt:
-                note(f"ssm-metarl: stopped at once; the last checkpoint stays, continue with: "
+        with contextlib.ExitStack() as held:
+            with Reporter("meta-training") as reporter:
+                run = self._open(reporter)
+                held.enter_context(run.alone())
+                try:
+                    with stop_on_signal(run):
+                        note(f"{'training' if self.resume is None else 'resuming'} in {run.out}")
+                        run.train()
+                except TrainingDiverged as error:
+                    note(f"ssm-metarl: training stopped: {error}; the last good checkpoint stays: "
+                         f"{run.out}")  # fmt: skip
+                    return EXIT_DIVERGED
+                except KeyboardInterrupt:
+                    note(f"ssm-metarl: stopped at once; the last checkpoint stays, continue with: "
+                         f"ssm-metarl train --resume {run.out}")  # fmt: skip
+                    return EXIT_INTERRUPTED
+            if run.stopped:
+                note(f"ssm-metarl: stopped at epoch {run.trainer.epoch}, saved; continue with: "
                      f"ssm-metarl train --resume {run.out}")  # fmt: skip
                 return EXIT_INTERRUPTED
-        if run.stopped:
-            note(f"ssm-metarl: stopped at epoch {run.trainer.epoch}, saved; continue with: "
-                 f"ssm-metarl train --resume {run.out}")  # fmt: skip
-            return EXIT_INTERRUPTED
-        try:
-            result = finish(run, memory_before, resumed_further=self._resumed_further)
-        except KeyboardInterrupt:
-            note(f"ssm-metarl: interrupted after the training; to evaluate it: "
-                 f"ssm-metarl train --resume {run.out}")  # fmt: skip
-            return EXIT_INTERRUPTED
+            try:
+                result = finish(run, memory_before, resumed_further=self._resumed_further)
+            except KeyboardInterrupt:
+                note(f"ssm-metarl: interrupted after the training; to evaluate it: "
+                     f"ssm-metarl train --resume {run.out}")  # fmt: skip
+                return EXIT_INTERRUPTED
         if self.json:
             print_json(result)
         else:
@@ -94,6 +96,7 @@ class TrainingCommand(ABC):
         from ssm_metarl.cli.outputs import free_folder, new_folder
         from ssm_metarl.evaluation.opened_model import readable
         from ssm_metarl.meta_rl.trainer import usable_device
+        from ssm_metarl.meta_rl.training_log import LOG_NAME
         from ssm_metarl.meta_rl.training_run import TrainingRun
         from ssm_metarl.tasks.registry import family_of_env
 
@@ -112,8 +115,15 @@ class TrainingCommand(ABC):
                     self.resume,
                     num_epochs=self.num_epochs,
                     max_env_steps=self.max_env_steps,
+                    device=getattr(self, "device", None),
                     **callbacks,
                 )
+            if run.damaged_lines:
+                note(f"ssm-metarl: {run.damaged_lines} line(s) of {run.out / LOG_NAME} could not "
+                     f"be read, and were dropped")  # fmt: skip
+            if run.fallen_back_from is not None:
+                note(f"ssm-metarl: there is no device {run.fallen_back_from!r} here, where this "
+                     f"training computed before: going on with 'cpu'")  # fmt: skip
         else:
             family = family_of_env(self.family).name
             config = replace(self.settings(), family=family)
@@ -128,8 +138,8 @@ class TrainingCommand(ABC):
         ignored = [flag(name) for name in changed(self) if name not in BESIDE_RESUME]
         if ignored:
             raise ValueError(
-                f"resume: expected no flags beside it but --num-epochs, --max-env-steps and "
-                f"--json, received {', '.join(ignored)}"
+                f"resume: expected no flags beside it but --num-epochs, --max-env-steps, "
+                f"--device and --json, received {', '.join(ignored)}"
             )
 
 

@@ -58,13 +58,24 @@ class DaemonError(RuntimeError):
 
 
 def default_lineage() -> Path:
-    """``$SSM_METARL_HOME/rsi``, by default in the platform's folder for user data."""
-    home = os.environ.get("SSM_METARL_HOME")
-    if not home:
+    """``$SSM_METARL_HOME/rsi``, by default in the platform's folder for user data.
+
+    Raises:
+        ValueError: This user has no home, or the variable names the home of a user who is none.
+    """
+    given = os.environ.get("SSM_METARL_HOME")
+    try:
+        if given:
+            return Path(given).expanduser() / "rsi"
         from platformdirs import user_data_dir
 
-        home = user_data_dir("ssm-metarl")
-    return Path(home).expanduser() / "rsi"
+        return Path(user_data_dir("ssm-metarl")).expanduser() / "rsi"
+    except RuntimeError:
+        received = f"SSM_METARL_HOME={given}" if given else "a user without a home"
+        raise ValueError(
+            f"lineage: expected a folder for it, received {received}; set SSM_METARL_HOME to a "
+            f"folder, or name one with --lineage"
+        ) from None
 
 
 def start(

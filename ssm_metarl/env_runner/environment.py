@@ -22,6 +22,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from ssm_metarl.config import plain
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.gymnasium_family import make_environment
 from ssm_metarl.tasks.registry import FAMILIES, TOLD, family_of_env
@@ -90,7 +91,7 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
         if seed is None:
             seed = self._first_seed
         self._first_seed = None
-        return super().reset(seed=seed, options=options)
+        return super().reset(seed=plain(seed), options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take one step.
@@ -124,7 +125,7 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start an episode; ``options`` are ignored, the information is empty."""
-        super().reset(seed=seed, options=options)
+        super().reset(seed=plain(seed), options=options)
         if seed is not None or self._batch is None:
             self._batch = TaskBatch(
                 self._tasks,

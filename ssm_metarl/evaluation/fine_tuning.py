@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.compiled import threads_for_kernels
-from ssm_metarl.config import EvaluationConfig, Objective, SupportPolicy, require
+from ssm_metarl.config import EvaluationConfig, Objective, SupportPolicy, check_types, require
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
@@ -80,6 +80,7 @@ class FineTuningConfig:
     """Names all episodes: the greedy ones are those of `EvaluationConfig.seed`."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         require(len(self.rounds) > 0 and min(self.rounds) >= 1, "rounds",
                 "at least one, of at least 1 episode", self.rounds)  # fmt: skip
         for name in ("lr", "clip_coef", "max_grad_norm"):

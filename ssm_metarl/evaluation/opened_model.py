@@ -76,7 +76,7 @@ class OpenedModel:
     @property
     def training_log(self) -> Path | None:
         """The log beside it, where there is one with at least a line."""
-        from ssm_metarl.meta_rl.training_run import LOG_NAME
+        from ssm_metarl.meta_rl.training_log import LOG_NAME
 
         model = find_model(self.name)
         for log in (model.parent / LOG_NAME, model.with_suffix(".training.jsonl")):

@@ -10,12 +10,13 @@ state would choose a window toolkit, and keep every figure alive in a daemon.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import mode
 from typing import TYPE_CHECKING, Any
+
+from ssm_metarl.meta_rl.training_log import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,25 +50,6 @@ def present_arms(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     """Arms that any of the evaluations has: known ones in display order, then the others."""
     found = {arm: None for e in evaluations for arm, scores in e["arms"].items() if scores}
     return [a for a in ARMS if a in found] + [a for a in found if a not in ARMS]
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line cut short by a crash is left out.
-
-    Raises:
-        ValueError: The file holds no whole line, or a broken line before the last.
-    """
-    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise ValueError(f"{path}:{number}: expected a JSON object: {error}") from error
-    if not rows:
-        raise ValueError(f"{path}: expected at least one line with a JSON object, found none")
-    return rows
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
@@ -143,7 +125,9 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
     Returns:
         ``path``.
     """
-    rows = read_log(log)
+    rows = read_log(log).rows
+    if not rows:
+        raise ValueError(f"{log}: expected at least one line with a JSON object, found none")
     figure = _figure(8.0, 3.6)
     axes = figure.subplots()
     _clean(axes)

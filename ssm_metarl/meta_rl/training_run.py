@@ -5,6 +5,7 @@ Place in the flow: stage 5, around a trainer (the loop: `trainer` or `in_context
 
     checkpoint.safetensors   the last good state, replaced atomically
     training_log.jsonl       one JSON object an epoch
+    training.lock            while it trains: a second process is refused
     tensorboard/             the same as TensorBoard events, where tensorboard is installed
 
 A resumed training cuts the log back to the checkpoint's epoch, then continues bit for bit.
@@ -14,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,15 @@ from ssm_metarl.checkpoint import (
     save_checkpoint,
 )
 from ssm_metarl.command_line import command_line
-from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, plain, rebuild
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.daemon.only_writer import only_writer
 from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
-from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
+from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer, usable_device
+from ssm_metarl.meta_rl.training_log import LOG_NAME, read_log
 
-LOG_NAME = "training_log.jsonl"
+LOCK_NAME = "training.lock"
 CHECKPOINT_EVERY = 10  # epochs
 NUM_EVALUATIONS = 20  # over a training, evenly spaced in its progress
 
@@ -67,6 +71,12 @@ class TrainingRun:
         self._on_epoch, self._on_eval = on_epoch, on_eval
         self._stop_requested = False
         self.stopped = False
+        self.damaged_lines = 0
+        """Lines of the log that could not be read on resuming, and were dropped."""
+        self.fallen_back_from: str | None = None
+        """The recorded device, where there is no such device here."""
+        self._holds_lock = False
+        self._seen: tuple[int, ...] | None = None  # the checkpoint that it stands at
 
     @classmethod
     def start(cls, config: Config, out: Path, **callbacks: Any) -> TrainingRun:
@@ -77,18 +87,16 @@ class TrainingRun:
                 to start from is of another architecture.
             FileNotFoundError: There is no model to start from.
         """
-        if (out / FILE_NAME).exists():
-            raise ValueError(
-                f"out: expected a folder without a training, received {out}, which holds one; "
-                f"continue it with --resume {out}, or choose another --out"
-            )
+        _refuse_training_in(out)
         trainer = make_trainer(config)
         if isinstance(trainer, MetaTrainer) and trainer.config.start is not None:
             trainer.start_from(load_pretrained(trainer.config.start))
         out.mkdir(parents=True, exist_ok=True)
         run = cls(trainer, out, **callbacks)
-        (out / LOG_NAME).write_text("")
-        run.save()
+        with run.alone():
+            _refuse_training_in(out)  # somebody may have begun one meanwhile
+            (out / LOG_NAME).write_text("")
+            run.save()
         return run
 
     @classmethod
@@ -98,6 +106,7 @@ class TrainingRun:
         *,
         num_epochs: int | None = None,
         max_env_steps: int | None = None,
+        device: str | None = None,
         **callbacks: Any,
     ) -> TrainingRun:
         """Continue a training from its last checkpoint.
@@ -106,18 +115,22 @@ class TrainingRun:
             out: Its folder.
             num_epochs: A new limit. With any new limit given, the old ones no longer count.
             max_env_steps: A new limit.
+            device: Where to compute from now on; None for where it computed before, or for the
+                processor where there is no such device here.
             callbacks: As in the constructor.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
-            ValueError: It is damaged, or not that of a training.
+            ValueError: It is damaged, or not that of a training, or another process trains there.
         """
+        seen = _identity(out / FILE_NAME)
         checkpoint = load_checkpoint(out)
         if not checkpoint.training or not checkpoint.counters:
             raise ValueError(f"{out}: expected a training's checkpoint, received a model's")
         config = recorded_config(checkpoint.training, f"{out}: training")
         if num_epochs is not None or max_env_steps is not None:
             config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
+        config, fallen_back_from = _on_device(config, device)
         trainer = make_trainer(config)
         built, saved = trainer.policy.config, PolicyConfig.from_dict(checkpoint.policy_config)
         if built != saved:
@@ -126,16 +139,11 @@ class TrainingRun:
                 f"{saved}; it can be evaluated, not continued"
             )
         trainer.restore(checkpoint.tensors, checkpoint.counters)
-        log = out / LOG_NAME
-        if log.exists():
-            lines = log.read_text().splitlines(keepends=True)
-            kept = [
-                x for x in lines if x.endswith("\n") and json.loads(x)["epoch"] <= trainer.epoch
-            ]
-            temporary = log.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            os.replace(temporary, log)
-        return cls(trainer, out, **callbacks)
+        run = cls(trainer, out, **callbacks)
+        run.fallen_back_from, run._seen = fallen_back_from, seen
+        with run.alone():
+            run._cut_log()
+        return run
 
     def request_stop(self) -> None:
         """Ask the training to stop after the epoch that is running; it saves first."""
@@ -146,10 +154,11 @@ class TrainingRun:
 
         Raises:
             TrainingDiverged: A number is not finite; the last good checkpoint stays.
+            ValueError: Another process trains in the folder, or has since this run was opened.
         """
         trainer = self.trainer
-        events = _event_writer(self.out, trainer.epoch)
-        with contextlib.ExitStack() as files:
+        with self.alone(), contextlib.ExitStack() as files:
+            events = _event_writer(self.out, trainer.epoch)
             log = files.enter_context(open(self.out / LOG_NAME, "a"))
             if events is not None:
                 files.callback(events.close)
@@ -160,7 +169,8 @@ class TrainingRun:
                 passed = int(trainer.progress * NUM_EVALUATIONS) > due
                 if self._on_eval is not None and (passed or trainer.epoch == 1):
                     line |= {
-                        f"eval_{k}": v for k, v in self._on_eval(trainer.policy_on_cpu()).items()
+                        f"eval_{k}": plain(v)
+                        for k, v in self._on_eval(trainer.policy_on_cpu()).items()
                     }
                 log.write(json.dumps(line) + "\n")
                 log.flush()
@@ -171,9 +181,48 @@ class TrainingRun:
                     self.save()
                 if self._on_epoch is not None:
                     self._on_epoch(metrics, line)
-        self.stopped = trainer.progress < 1
-        self.save()
+            self.stopped = trainer.progress < 1
+            self.save()
         return trainer.policy
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training in the folder; `train` does so by itself.
+
+        Raises:
+            ValueError: One does, or has since this run was opened.
+        """
+        if self._holds_lock:
+            yield
+            return
+        expected = f"{self.out}: expected a training that no other process works on"
+        with only_writer(self.out / LOCK_NAME, expected):
+            if self._seen is not None and self._seen != _identity(self.out / FILE_NAME):
+                raise ValueError(
+                    f"{self.out}: expected the checkpoint that this training stands at, received "
+                    f"another one, which was written since"
+                )
+            self._holds_lock = True
+            try:
+                yield
+            finally:
+                self._holds_lock = False
+
+    def _cut_log(self) -> None:
+        """Leave in the log what belongs to the checkpoint: no later epochs, no damaged lines."""
+        path = self.out / LOG_NAME
+        if not path.exists():
+            return
+        log = read_log(path)
+        self.damaged_lines = log.damaged + sum("epoch" not in row for row in log.rows)
+        kept = [
+            line + b"\n"
+            for row, line in zip(log.rows, log.lines, strict=True)
+            if row.get("epoch", math.inf) <= self.trainer.epoch
+        ]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(b"".join(kept))
+        os.replace(temporary, path)
 
     def save(self, card: dict[str, Any] | None = None) -> None:
         """Write the checkpoint."""
@@ -190,6 +239,45 @@ class TrainingRun:
                 calibration={} if calibration is None else asdict(calibration),
             ),
         )
+        self._seen = _identity(self.out / FILE_NAME)
+
+
+def _refuse_training_in(out: Path) -> None:
+    if (out / FILE_NAME).exists():
+        raise ValueError(
+            f"out: expected a folder without a training, received {out}, which holds one; "
+            f"continue it with --resume {out}, or choose another --out"
+        )
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells a file from the one that replaces it; None without one."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _on_device(config: Config, device: str | None) -> tuple[Config, str | None]:
+    """A recorded configuration for this machine, and the device that it lacks.
+
+    A checkpoint's tensors are the same wherever they were computed, so a training may move.
+
+    Raises:
+        ValueError: ``device`` is given, and there is none here, or the training knows no devices.
+    """
+    if not isinstance(config, MetaTrainingConfig):
+        if device not in (None, "cpu"):
+            raise ValueError(f"device: expected 'cpu' for a training in context, received {device}")
+        return config, None
+    if device is not None:
+        return replace(config, device=device), None
+    try:
+        usable_device(config.device)
+    except ValueError:
+        return replace(config, device="cpu"), config.device
+    return config, None
 
 
 def make_trainer(config: Config) -> Trainer:

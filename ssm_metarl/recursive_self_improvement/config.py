@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from ssm_metarl.config import require
+from ssm_metarl.config import check_types, require
 
 OPERATIONAL = ("train_timeout", "memory_limit_mb", "min_free_mb")
 """Settings that decide nothing, and may be others whenever a lineage goes on."""
@@ -83,6 +83,7 @@ class RSIConfig:
     """Vault tasks of an audit."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         at_least_one = (
             "num_candidates", "train_steps", "confirm_pairs", "attribution_pairs", "canary_pairs",
             "batch_pairs", "support_steps", "max_failures", "max_parameters", "keep_champions",

@@ -61,6 +61,8 @@ def export_champion(folder: Path, out: Path, calibration_tasks: int) -> dict[str
     limits = {} if policy.calibration is None else asdict(policy.calibration)
     tensors = {n: v for n, v in checkpoint.tensors.items() if not n.startswith("optimizer.")}
     save_checkpoint(
-        out, replace(checkpoint, tensors=tensors, calibration=limits, card=card, counters={})
+        out,
+        replace(checkpoint, tensors=tensors, calibration=limits, card=card, counters={}),
+        new=True,
     )
     return card

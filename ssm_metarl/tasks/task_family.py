@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
+from ssm_metarl.config import plain
 
 Split = Literal["train", "id", "ood"]
 Interval = tuple[float, float]
@@ -300,13 +302,18 @@ class TaskFamily:
                 raise ValueError(
                     f"task parameter: expected one of {sorted(known)}, received {name!r}"
                 )
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            value = plain(value)
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise ValueError(f"task parameter {name!r}: expected a number, received {value!r}")
-            if not math.isfinite(value):
+            try:
+                number = float(value)
+            except OverflowError:
+                number = math.inf
+            if not math.isfinite(number):
                 raise ValueError(
-                    f"task parameter {name!r}: expected a finite one, received {value}"
+                    f"task parameter {name!r}: expected a finite one, received {number}"
                 )
-            values[name] = known[name].check(float(value))
+            values[name] = known[name].check(number)
         return Tasks(
             self,
             {n: torch.tensor([v], dtype=torch.float64) for n, v in values.items()},

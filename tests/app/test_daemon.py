@@ -57,6 +57,23 @@ def test_without_one_set_steering_is_off(
     assert calls == [] and not daemon.view().can_steer
 
 
+def test_without_a_place_for_it_the_page_says_so(
+    calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/home/other/daemon.lock")
+
+    monkeypatch.setenv("SSM_METARL_PASSWORD", PASSWORD)
+    monkeypatch.setenv("SSM_METARL_HOME", "~nosuchuser/x")
+    homeless = Daemon()
+    assert homeless.view().problem.startswith("lineage: expected a folder for it, received SSM")
+    with pytest.raises(ValueError, match="set SSM_METARL_HOME to a folder"):
+        homeless.steer("start", PASSWORD, "cartpole")
+    monkeypatch.setattr(rsi_daemon, "status", denied)
+    assert Daemon(tmp_path).view().problem.endswith("received /home/other/daemon.lock")
+    assert calls == []
+
+
 def test_guessing_is_slow(
     tmp_path: Path, calls: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,22 @@ def test_a_job_runs_in_its_folder_and_ends(script: Callable[..., Job], tmp_path:
     assert job.output.read_text().strip() == str(tmp_path)
 
 
+def test_a_job_that_cannot_be_started_fails_alone(
+    script: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_processes(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.subprocess, "Popen", no_processes)
+        job = script("print()")
+        wait(lambda: not job.active)
+    assert job.state == JobState.FAILED and job.why.endswith("Resource temporarily unavailable")
+    job = script("print()")
+    wait(lambda: not job.active)
+    assert job.state == JobState.DONE
+
+
 def test_a_failure_says_its_last_line(script: Callable[..., Job]) -> None:
     job = script("import sys; print('first', file=sys.stderr); sys.exit('it is broken')")
     wait(lambda: not job.active)

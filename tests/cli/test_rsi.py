@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pwd
 import re
 import signal
 import subprocess
@@ -276,3 +277,26 @@ def events(folder: Path) -> list:
         return ledger.events()
     finally:
         ledger.close()
+
+
+@pytest.mark.parametrize("home", [None, "~nosuchuser/x"])
+@pytest.mark.parametrize(
+    "words", ["run --model cartpole", "status", "stop", "start --model cartpole", "audit", "plot"]
+)
+def test_without_a_home_one_line_says_what_to_set(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, home: str | None, words: str
+) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "XDG_DATA_HOME", "SSM_METARL_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    if home is not None:
+        monkeypatch.setenv("SSM_METARL_HOME", home)
+    outcome = cli("rsi", *words.split())
+    assert (outcome.code, outcome.out) == (2, "")
+    received = "a user without a home" if home is None else f"SSM_METARL_HOME={home}"
+    (line,) = outcome.err.splitlines()
+    assert f"lineage: expected a folder for it, received {received}; set SSM_METARL_HOME" in line
+    assert line.endswith("--lineage")

@@ -150,3 +150,22 @@ def test_context_manager_closes():
         closed = []
         env.unwrapped.close = lambda: closed.append(True)
     assert closed == [True]
+
+
+@pytest.mark.parametrize("env_id", ["cartpole", "CartPole-v1"])
+def test_numbers_that_numpy_drew_are_numbers(env_id: str) -> None:
+    task = {"sign": np.int64(-1), "force": np.float32(7)} if env_id == "cartpole" else None
+    drawn = Environment(env_id, task=task, seed=np.int64(3))  # type: ignore[arg-type]
+    typed = Environment(env_id, task=task and {"sign": -1, "force": 7}, seed=3)
+    for seed in ({}, {"seed": 5}):
+        others = {n: np.uint16(v) for n, v in seed.items()}
+        np.testing.assert_array_equal(drawn.reset(**others)[0], typed.reset(**seed)[0])
+        np.testing.assert_array_equal(drawn.step(np.int64(1))[0], typed.step(1)[0])
+
+
+@pytest.mark.parametrize(
+    "value", [np.bool_(True), np.array([1.0]), "7", 10**400, np.float32("inf")]
+)
+def test_what_is_no_number_is_no_parameter(value: object) -> None:
+    with pytest.raises(ValueError, match=r"^task parameter 'force': expected a"):
+        Environment("cartpole", task={"force": value})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.meta_rl import trainer as trainer_module
 from ssm_metarl.meta_rl import training_run
 from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
-from ssm_metarl.meta_rl.training_run import LOG_NAME, TrainingRun
+from ssm_metarl.meta_rl.training_run import LOCK_NAME, LOG_NAME, TrainingRun
 
 MakeConfig = Callable[..., MetaTrainingConfig]
 EPOCHS, EVERY = 7, 2
@@ -74,8 +75,11 @@ def with_events(often: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_run, "_event_writer", _event_writer)
 
 
-def kill_at(out: Path, config: MetaTrainingConfig, place: str, epoch: int, command: str) -> None:
-    """Train in a process of its own until epoch ``epoch``, and kill it there."""
+@contextlib.contextmanager
+def training_until(
+    out: Path, config: MetaTrainingConfig, place: str, epoch: int, command: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that trains until epoch ``epoch`` and waits there, to be killed at the end."""
     arguments = [str(out), json.dumps(asdict(config)), place, str(epoch), command]
     with subprocess.Popen(
         [sys.executable, "-c", TRAINING, *arguments],
@@ -85,8 +89,18 @@ def kill_at(out: Path, config: MetaTrainingConfig, place: str, epoch: int, comma
     ) as process:
         assert process.stdout is not None and process.stderr is not None
         line = process.stdout.readline()
-        process.kill()
+        try:
+            if line == "here\n":
+                yield process
+        finally:
+            process.kill()
         assert line == "here\n", process.stderr.read()
+
+
+def kill_at(out: Path, config: MetaTrainingConfig, place: str, epoch: int, command: str) -> None:
+    """Train in a process of its own until epoch ``epoch``, and kill it there."""
+    with training_until(out, config, place, epoch, command):
+        pass
 
 
 def fingerprint(out: Path) -> dict[str, Any]:
@@ -188,6 +202,53 @@ class TestResume:
         TrainingRun.resume(tmp_path).train()
         assert [line["epoch"] for line in log(tmp_path)] == [4]
 
+    @pytest.mark.parametrize(
+        "damage", [b"\0" * 300 + b"\n", b"\n", b"\xff\xfe\n", b'{"epoch": 3, "env_', b'{"a": 1}\n']
+    )
+    @pytest.mark.parametrize("at", [0, 1, 3])
+    def test_a_damaged_log_costs_its_damaged_lines(
+        self, tiny: MakeConfig, tmp_path: Path, damage: bytes, at: int
+    ) -> None:
+        config = tiny(num_epochs=4)
+        self.stopped_at(3, config, tmp_path / "a")
+        lines = (tmp_path / "a" / LOG_NAME).read_bytes().splitlines(keepends=True)
+        if at < 3 and not damage.endswith(b"\n"):
+            damage += b"\n"
+        lines.insert(at, damage)
+        (tmp_path / "a" / LOG_NAME).write_bytes(b"".join(lines))
+        run = TrainingRun.resume(tmp_path / "a")
+        assert run.damaged_lines == 1
+        run.train()
+        assert fingerprint(tmp_path / "a") == uninterrupted(config, tmp_path / "b")
+
+    def test_without_its_device_a_training_goes_on_where_it_can(
+        self, tiny: MakeConfig, tmp_path: Path
+    ) -> None:
+        config = tiny(num_epochs=4)
+        self.stopped_at(2, config, tmp_path / "a")
+        whole = load_checkpoint(tmp_path / "a")
+        nowhere = replace(whole, training=whole.training | {"device": "hpu:9"})
+        for given in (None, "cpu"):
+            save_checkpoint(tmp_path / "a" / FILE_NAME, nowhere)
+            run = TrainingRun.resume(tmp_path / "a", device=given)
+            assert run.fallen_back_from == ("hpu:9" if given is None else None)
+            assert run.trainer.config.device == "cpu"  # type: ignore[union-attr]
+        with pytest.raises(ValueError, match=r"device: expected one .* received 'hpu:8'"):
+            TrainingRun.resume(tmp_path / "a", device="hpu:8")
+        run.train()
+        assert fingerprint(tmp_path / "a") == uninterrupted(config, tmp_path / "b")
+
+    def test_a_run_that_another_has_overtaken_writes_nothing(
+        self, tiny: MakeConfig, tmp_path: Path
+    ) -> None:
+        self.stopped_at(2, tiny(), tmp_path)
+        late = TrainingRun.resume(tmp_path, num_epochs=3)
+        TrainingRun.resume(tmp_path, num_epochs=4).train()
+        before = content(tmp_path)
+        with pytest.raises(ValueError, match="expected the checkpoint that this training stands"):
+            late.train()
+        assert content(tmp_path) == before
+
     def test_new_limits_replace_the_old_ones(self, tiny: MakeConfig, tmp_path: Path) -> None:
         self.stopped_at(2, tiny(num_epochs=4, max_env_steps=10_000), tmp_path)
 
@@ -257,6 +318,26 @@ class TestStart:
         with pytest.raises(ValueError, match="task family"):
             TrainingRun.start(tiny(family="tightrope"), tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class TestTwoProcesses:
+    """One trains, in a process of its own, and the other comes too late."""
+
+    def test_the_second_is_refused_until_the_first_has_died(
+        self, tiny: MakeConfig, tmp_path: Path
+    ) -> None:
+        config, out = tiny(num_epochs=EPOCHS), tmp_path / "run"
+        with training_until(out, config, "after", 3, "start") as process:
+            before = content(out)
+            refused = rf"run: expected a training that no .* received one of process {process.pid}$"
+            with pytest.raises(ValueError, match=refused):
+                TrainingRun.resume(out)
+            with pytest.raises(ValueError, match="expected a folder without a training"):
+                TrainingRun.start(config, out)
+            assert content(out) == before
+        TrainingRun.resume(out).train()  # the lock has died with its process
+        assert fingerprint(out) == uninterrupted(config, tmp_path / "whole")
+        assert not (out / LOCK_NAME).exists()
 
 
 class TestLog:

@@ -40,6 +40,8 @@ class DaemonView:
     lineage: LineageView | None
     can_steer: bool
     """Whether there is a password at all."""
+    problem: str = ""
+    """Why there can be none here; empty where there can."""
 
 
 class Daemon:
@@ -53,18 +55,32 @@ class Daemon:
     def __init__(
         self, lineage: Path | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._lineage = (lineage or rsi_daemon.default_lineage()).resolve()
+        self._folder = lineage
         self._clock = clock
         self._wrong: deque[float] = deque(maxlen=MAX_ATTEMPTS)
         self._lock = threading.Lock()
 
     def view(self) -> DaemonView:
         """How it is."""
-        return DaemonView(
-            status=rsi_daemon.status(self._lineage),
-            lineage=read_lineage(self._lineage),
-            can_steer=bool(os.environ.get(PASSWORD)),
-        )
+        can_steer = bool(os.environ.get(PASSWORD))
+        try:  # the page opens without a daemon, too
+            folder = self._lineage
+        except ValueError as error:
+            return DaemonView({}, None, can_steer, problem=str(error))
+        try:
+            return DaemonView(rsi_daemon.status(folder), read_lineage(folder), can_steer)
+        except PermissionError as error:
+            problem = f"lineage: expected a folder that can be read, received {error.filename}"
+            return DaemonView({}, None, can_steer, problem=problem)
+
+    @property
+    def _lineage(self) -> Path:
+        """Its folder.
+
+        Raises:
+            ValueError: There is no place for one.
+        """
+        return (self._folder or rsi_daemon.default_lineage()).resolve()
 
     def steer(self, action: object, password: object, model: object) -> str:
         """Start, stop, pause or resume it; returns what came of it.

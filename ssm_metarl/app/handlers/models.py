@@ -7,7 +7,6 @@ the server made: what they send is never a path.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import FILE_NAME, shipped_models
 from ssm_metarl.evaluation.episodes import can_flip, played_direction
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
+from ssm_metarl.meta_rl.training_log import read_log
 
 OWN_RUN = "my training"
 """What a visitor's own run is called in the list."""
@@ -113,7 +113,7 @@ class Models:
         """What the page says about the visitor's model."""
         opened = self.of(visitor)
         log = opened.training_log
-        lines = [] if log is None else read_log(log)
+        lines = [] if log is None else read_log(log).rows
         return ModelView(
             name=visitor.model,
             facts=list(_facts(opened, lines)),
@@ -128,12 +128,6 @@ def own_run(visitor: Visitor) -> Path | None:
     if job is not None and (job.folder / "run" / FILE_NAME).is_file():
         return job.folder / "run"
     return None
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a training log; one that is being written counts from the next look on."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
 def _version(run: Path | None) -> float:

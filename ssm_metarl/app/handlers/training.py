@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from ssm_metarl.app.handlers.adapting import FieldError, number
-from ssm_metarl.app.handlers.models import OWN_RUN, Models, own_run, read_log
+from ssm_metarl.app.handlers.models import OWN_RUN, Models, own_run
 from ssm_metarl.app.jobs import Job, JobQueue, JobState
 from ssm_metarl.app.visitors import Busy, Visitor
 from ssm_metarl.command_line import PROGRAM, flags_of
 from ssm_metarl.config import AdaptationMode, Core, MetaTrainingConfig, Objective
-from ssm_metarl.meta_rl.training_run import LOG_NAME
+from ssm_metarl.meta_rl.training_log import LOG_NAME, read_log
 from ssm_metarl.tasks.registry import FAMILIES
 
 KIND = "training"
@@ -136,10 +136,10 @@ def view(visitor: Visitor, jobs: JobQueue) -> TrainingView:
     if job is None:
         return TrainingView(None, "", 0.0, None, [], False, False, "")
     log_path = job.folder / "run" / LOG_NAME
-    log = read_log(log_path) if log_path.is_file() else []
+    log = read_log(log_path).rows if log_path.is_file() else []
     limit = _limit(job)
     progress = min(1.0, log[-1]["env_steps"] / limit) if log else 0.0
-    spent = sum(line["seconds"] for line in log)
+    spent = sum(line.get("seconds", 0.0) for line in log)
     left = spent / progress * (1 - progress) if 0 < progress < 1 else None
     words = [word for word in job.arguments[1:] if word not in ("--json",)]
     return TrainingView(

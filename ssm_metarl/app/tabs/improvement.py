@@ -133,6 +133,8 @@ def _daemon(page: Page) -> None:
 
     def updates(visitor: Visitor | None) -> Sequence[Any]:
         view = server.daemon.view()
+        if view.problem:
+            return [markup.notice(f"No daemon here. {view.problem}"), *_lineage(None)]
         said = markup.daemon(view.status)
         if not view.can_steer:
             said += markup.notice(f"Steering is off: the server has no {PASSWORD}.")
