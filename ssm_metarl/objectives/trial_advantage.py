@@ -46,7 +46,7 @@ def trial_advantage(
     """
     ended = (rollout.terminated | rollout.truncated)[:-1]
     truncated = rollout.truncated[:-1]
-    follows = torch.where(ended, gamma * episode_gamma, gamma)
+    follows = torch.where(ended, value.new_tensor(gamma * episode_gamma), gamma)
     follows = follows.masked_fill(trial_start[1:], 0.0)
     follows = follows.masked_fill(truncated, 0.0)
     going_on = torch.where(truncated, gamma * value[:-1], follows * value[1:])

@@ -122,6 +122,8 @@ def prepare(
         ValueError: A field that may not be changed, a value out of range, or a growth that
             changed the function.
     """
+    import torch
+
     from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
     from ssm_metarl.recursive_self_improvement.growth import grown_config, relative_change, resize
 
@@ -137,7 +139,8 @@ def prepare(
         old = rebuild(MetaTrainingConfig, grown.training, "training")
     shrunk = any(value < getattr(before, name) for name, value in sizes.items())
     if sizes and not shrunk:
-        change = relative_change(parent, grown, seed=seed)
+        # In float64: how far float32 rounds the same function depends on the processor.
+        change = relative_change(parent, grown, seed=seed, dtype=torch.float64)
         if not change <= MAX_RELATIVE_CHANGE:
             raise ValueError(
                 f"growth: expected a relative change of the function of at most "

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from float32 import assert_only_rounded, double
 from ssm_metarl.adaptation import hybrid_adapter
 from ssm_metarl.adaptation.adapter import AdaptationReport, AdaptedPolicy
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
@@ -21,7 +22,7 @@ from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.tasks.cartpole import CARTPOLE
-from ssm_metarl.types import Rollout
+from ssm_metarl.types import Params, Rollout
 
 MakeSupport = Callable[..., Rollout]
 OBJECTIVES: tuple[Objective, ...] = ("prediction", "policy_gradient")
@@ -122,12 +123,15 @@ class TestContract:
         assert (report.num_steps, report.env_steps) == (3, 20)
         assert (report.replay_trust is None) == (arm.kind == "standard")
         if arm.kind == "standard":
-            loss = task_loss(policy, objective, support, gamma=0.99, gae_lambda=0.98)
             adapted = arm.adapt(policy, support, objective=objective, num_adapt_steps=3)
-            before = loss({n: p[None] for n, p in policy.meta_params().items()})
-            after = loss({n: p[None] for n, p in adapted.meta_params().items()})
-            assert report.loss_before == pytest.approx(before.item(), rel=1e-5, abs=1e-7)
-            assert report.loss_after == pytest.approx(after.item(), rel=1e-5)
+
+            def losses(policy: Policy, adapted: Policy, support: Rollout) -> Tensor:
+                loss = task_loss(policy, objective, support, gamma=0.99, gae_lambda=0.98)
+                each = (policy.meta_params(), adapted.meta_params())
+                return torch.cat([loss({n: p[None] for n, p in of.items()}) for of in each])
+
+            reported = torch.tensor([report.loss_before, report.loss_after])
+            assert_only_rounded(reported, losses, policy, adapted, support)
             assert report.loss_after != pytest.approx(report.loss_before, rel=1e-3)
 
     def test_only_steps_that_were_taken_count(self, arm: Arm, policy: Policy) -> None:
@@ -160,23 +164,22 @@ class TestContract:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(hybrid_adapter, "TASKS_AT_ONCE", 2)  # the last chunk is not full
-        # In float64 (but for the replayed numbers): two normalised steps enlarge rounding.
-        policy = policy.double()
-        support = make_support(3).map(lambda x: x.double() if x.is_floating_point() else x)
+        policy, support = double(policy), double(make_support(3))
         settings = {"objective": objective, "num_adapt_steps": 2}
         together, reports = arm.adapt_tasks(policy, support, **settings)
         for k in range(3):
             alone = arm.adapt(policy, support.task(k), **settings)
             for n, p in alone.meta_params().items():
-                torch.testing.assert_close(p, together[n][k], rtol=1e-4, atol=1e-6)
-            assert alone.report.loss_after == pytest.approx(reports[k].loss_after, rel=1e-4)
+                torch.testing.assert_close(p, together[n][k])
+            assert alone.report.loss_after == pytest.approx(reports[k].loss_after)
             assert alone.report.env_steps == reports[k].env_steps
         assert not any(p.requires_grad for p in together.values())
 
     def test_the_learned_step_sizes_are_used_unless_a_rate_is_given(
         self, arm: Arm, policy: Policy, make_support: MakeSupport
     ) -> None:
-        support, start = make_support(1), policy.meta_params()
+        policy, support = double(policy), double(make_support(1))
+        start = policy.meta_params()
 
         def move(**settings: object) -> dict[str, Tensor]:
             adapted = arm.adapt(policy, support, **settings).meta_params()
@@ -187,7 +190,7 @@ class TestContract:
             policy.step_size.mul_(2)
         doubled, same = move(), move(adapt_lr=0.01)
         for n in start:
-            torch.testing.assert_close(doubled[n], 2 * learned[n], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(doubled[n], 2 * learned[n])
             assert torch.equal(same[n], plain[n])
 
     def test_no_steps_return_equal_parameters(
@@ -203,11 +206,15 @@ class TestContract:
     ) -> None:
         # An anchor holds each adaptation to where it began: to two places here.
         settings = {"adapt_lr": 0.01} | ({"proximal_weight": 0} if arm.kind == "hybrid" else {})
-        once = arm.adapt(policy, make_support(1), **settings)
-        twice = arm.adapt(once, make_support(1), **settings)
-        both = arm.adapt(policy, make_support(1), **settings, num_adapt_steps=2)
+        exact, support = double(policy), double(make_support(1))
+        once = arm.adapt(exact, support, **settings)
+        twice = arm.adapt(once, support, **settings)
+        both = arm.adapt(exact, support, **settings, num_adapt_steps=2)
         for n, p in both.meta_params().items():
-            torch.testing.assert_close(twice.meta_params()[n], p, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(twice.meta_params()[n], p)
+        twice = arm.adapt(
+            arm.adapt(policy, make_support(1), **settings), make_support(1), **settings
+        )
         worlds = make_worlds(CARTPOLE.task(), 1, seed=0, purpose="test")
         rollout = collect_rollout(worlds, twice.actor(twice.meta_params(), 1, 1), 5)
         assert torch.isfinite(rollout.log_prob).all()
@@ -483,6 +490,9 @@ def test_an_adapted_policy_still_remembers(remembering: Policy, make_support: Ma
     worlds = make_worlds(CARTPOLE.sample("train", 1, seed=0), 1, seed=0, purpose="test")
     rollout = collect_rollout(worlds, adapted.actor(adapted.meta_params(), 1, 1), 60)
     params = {n: p[None] for n, p in adapted.meta_params().items()}
-    log_prob = remembering.look(params, rollout).distribution.log_prob(rollout.action)
     taken = rollout.mask
-    torch.testing.assert_close(log_prob[taken], rollout.log_prob[taken], rtol=0, atol=1e-5)
+
+    def looked(policy: Policy, params: Params, rollout: Rollout) -> Tensor:
+        return policy.look(params, rollout).distribution.log_prob(rollout.action)[taken]
+
+    assert_only_rounded(rollout.log_prob[taken], looked, remembering, params, rollout)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from float32 import double
 from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
@@ -22,10 +23,20 @@ DISCOUNT = {"gamma": 0.9, "gae_lambda": 0.7}
 
 
 @pytest.fixture
+def policy(policy: Policy) -> Policy:
+    return double(policy)
+
+
+@pytest.fixture
+def make_support(make_support: MakeSupport) -> MakeSupport:
+    return lambda *args, **settings: double(make_support(*args, **settings))
+
+
+@pytest.fixture
 def replay(policy: Policy, make_support: MakeSupport) -> Replay:
     buffer = ExperienceBuffer(1000)
     buffer.add(make_support(6, seed=7), range(6))
-    replayed = buffer.sample(5, np.random.default_rng(0))
+    replayed = double(buffer.sample(5, np.random.default_rng(0)))
     return weigh_replay(policy, make_support(3), replayed, experience_weight=0.7)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from float32 import assert_only_rounded
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import load_pretrained
@@ -17,7 +18,7 @@ from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.cartpole import CARTPOLE
-from ssm_metarl.types import RewardedActor, Rollout, flatten
+from ssm_metarl.types import Params, RewardedActor, Rollout, flatten
 
 FLIP, STEPS = 60, 240
 MEMORY_ALONE = OnlineAdaptationConfig(num_adapt_steps=0)
@@ -172,8 +173,21 @@ def test_where_least_squares_fails_a_policy_that_remembers_begins_a_new_trial(
     (noticed,) = (e.step for e in online.events if e.kind == "changed")
     assert FLIP < noticed <= FLIP + 3
     log_prob = taken.log_prob[:, 0, 0]
-    one_trial = [step_by_step(remembering, taken, *part) for part in ((0, noticed), (noticed, 110))]
-    torch.testing.assert_close(torch.cat(one_trial), log_prob, rtol=0, atol=1e-5)
+    parts = (0, noticed), (noticed, 110)
+    one_trial = torch.cat([step_by_step(remembering, taken, *part) for part in parts])
+
+    def looked(policy: Policy, taken: Rollout) -> Tensor:
+        found = []
+        for first, end in parts:
+            trial = taken.map(lambda x, first=first, end=end: x[first:end].clone())
+            trial.reset[0] = True
+            found.append(
+                policy.look(policy.meta_params(), trial).distribution.log_prob(trial.action)
+            )
+        return torch.cat(found)[:, 0, 0]
+
+    for received in (log_prob, one_trial):
+        assert_only_rounded(received, looked, remembering, taken)
     assert online.num_adaptations.tolist() == [0]
     assert torch.equal(
         online._params.flat[0], flatten(remembering.meta_params(), online._params.shapes)
@@ -209,8 +223,11 @@ def test_a_policy_trained_for_both_steps_on_the_new_trial(
     # The state is what these parameters make of the new trial, from nothing.
     trial = taken.map(lambda x: x[first:])
     trial.reset[0] = True
-    expected = remembering.look(adapted, trial).distribution.log_prob(trial.action)[-1]
-    torch.testing.assert_close(expected, taken.log_prob[-1], rtol=0, atol=1e-5)
+
+    def at_last(policy: Policy, adapted: Params, trial: Rollout) -> Tensor:
+        return policy.look(adapted, trial).distribution.log_prob(trial.action)[-1]
+
+    assert_only_rounded(taken.log_prob[-1], at_last, remembering, dict(adapted), trial)
 
 
 def test_a_trial_has_no_steps_that_were_not_taken(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from float32 import assert_only_rounded
 from ssm_metarl.action_space import Continuous
 from ssm_metarl.benchmarks.gru import GRUModel, gru_policy, gru_trainer, pieces
 from ssm_metarl.config import EvaluationConfig
@@ -37,9 +38,10 @@ def starts(share: float, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_the_model_is_torchs_gru_behind_an_encoder_cleared_at_every_start(share: float) -> None:
-    model = GRUModel(INPUTS, WIDTH)
+    model = GRUModel(INPUTS, WIDTH).double()
     params = dict(model.named_parameters())
     x, hidden = torch.randn(STEPS, TASKS, ENVS, INPUTS), torch.randn(TASKS, ENVS, WIDTH)
+    x, hidden = x.double(), hidden.double()
     reset = starts(share)
     out, last = model.unroll(params, x, hidden, reset)
     state, expected = hidden.flatten(0, 1)[None], []
@@ -70,15 +72,15 @@ def test_sequences_give_the_probabilities_of_acting(mirror: bool) -> None:
     rollout = trainer._collect(tasks)
     sequences, _ = trainer._rate(rollout, torch.full_like(rollout.action, NO_EXPERT))
     assert bool(sequences.reset[1:].any())
-    with torch.no_grad():
-        out, _ = trainer.policy.unroll(
-            trainer.policy.meta_params(),
-            sequences.inputs[:, None],
-            sequences.hidden[None],
-            sequences.reset[:, None],
-        )
-    log_prob = out.distribution.map(lambda v: v[:, 0]).log_prob(sequences.action)
-    torch.testing.assert_close(log_prob, sequences.log_prob, rtol=0, atol=1e-5)
+
+    def log_prob(policy: Policy, inputs: Tensor, hidden: Tensor) -> Tensor:
+        params, reset = policy.meta_params(), sequences.reset[:, None]
+        with torch.no_grad():
+            out, _ = policy.unroll(params, inputs[:, None], hidden[None], reset)
+        return out.distribution.map(lambda x: x[:, 0]).log_prob(sequences.action)
+
+    seen = trainer.policy, sequences.inputs, sequences.hidden
+    assert_only_rounded(sequences.log_prob, log_prob, *seen)
 
 
 def family(mirror: bool) -> TaskFamily:
@@ -86,9 +88,9 @@ def family(mirror: bool) -> TaskFamily:
 
 
 def test_it_is_symmetric_where_the_family_is() -> None:
-    policy = gru_trainer(tiny()).policy
+    policy = gru_trainer(tiny()).policy.double()
     assert policy.mirror
-    inputs = torch.randn(6, 1, 5, policy.input_dim)
+    inputs = torch.randn(6, 1, 5, policy.input_dim).double()
     reset = torch.zeros(6, 1, 5, dtype=torch.bool)
     logits, image = (
         policy.unroll(policy.meta_params(), x, policy.init_hidden(1, 5), reset)[

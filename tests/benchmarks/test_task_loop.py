@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from float32 import assert_only_rounded
 from ssm_metarl.adaptation.inner_objective import task_loss
 from ssm_metarl.benchmarks.numpy_cartpole import NumpyCartPole
 from ssm_metarl.benchmarks.plain_policy import PlainPolicy, Style
@@ -114,16 +115,18 @@ def test_acting_step_by_step_is_the_unrolled_policy(core: Core, kind: type[Plain
     policy = build_policy(config, seed=0, inner_lr=0.1)
     weights = {n: p.detach() for n, p in policy.meta_params().items()}
     obs = torch.randn(7, 1, 3, 4)
-    reset = torch.zeros(7, 1, 3, dtype=torch.bool)
-    out, _ = policy.unroll(policy.meta_params(), obs, policy.init_hidden(1, 3), reset)
-    plain = kind(config)
+    plain, found = kind(config), []
     state = plain.start(3, obs)
     for t in range(7):
         logits, state = plain.act(weights, obs[t, 0], state)
-        torch.testing.assert_close(
-            logits.log_softmax(-1), out.distribution.logits[t, 0].log_softmax(-1),
-            rtol=1e-4, atol=1e-5,
-        )  # fmt: skip
+        found.append(logits.log_softmax(-1))
+
+    def unrolled(policy: Policy, obs: torch.Tensor) -> torch.Tensor:
+        reset = torch.zeros(7, 1, 3, dtype=torch.bool)
+        out, _ = policy.unroll(policy.meta_params(), obs, policy.init_hidden(1, 3), reset)
+        return out.distribution.logits[:, 0].log_softmax(-1)
+
+    assert_only_rounded(torch.stack(found), unrolled, policy, obs)
 
 
 def test_an_epoch_takes_the_steps_of_the_trainers_epoch() -> None:
@@ -146,8 +149,10 @@ def test_numpy_cartpole_is_the_familys_physics() -> None:
     parameters = {n: v.float()[:, None].expand(1, 4) for n, v in tasks.values.items()}
     for action in ([0, 1, 1, 0], [1, 1, 0, 0]):
         obs, terminated, _ = world.step(np.array(action))
-        state, _, expected = dynamics.step(state, torch.tensor([action]), parameters)
-        np.testing.assert_allclose(obs, state[0], rtol=1e-5, atol=1e-6)
+        arguments = state, torch.tensor([action]), parameters
+        _, _, expected = dynamics.step(*arguments)
+        state = torch.from_numpy(obs)[None]
+        assert_only_rounded(state, lambda *of: dynamics.step(*of)[0], *arguments)
         np.testing.assert_array_equal(terminated, expected[0])
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from float32 import assert_identity, assert_only_rounded
 from ssm_metarl.action_space import Continuous, Discrete
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
-from ssm_metarl.core.distributions import Categorical, Gaussian
+from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
 from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.types import Params
 
 STEPS, TASKS, ENVS, OBS = 6, 3, 2, 4
 SCALE = (0.5, 1.0, 2.0, 1.0)
@@ -67,7 +70,7 @@ def per_task(policy: Policy) -> dict[str, Tensor]:
 
 class TestCategorical:
     def test_log_prob_entropy_and_mode_against_torch(self) -> None:
-        logits = 2 * draw(5, 3, 4)
+        logits = 2 * draw(5, 3, 4).double()
         action = draw(5, 3).abs().long().clamp(max=3)
         oracle = torch.distributions.Categorical(logits=logits)
         distribution = Categorical(logits)
@@ -76,7 +79,7 @@ class TestCategorical:
         assert torch.equal(distribution.mode(), oracle.mode)
 
     def test_kl_against_torch(self) -> None:
-        one, other = Categorical(2 * draw(5, 3, 4)), Categorical(draw(5, 3, 4, seed=1))
+        one, other = (Categorical(draw(5, 3, 4, seed=seed).double()) for seed in (0, 1))
         oracle = torch.distributions.kl_divergence(
             torch.distributions.Categorical(logits=one.logits),
             torch.distributions.Categorical(logits=other.logits),
@@ -104,7 +107,7 @@ class TestCategorical:
 
 class TestGaussian:
     def test_log_prob_entropy_and_mode_against_torch(self) -> None:
-        mean, log_std, action = draw(5, 2), draw(5, 2, seed=1), draw(5, 2, seed=2)
+        mean, log_std, action = (draw(5, 2, seed=seed).double() for seed in range(3))
         oracle = torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
         distribution = Gaussian(mean, log_std)
         torch.testing.assert_close(distribution.log_prob(action), oracle.log_prob(action))
@@ -113,7 +116,8 @@ class TestGaussian:
 
     def test_kl_against_torch(self) -> None:
         one, other = (
-            Gaussian(draw(5, 2, seed=seed), 0.5 * draw(5, 2, seed=seed + 1)) for seed in (0, 2)
+            Gaussian(draw(5, 2, seed=seed).double(), 0.5 * draw(5, 2, seed=seed + 1).double())
+            for seed in (0, 2)
         )
         oracle = torch.distributions.kl_divergence(
             *(torch.distributions.Normal(g.mean, g.log_std.exp()) for g in (one, other))
@@ -128,6 +132,16 @@ class TestGaussian:
         action = Gaussian(mean.expand(10_000, 2), std.log().expand(10_000, 2)).sample(noise)
         torch.testing.assert_close(action.mean(0), mean)
         torch.testing.assert_close(action.std(0), std, rtol=1e-3, atol=0)
+
+
+def assert_actions_equal(
+    action: Tensor, expected: Callable[..., Tensor], policy: Policy, params: Params, obs: Tensor
+) -> None:
+    """Choices are the same; numbers are but for rounding."""
+    if isinstance(policy.action_space, Discrete):
+        assert torch.equal(action, expected(policy, params, obs))
+    else:
+        assert_only_rounded(action, expected, policy, params, obs)
 
 
 def predict(policy: Policy, output: Tensor, action: Tensor) -> Tensor:
@@ -146,10 +160,14 @@ def test_actor_step_by_step_equals_unroll_over_the_rollout(kind: str) -> None:
         action = torch.stack([a for a, _ in steps])
         log_prob = torch.stack([lp for _, lp in steps])
 
-        out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
-        torch.testing.assert_close(log_prob, out.distribution.log_prob(action))
+        def distribution(policy: Policy, params: Params, obs: Tensor) -> ActionDistribution:
+            hidden = policy.init_hidden(TASKS, ENVS)
+            return policy.unroll(params, obs, hidden, reset)[0].distribution  # noqa: B023
+
+        seen = policy, params, obs
         same_noise = policy.action_space.draw_noise(TaskNoise(0, "test", range(TASKS)), STEPS, ENVS)
-        torch.testing.assert_close(action, out.distribution.sample(same_noise))
+        assert_only_rounded(log_prob, lambda *of: distribution(*of).log_prob(action), *seen)  # noqa: B023
+        assert_actions_equal(action, lambda *of: distribution(*of).sample(same_noise), *seen)  # noqa: B023
 
 
 @every_policy
@@ -160,8 +178,12 @@ def test_a_greedy_actor_takes_the_mode(kind: str) -> None:
     params = policy.meta_params()
     act = policy.actor(params, TASKS, ENVS)
     action = torch.stack([act(o, r)[0] for o, r in zip(obs, reset, strict=True)])
-    out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
-    torch.testing.assert_close(action, out.distribution.mode())
+
+    def mode(policy: Policy, params: Params, obs: Tensor) -> Tensor:
+        out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+        return out.distribution.mode()
+
+    assert_actions_equal(action, mode, policy, params, obs)
     assert not action.requires_grad
 
 
@@ -171,26 +193,32 @@ def test_per_task_parameters_equal_each_task_alone(kind: str) -> None:
     params, obs = per_task(policy), draw(STEPS, TASKS, ENVS, OBS, seed=3)
     reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
     noise = policy.action_space.draw_noise(TaskNoise(1, "x", range(TASKS)), STEPS, ENVS)
-    out, last = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+    out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
     action = out.distribution.sample(noise)
-    predicted = predict(policy, out.output, action)
-    for k in range(TASKS):
-        one = {name: p[k] for name, p in params.items()}
-        slot = slice(k, k + 1)
-        alone, alone_last = policy.unroll(
-            one, obs[:, slot], policy.init_hidden(1, ENVS), reset[:, slot]
-        )
-        torch.testing.assert_close(
-            alone.distribution.log_prob(action[:, slot]),
-            out.distribution.log_prob(action)[:, slot],
-        )
-        torch.testing.assert_close(
-            predict(policy, alone.output, action[:, slot]), predicted[:, slot]
-        )
-        torch.testing.assert_close(alone_last, last[slot])
+
+    def told(
+        policy: Policy, params: Params, obs: Tensor, reset: Tensor, action: Tensor
+    ) -> dict[str, Tensor]:
+        """All that is read from an unroll, with the axis of tasks in the second place."""
+        tasks = obs.shape[1]
+        out, last = policy.unroll(params, obs, policy.init_hidden(tasks, ENVS), reset)
+        found = {
+            "log-probability": out.distribution.log_prob(action),
+            "prediction": predict(policy, out.output, action),
+            "last state": last[None],
+        }
         if isinstance(policy.heads, LinearHeads):
-            value = policy.value(out.output)
-            torch.testing.assert_close(policy.value(alone.output), value[:, slot])
+            found["value"] = policy.value(out.output)
+        return found
+
+    def sides(policy: Policy, params: Params, obs: Tensor) -> tuple[Any, Any]:
+        together, alone = told(policy, params, obs, reset, action), []
+        for k in range(TASKS):
+            one, slot = {name: p[k] for name, p in params.items()}, slice(k, k + 1)
+            alone.append(told(policy, one, obs[:, slot], reset[:, slot], action[:, slot]))
+        return together, {name: torch.cat([a[name] for a in alone], 1) for name in together}
+
+    assert_identity(sides, policy, params, obs)
 
 
 @pytest.mark.parametrize("kind", TOLD)
@@ -209,7 +237,13 @@ def test_what_a_task_tells_is_the_same_in_the_mirror(kind: str) -> None:
         policy.unroll(params, seen, hidden, reset)[0].distribution.log_prob(mirrored)
         for seen in (same_told, all_negated)
     )
-    torch.testing.assert_close(image, out.distribution.log_prob(action))
+
+    def sides(policy: Policy, params: Params, obs: Tensor, same_told: Tensor) -> tuple[Any, Any]:
+        hidden = policy.init_hidden(TASKS, ENVS)
+        here, image = (policy.unroll(params, seen, hidden, reset)[0] for seen in (obs, same_told))
+        return here.distribution.log_prob(action), image.distribution.log_prob(mirrored)
+
+    assert_identity(sides, policy, params, obs, same_told)
     assert not torch.allclose(other, image)
 
 
@@ -221,17 +255,21 @@ def test_a_mirrored_history_is_met_with_mirrored_actions_and_predictions(kind: s
     noise = policy.action_space.draw_noise(TaskNoise(1, "x", range(TASKS)), STEPS, ENVS)
     hidden = policy.init_hidden(TASKS, ENVS)
     out, _ = policy.unroll(params, obs, hidden, reset)
-    image, _ = policy.unroll(params, -obs, hidden, reset)
     action = out.distribution.sample(noise)
     mirrored = -action if kind.startswith("continuous") else policy.action_space.n - 1 - action  # type: ignore[union-attr]
-    torch.testing.assert_close(
-        image.distribution.log_prob(mirrored), out.distribution.log_prob(action)
-    )
-    torch.testing.assert_close(
-        predict(policy, image.output, mirrored), -predict(policy, out.output, action)
-    )
-    if isinstance(policy.heads, LinearHeads):
-        torch.testing.assert_close(policy.value(image.output), policy.value(out.output))
+
+    def sides(policy: Policy, params: Params, obs: Tensor) -> tuple[Any, Any]:
+        found = []
+        for sign, taken in ((1, action), (-1, mirrored)):
+            hidden = policy.init_hidden(TASKS, ENVS)
+            out, _ = policy.unroll(params, sign * obs, hidden, reset)
+            told = [out.distribution.log_prob(taken), sign * predict(policy, out.output, taken)]
+            if isinstance(policy.heads, LinearHeads):
+                told.append(policy.value(out.output))
+            found.append(told)
+        return found[0], found[1]
+
+    assert_identity(sides, policy, params, obs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,17 +277,18 @@ def test_mirroring_is_a_mean_over_the_history_and_its_image(kind: str) -> None:
     plain, policy = make_policy(kind), make_policy(f"{kind}-mirror")
     params, obs = plain.meta_params(), draw(STEPS, TASKS, ENVS, OBS, seed=3)
     reset = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
-    here, image = (
-        plain.unroll(params, sign * obs, plain.init_hidden(TASKS, ENVS), reset)[0]
-        for sign in (1, -1)
-    )
-    out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
-    if isinstance(out.distribution, Categorical):
-        expected = (here.distribution.logits + image.distribution.logits.flip(-1)) / 2  # type: ignore[union-attr]
-        torch.testing.assert_close(out.distribution.logits, expected)
-    else:
-        expected = (here.distribution.mean - image.distribution.mean) / 2  # type: ignore[union-attr]
-        torch.testing.assert_close(out.distribution.mean, expected)  # type: ignore[union-attr]
+
+    def sides(plain: Policy, policy: Policy, params: Params, obs: Tensor) -> tuple[Tensor, Tensor]:
+        here, image = (
+            plain.unroll(params, sign * obs, plain.init_hidden(TASKS, ENVS), reset)[0].distribution
+            for sign in (1, -1)
+        )
+        out, _ = policy.unroll(params, obs, policy.init_hidden(TASKS, ENVS), reset)
+        if isinstance(out.distribution, Categorical):
+            return (here.logits + image.logits.flip(-1)) / 2, out.distribution.logits  # type: ignore[union-attr]
+        return (here.mean - image.mean) / 2, out.distribution.mean  # type: ignore[union-attr]
+
+    assert_identity(sides, plain, policy, params, obs)
 
 
 @pytest.mark.parametrize("kind", MEMORYLESS)
@@ -258,12 +297,16 @@ def test_without_memory_a_step_is_what_it_would_be_as_the_first(kind: str) -> No
     obs = draw(STEPS, TASKS, ENVS, OBS, seed=3)
     never = torch.zeros(STEPS, TASKS, ENVS, dtype=torch.bool)
     for params in (policy.meta_params(), per_task(policy)):
+
+        def sides(policy: Policy, remembering: Policy, params: Params, obs: Tensor) -> Any:
+            hidden = policy.init_hidden(TASKS, ENVS)
+            out, last = policy.unroll(params, obs, hidden + 1.0, never)
+            alone, alone_last = remembering.unroll(params, obs, hidden, ~never)
+            return (out.output, last), (alone.output, alone_last)
+
+        assert_identity(sides, policy, remembering, params, obs)
         hidden = policy.init_hidden(TASKS, ENVS)
-        out, last = policy.unroll(params, obs, hidden + 1.0, never)
-        alone, alone_last = remembering.unroll(params, obs, hidden, ~never)
-        torch.testing.assert_close(out.output, alone.output)
-        torch.testing.assert_close(last, alone_last)
-        kept, _ = remembering.unroll(params, obs, hidden, never)
+        alone, kept = (remembering.unroll(params, obs, hidden, r)[0] for r in (~never, never))
         assert not torch.allclose(kept.output[1:], alone.output[1:])
 
 
@@ -279,21 +322,23 @@ def test_slice_heads_read_logits_and_signed_effects() -> None:
         policy.value(out.output)
     action = (draw(STEPS, TASKS, ENVS, seed=5) > 0).long()
     assert 0 < action.sum() < action.numel()
-    torch.testing.assert_close(
-        predict(policy, out.output, action),
-        (2 * action - 1)[..., None] * out.output[..., 2:4],
-    )
+    expected = (2 * action - 1)[..., None] * out.output[..., 2:4]
+    assert torch.equal(predict(policy, out.output, action), expected)
 
 
 def test_the_core_sees_scaled_observations() -> None:
     policy = make_policy("slice")
     obs = draw(STEPS, 1, ENVS, OBS, seed=3)
     reset = torch.zeros(STEPS, 1, ENVS, dtype=torch.bool)
-    out, _ = policy.unroll(policy.meta_params(), obs, policy.init_hidden(1, ENVS), reset)
-    core = policy.core
-    assert isinstance(core, StateSpaceModel)
-    expected, _ = core(obs[:, 0] * torch.tensor(SCALE), core.init_hidden(ENVS))
-    torch.testing.assert_close(out.output[:, 0], expected)
+
+    def sides(policy: Policy, obs: Tensor) -> tuple[Tensor, Tensor]:
+        out, _ = policy.unroll(policy.meta_params(), obs, policy.init_hidden(1, ENVS), reset)
+        core, scaled = policy.core, obs[:, 0] * torch.tensor(SCALE)
+        assert isinstance(core, StateSpaceModel)
+        expected, _ = core(scaled, core.init_hidden(ENVS).to(scaled.dtype))
+        return expected, out.output[:, 0]
+
+    assert_identity(sides, policy, obs)
 
 
 def test_observations_are_clipped_in_their_own_units() -> None:
@@ -310,13 +355,13 @@ def test_observations_are_clipped_in_their_own_units() -> None:
     params, hidden = free.meta_params(), free.init_hidden(1, ENVS)
     expected, _ = free.unroll(params, inside, hidden, reset)
     out, _ = clipped.unroll(params, obs, hidden, reset)
-    torch.testing.assert_close(out.output, expected.output)
+    assert torch.equal(out.output, expected.output)
 
 
 def test_linear_prediction_is_linear_in_the_actions_code() -> None:
     """P0 f + P1 (f x code): the three one-hot codes minus 1/3 sum to zero."""
-    policy = make_policy("discrete")
-    params, features = policy.meta_params(), draw(STEPS, TASKS, ENVS, 6, seed=3)
+    policy = make_policy("discrete").double()
+    params, features = policy.meta_params(), draw(STEPS, TASKS, ENVS, 6, seed=3).double()
     output = policy.heads.readout(params, features)
     each = [predict(policy, output, torch.full((STEPS, TASKS, ENVS), a)) for a in range(3)]
     weight = params["heads.prediction.weight"].view(OBS, 4, 6)[:, 0]
@@ -333,7 +378,7 @@ def test_step_sizes_have_the_parameters_shapes_and_are_learned(kind: str) -> Non
     assert "step_size" not in params
     assert policy.num_parameters() == sum(p.numel() for p in params.values())
     for size in sizes.values():
-        torch.testing.assert_close(size, torch.full_like(size, 0.1))
+        assert torch.equal(size, torch.full_like(size, 0.1))
     sum(s.sum() for s in sizes.values()).backward()
     assert torch.equal(policy.step_size.grad, torch.ones_like(policy.step_size))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from float32 import assert_identity, assert_only_rounded
 from ssm_metarl.core.ssm import StateSpaceModel
 
 SHAPES = {
@@ -76,38 +79,40 @@ def test_dimensions_below_one_are_refused(name: str) -> None:
 def test_step_sequence_and_unroll_agree_with_the_equation() -> None:
     model, steps, envs = make_model(), 6, 3
     x, hidden = draw(steps, envs, 4), draw(envs, 32, seed=2)
-    expected, state = [], hidden
-    for t in range(steps):
-        y, state = oracle(model, x[t], state)
-        expected.append(y)
 
-    stepped, one = [], hidden
-    for t in range(steps):
-        y, one = model(x[t], one)
-        assert y.shape == (envs, 4)
-        stepped.append(y)
-    sequence, last = model(x, hidden)
+    def by_steps(step: Callable[..., Any], x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        found = []
+        for t in range(steps):
+            y, state = step(x[t], state)
+            assert y.shape == (envs, 4)
+            found.append(y)
+        return torch.stack(found), state
+
+    def expected(model: StateSpaceModel, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return by_steps(partial(oracle, model), x, hidden)
+
     params = dict(model.named_parameters())
     applied, applied_last = model.unroll(params, x[:, None], hidden[None], no_reset(x[:, None]))
-
-    torch.testing.assert_close(torch.stack(stepped), torch.stack(expected))
-    torch.testing.assert_close(sequence, torch.stack(expected))
-    torch.testing.assert_close(applied[:, 0], torch.stack(expected))
-    for received in (one, last, applied_last[0]):
-        torch.testing.assert_close(received, state)
+    for received in (
+        by_steps(model, x, hidden), model(x, hidden), (applied[:, 0], applied_last[0])
+    ):  # fmt: skip
+        assert_only_rounded(received, expected, model, x, hidden)
 
 
 def test_a_reset_in_the_middle_makes_two_sequences() -> None:
     model = make_model()
     x, hidden = draw(7, 1, 2, 4), draw(1, 2, 32, seed=2)
-    params = dict(model.named_parameters())
     reset = no_reset(x)
     reset[4] = True
-    whole, last = model.unroll(params, x, hidden, reset)
-    first, _ = model.unroll(params, x[:4], hidden, no_reset(x[:4]))
-    second, end = model.unroll(params, x[4:], torch.zeros_like(hidden), no_reset(x[4:]))
-    torch.testing.assert_close(whole, torch.cat([first, second]))
-    torch.testing.assert_close(last, end)
+
+    def sides(model: StateSpaceModel, x: Tensor, hidden: Tensor) -> tuple[Any, Any]:
+        params = dict(model.named_parameters())
+        whole = model.unroll(params, x, hidden, reset)
+        first, _ = model.unroll(params, x[:4], hidden, no_reset(x[:4]))
+        second, end = model.unroll(params, x[4:], torch.zeros_like(hidden), no_reset(x[4:]))
+        return (torch.cat([first, second]), end), whole
+
+    assert_identity(sides, model, x, hidden)
 
 
 def test_per_task_parameters_serve_each_task_its_own() -> None:
@@ -116,9 +121,9 @@ def test_per_task_parameters_serve_each_task_its_own() -> None:
     params = {name: torch.stack([m.state_dict()[name] for m in models]) for name in SHAPES}
     out, last = models[0].unroll(params, x, hidden, no_reset(x))
     for k, model in enumerate(models):
-        expected, expected_last = model(x[:, k], hidden[k])
-        torch.testing.assert_close(out[:, k], expected)
-        torch.testing.assert_close(last[k], expected_last)
+        assert_only_rounded(
+            (out[:, k], last[k]), lambda m, *data: m(*data), model, x[:, k], hidden[k]
+        )
 
 
 @pytest.mark.parametrize(

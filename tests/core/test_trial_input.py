@@ -21,16 +21,16 @@ from ssm_metarl.seeding import generator
 
 STEPS, OBS = 9, 2
 # Episodes start at 0, 3 and 7; a trial has two of them.
-LIMIT = torch.tensor([0.5, torch.inf])
+LIMIT = torch.tensor([0.5, torch.inf]).double()
 STARTS = torch.tensor([t in (0, 3, 7) for t in range(STEPS)])
 TRIALS = torch.tensor([t in (0, 7) for t in range(STEPS)])
 
 
 def columns():
     rng = generator(0, "trial")
-    z = torch.from_numpy(rng.uniform(-1, 1, (STEPS, OBS))).float()
-    code = torch.from_numpy(rng.choice([-1.0, 1.0], (STEPS, 1))).float()
-    return z, LIMIT, code, torch.arange(1.0, STEPS + 1)
+    z = torch.from_numpy(rng.uniform(-1, 1, (STEPS, OBS)))
+    code = torch.from_numpy(rng.choice([-1.0, 1.0], (STEPS, 1)))
+    return z, LIMIT, code, torch.arange(1.0, STEPS + 1).double()
 
 
 def parts(x):
@@ -58,7 +58,7 @@ def test_each_step_is_told_what_came_before_it_in_its_episode():
 
 def test_rewards_cross_an_episodes_end_and_not_a_trials():
     seen = parts(trial_inputs(*columns(), STARTS, TRIALS))
-    told = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 0, 8])
+    told = torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 0, 8]).double()
     torch.testing.assert_close(seen["reward"][:, 0], torch.asinh(told))
     assert seen["flags"][:, 0].tolist() == TRIALS.tolist()
     assert seen["flags"][:, 1].tolist() == (STARTS & ~TRIALS).tolist()
@@ -101,9 +101,9 @@ def test_nothing_of_the_present_step_is_told_in_advance():
 
 
 def test_squash_keeps_the_ends_and_opens_the_middle():
-    ends = torch.tensor([-1.0, 0.0, 1.0])
+    ends = torch.tensor([-1.0, 0.0, 1.0]).double()
     torch.testing.assert_close(squash(ends, 25.0), ends)
-    slope = squash(torch.tensor(1e-4), 25.0) / 1e-4
+    slope = squash(torch.tensor(1e-4).double(), 25.0) / 1e-4
     assert slope.item() == pytest.approx(25 / math.asinh(25), rel=1e-3)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+from float32 import assert_only_rounded
 from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.cartpole import CARTPOLE
@@ -40,23 +44,26 @@ def test_a_plant_is_itself_until_it_changes_and_the_other_one_after() -> None:
     assert not torch.equal(changing[4, 1], first[4, 1]), "the fifth step is the other plant's"
     # From the state in which the plant changed, every step is one of the other plant.
     parameters = {n: v.float()[1:2, None] for n, v in after.values.items()}
-    state = changing[3, 1][None, None]
+
+    def step(*arguments: Any) -> Tensor:
+        return CARTPOLE.dynamics.step(*arguments)[0][0, 0]
+
     for t in range(4, 12):
-        state, _, _ = CARTPOLE.dynamics.step(state, torch.tensor([[t % 2]]), parameters)
-        assert torch.allclose(state[0, 0], changing[t, 1], atol=1e-6)
+        before, action = changing[t - 1, 1][None, None], torch.tensor([[t % 2]])
+        assert_only_rounded(changing[t, 1], step, before, action, parameters)
 
 
 def test_parameters_move_evenly() -> None:
-    before, after = plants(1)
-    worlds = ChangingTaskBatch(before, after, torch.tensor([2]), over=4, seed=0, purpose="x")
+    tasks = plants(1)
+    worlds = ChangingTaskBatch(*tasks, torch.tensor([2]), over=4, seed=0, purpose="x")
     worlds.reset()
     seen = []
     for _ in range(8):
         worlds.step(torch.zeros(1, 1, dtype=torch.int64))
         seen.append(float(worlds._parameters["force"]))
-    start, end = float(before.values["force"]), float(after.values["force"])
     shares = torch.tensor([0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
-    assert torch.allclose(torch.tensor(seen), start + shares * (end - start), atol=1e-5)
+    ends = (of.values["force"].float() for of in tasks)
+    assert_only_rounded(torch.tensor(seen), lambda a, b: a + shares * (b - a), *ends)
 
 
 def test_what_is_refused() -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from float32 import assert_rounds_alike
+from ssm_metarl.compiled import plain_operations
 from ssm_metarl.env_runner.task_batch import NOISE_BLOCK, TaskBatch
 from ssm_metarl.tasks.cartpole import CARTPOLE, CartPoleDynamics
 
@@ -105,17 +107,20 @@ def test_the_familys_time_limit_holds_by_default():
 def test_float64_physics():
     obs = first_step(0.0, num_envs=3, dtype=torch.float64)
     assert obs.dtype == torch.float64
-    torch.testing.assert_close(obs.float(), first_step(0.0, num_envs=3))
+    with plain_operations():
+        plain = first_step(0.0, num_envs=3)
+    assert_rounds_alike(first_step(0.0, num_envs=3), [plain], obs)
 
 
 def test_the_compiled_step_equals_plain_operations():
     """Pushes, ends, time limits, resets, and environments that stay where they ended."""
 
-    def run(plainly):
+    def run(plainly, dtype=torch.float32):
         tasks = CARTPOLE.sample("train", 5, seed=3)
         batch = TaskBatch(
-            tasks, 4, seed=1, purpose="test", max_episode_steps=25, push_probability=0.2
-        )
+            tasks, 4, seed=1, purpose="test", max_episode_steps=25, push_probability=0.2,
+            dtype=dtype,
+        )  # fmt: skip
         if plainly:
             batch._settled = batch._settled_plainly
             batch.dynamics = CartPoleDynamics()
@@ -129,9 +134,8 @@ def test_the_compiled_step_equals_plain_operations():
             step = batch.step(action)
             ended = step.terminated | step.truncated
             steps.append([obs, *step])
-        return [torch.stack(column).float() for column in zip(*steps, strict=True)]
+        return [torch.stack(column).to(dtype) for column in zip(*steps, strict=True)]
 
-    compiled, plain = run(plainly=False), run(plainly=True)
+    compiled, plain, exact = run(False), run(True), run(True, torch.float64)
     assert all(column.any() for column in plain)
-    for received, expected in zip(compiled, plain, strict=True):
-        torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-5)
+    assert_rounds_alike(compiled, [plain], exact)

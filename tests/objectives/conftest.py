@@ -1,4 +1,4 @@
-"""Rollouts and policies small enough to compute by hand."""
+"""Rollouts and policies small enough to compute by hand, in float64: rounding does not show."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from float32 import double
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads
@@ -38,7 +39,7 @@ def make_rollout() -> MakeRollout:
             "mask": ~no,
             "log_prob": torch.full(shape, 0.5).log(),
         }
-        return Rollout(**(fields | given))
+        return double(Rollout(**(fields | given)))
 
     return make
 
@@ -80,7 +81,7 @@ def constant_policy() -> Callable[..., Policy]:
                 p.zero_()
             core.feedthrough.bias.copy_(torch.tensor(output))
         heads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
-        return Policy(core, heads, obs_scale=(1.0,) * 4, inner_lr=0.1)
+        return Policy(core, heads, obs_scale=(1.0,) * 4, inner_lr=0.1).double()
 
     return make
 
@@ -99,4 +100,4 @@ def policy(request: pytest.FixtureRequest) -> Policy:
         with torch.no_grad():
             for p in result.meta_params().values():
                 p += 0.2 * torch.randn(p.shape)
-        return result
+        return result.double()

@@ -51,8 +51,8 @@ def test_a_perfect_prediction_costs_nothing(
     policy, turned = constant_policy((0, 0, 1.0, -1.0)), constant_policy((0, 0, -1.0, 1.0))
     right = prediction_loss(policy, policy.meta_params(), rollout)
     wrong_sign = prediction_loss(turned, turned.meta_params(), rollout)
-    torch.testing.assert_close(right, torch.zeros(1))
-    torch.testing.assert_close(wrong_sign, torch.full((1,), 4.0))
+    assert right.item() == pytest.approx(0.0, abs=1e-12)
+    assert wrong_sign.item() == pytest.approx(4.0)
 
 
 def test_each_tasks_targets_are_divided_by_its_own_spread(
