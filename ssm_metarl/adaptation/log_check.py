@@ -34,13 +34,14 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ssm_metarl.action_space import Discrete
-from ssm_metarl.adaptation.log_explanations import Explanation, explanations_for, kept
+from ssm_metarl.adaptation.log_explanations import MIRRORED, Explanation, explanations_for, kept
 from ssm_metarl.adaptation.plant_prior import RANGES, Array, Fit, PlantPrior, prior_of
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
@@ -53,8 +54,8 @@ MOST_ROWS = 2000
 STILL = 1e-4
 """Scaled observations that differ by less in all of a log stand still."""
 PERIOD_TOLERANCE = 0.2
-MARGIN = 2.0
-"""What log odds must exceed those that honest logs of the family have given."""
+MARGIN = 1.0
+"""By how much log odds must exceed any that honest logs of the family have given."""
 CHANGE_MARGIN = 25.0
 SHORTEST_PART = 3
 MOST_CHANGES = 4
@@ -128,11 +129,14 @@ def check_log(family: TaskFamily, log: Rollout, *, period: float | None = None) 
         _refuse_without_excitation(family, prior, silent, still)
         notes.append(f"{still}: never changes (a frozen or missing sensor?), and carries no weight")
         return LogFindings(log, tuple(notes), "")
-    explanation, log, changed = _explained(family, prior, log)
+    verdict, log, changed = _explained(family, prior, log)
+    explanation = verdict.explanation
     if explanation is not None:
         if not explanation.mended:
             raise LogRefused(explanation.name, f"{explanation.name}: {explanation.remedy}")
         notes.append(explanation.mended)
+    elif verdict.doubt:
+        notes.append(f"the log fits as well if {verdict.doubt}; look which it is")
     if changed:
         notes.append(
             f"the plant changed within the log: the {log.num_steps} transitions after it are used"
@@ -163,26 +167,37 @@ def _refuse_without_excitation(
         )
 
 
+class _Verdict(NamedTuple):
+    """The outcome of a comparison of explanations."""
+
+    explanation: Explanation | None
+    """The one that fits decisively better than the log as it stands."""
+    gain: float
+    """Its log odds."""
+    doubt: str
+    """What may be as well, where the log is long enough to tell and does not."""
+
+
 def _explained(
     family: TaskFamily, prior: PlantPrior, log: Rollout
-) -> tuple[Explanation | None, Rollout, bool]:
+) -> tuple[_Verdict, Rollout, bool]:
     """The best explanation, the log as it should have been, and whether it was cut at a change.
 
     What explains more goes first: a spoilt log, or a plant that changed.
     """
-    explanation, gain = _best(family, prior, log)
+    verdict = _best(family, prior, log)
     split, gain_of_change = _last_change(prior, log)
-    changed = split > 0 and gain_of_change > gain
+    changed = split > 0 and gain_of_change > verdict.gain
     if changed:
         log = _since_last_change(prior, kept(log, torch.arange(log.num_steps) >= split))
-        explanation, _ = _best(family, prior, log)
-        if log.num_steps < LENGTHS[1]:  # too short to tell a spoilt log from a coincidence
-            explanation = None
-    if explanation is None:
-        return None, log, changed
-    mended, _ = explanation.undo(log)
-    last = _since_last_change(prior, mended) if explanation.rate == 1 else mended
-    return explanation, last, changed or last.num_steps < mended.num_steps
+        verdict = _Verdict(None, 0.0, "")
+        if log.num_steps >= LENGTHS[1]:  # a shorter one may look spoilt by coincidence
+            verdict = _best(family, prior, log)
+    if verdict.explanation is None:
+        return verdict, log, changed
+    mended, _ = verdict.explanation.undo(log)
+    last = _since_last_change(prior, mended) if verdict.explanation.rate == 1 else mended
+    return verdict, last, changed or last.num_steps < mended.num_steps
 
 
 def _since_last_change(prior: PlantPrior, log: Rollout) -> Rollout:
@@ -222,17 +237,19 @@ def _last_change(prior: PlantPrior, log: Rollout) -> tuple[int, float]:
     return found, best if found else 0.0
 
 
-def _best(family: TaskFamily, prior: PlantPrior, log: Rollout) -> tuple[Explanation | None, float]:
-    """The explanation that fits decisively better than the log as it stands, and its log odds."""
+def _best(family: TaskFamily, prior: PlantPrior, log: Rollout) -> _Verdict:
+    """Compare explanations with the log as it stands."""
     explanations = explanations_for(family, prior)
     gains = _gains(family, prior, explanations, log)
-    if not (gains > MARGIN).any():  # the usual case: no need to know what honest logs give
-        return None, 0.0
-    winners = np.flatnonzero(gains > least_gains(family, log.num_steps))
-    if not len(winners):
-        return None, 0.0
-    best = winners[np.argmax(gains[winners])]
-    return explanations[best], float(gains[best])
+    if (gains > MARGIN).any():  # otherwise there is no need to know what honest logs give
+        winners = np.flatnonzero(gains > least_gains(family, log.num_steps))
+        if len(winners):
+            best = winners[np.argmax(gains[winners])]
+            return _Verdict(explanations[best], float(gains[best]), "")
+    close = int(np.argmax(gains))
+    in_doubt = gains[close] > -MARGIN and explanations[close].name == MIRRORED
+    doubt = explanations[close].remedy if in_doubt and log.num_steps >= LENGTHS[1] else ""
+    return _Verdict(None, 0.0, doubt)
 
 
 def _gains(

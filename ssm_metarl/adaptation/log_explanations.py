@@ -24,6 +24,7 @@ LONGEST_DELAY = 3
 RATES = (0.05, 0.1, 0.25, 0.5, 2.0, 4.0, 5.0, 10.0)
 NEAR_RATES = (0.5, 2.0)
 """Rates that are told of and go through: a policy still holds the plant at them."""
+MIRRORED = "mirrored sensor"
 UNITS = {"degrees": math.pi / 180, "hundredths": 0.01, "thousandths": 0.001}
 
 
@@ -90,7 +91,7 @@ def explanations_for(family: TaskFamily, prior: PlantPrior) -> list[Explanation]
             which = ", ".join(names[i] for i in some)
             found.append(
                 Explanation(
-                    "mirrored sensor",
+                    MIRRORED,
                     lambda log, some=some: _scaled(log, some, -1.0),  # type: ignore[misc]
                     remedy=f"the sign of {which} is the other way round",
                 )

@@ -171,7 +171,7 @@ class Adapt(ModelArgument):
         Raises:
             LogRefused: It is none to adapt to.
         """
-        from ssm_metarl.adaptation.log_check import check_log
+        from ssm_metarl.adaptation.log_check import MOST_ROWS, check_log
         from ssm_metarl.experience.plant_log import open_plant_log
 
         assert self.data is not None
@@ -185,6 +185,7 @@ class Adapt(ModelArgument):
             obs_dim=opened.policy.obs_dim,
             action_space=opened.policy.action_space,
             obs_names=opened.family.obs_names,
+            max_rows=MOST_ROWS,
         )
         if not self.rollback:
             return log.rollout, log.notes, ""

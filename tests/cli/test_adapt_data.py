@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,55 @@ def test_the_file_says_what_the_python_interface_says(
     assert card["adapted_to"] == {"data": str(log)}
 
 
-def test_what_it_prints_and_that_nothing_is_overwritten(cli: Cli, model: Path, log: Path) -> None:
-    outcome = cli("adapt", "--model", model, "--data", log)
+def test_what_it_prints_and_that_nothing_is_overwritten(cli: Cli, log: Path) -> None:
+    outcome = cli("adapt", "--model", "cartpole", "--data", log)
     assert outcome.code == 0
+    assert "in this log action 1 adds x_dot -0.19, theta_dot +0.29 in a step" in outcome.out
     assert f"from {STEPS} environment steps: inner loss" in outcome.out
     assert "return" not in outcome.out
-    assert "received adapted.safetensors" in cli("adapt", "--model", model, "--data", log).refusal()
+    again = cli("adapt", "--model", "cartpole", "--data", log)
+    assert "received adapted.safetensors" in again.refusal()
+
+
+def rewritten(log: Path, change: Callable[[list[list[str]]], None]) -> Path:
+    """The log with other cells; its header stands first."""
+    rows = [line.split(",") for line in log.read_text().splitlines()]
+    change(rows)
+    log.write_text("\n".join(map(",".join, rows)) + "\n")
+    return log
+
+
+def test_a_spoilt_log_is_refused_by_name_and_nothing_is_written(
+    cli: Cli, log: Path, tmp_path: Path
+) -> None:
+    def one_row_late(rows: list[list[str]]) -> None:
+        actions = [row[-1] or "0" for row in rows[1:]]
+        for row, action in zip(rows[2:], actions, strict=False):
+            row[-1] = action
+
+    late = rewritten(log, one_row_late)
+    outcome = cli("adapt", "--model", "cartpole", "--data", late, "--out", "plant.safetensors")
+    assert (outcome.code, outcome.out) == (4, "")
+    assert outcome.err.count("\n") == 1 and "late action" in outcome.err
+    assert outcome.err.endswith("; nothing was written\n")
+    refused = cli("adapt", "--model", "cartpole", "--data", late, "--json")
+    assert refused.code == 4
+    assert refused.json["refused"] == "late action" and "row" in refused.json["message"]
+    assert not list(tmp_path.glob("*.safetensors"))
+    # whoever wants it all the same can have it
+    forced = cli("adapt", "--model", "cartpole", "--data", late, "--no_rollback")
+    assert forced.code == 0 and (tmp_path / "adapted.safetensors").is_file()
+
+
+def test_a_log_at_another_rate_is_refused_by_its_time_column(cli: Cli, log: Path) -> None:
+    def every_tenth_of_a_second(rows: list[list[str]]) -> None:
+        rows[0][0] = "time"
+        for number, row in enumerate(rows[1:]):
+            row[0] = f"{number / 10:g}"
+
+    outcome = cli("adapt", "--model", "cartpole", "--data", rewritten(log, every_tenth_of_a_second))
+    assert outcome.code == 4
+    assert "expected a row every 0.02 s, the time step of cartpole, received one" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -122,5 +166,6 @@ def test_a_mistake_in_the_log_is_one_line_and_saves_nothing(
 
 def test_the_columns_are_named_in_the_help(cli: Cli) -> None:
     shown = " ".join(cli("adapt", "--help").out.split())
-    for word in ("x, x_dot, theta, theta_dot", "obs_0", "action", "reward", "episode"):
+    columns = ("x, x_dot, theta, theta_dot", "obs_0", "action", "reward", "episode", "time")
+    for word in (*columns, "0.02 s", "Exit code 4"):
         assert word in shown
