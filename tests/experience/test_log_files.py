@@ -182,6 +182,15 @@ def test_parquet(table: Log) -> None:
     assert one.rollout.action[:, 0, 0, 0].tolist() == [0.5, 1.5, 2.5]
 
 
+def test_columns_of_one_name_in_parquet(tmp_path: Path) -> None:
+    columns = {"v": V, "done": [0, 0, 1, 0], "x": X, "done ": [0, 1, 1, 0], "action": ACTION}
+    names = [name.strip() for name in columns]
+    made = pyarrow.Table.from_arrays([pyarrow.array(c) for c in columns.values()], names)
+    parquet.write_table(made, path := tmp_path / "log.parquet")
+    log = open_plant_log(path, obs_dim=2, obs_names=("x", "v"), action_space=Discrete(2))
+    assert log.rollout.obs[:, 0, 0].tolist() == [[0.5, 2]]  # either of both ends an episode
+
+
 def test_time_in_parquet(table: Log) -> None:
     for kind, period in (("ms", 0.02), ("us", 2e-5), ("ns", 2e-8)):
         for made in (pyarrow.timestamp(kind), pyarrow.duration(kind)):
