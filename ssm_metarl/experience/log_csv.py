@@ -51,7 +51,7 @@ class CsvTable:
     columns: Columns
 
     def __init__(self, path: Path, raw: io.BufferedReader, wanted: Wanted) -> None:
-        self.path, self.notes = path, list[str]()
+        self.path, self.notes, self._raw = path, list[str](), raw
         self._line = 0  # lines read so far
         self._first: list[str] = []  # a line of numbers that was read in search of the header
         self._decimal: str | None = None
@@ -66,6 +66,7 @@ class CsvTable:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        self._raw.close()  # an archive leaves it open
 
     def blocks(self) -> Iterator[Block]:
         """All rows, in order."""
@@ -299,10 +300,9 @@ class CsvTable:
     def _decimal_of(self, needed: Sequence[Sequence[str]]) -> str | None:
         """How the first number that is not whole is written."""
         for column, cells in zip(self.columns.read, needed, strict=True):
-            if column.kind == "number":
-                text = "".join(cells)
-                if "," in text or "." in text:
-                    return "," if "," in text and "." not in text else "."
+            broken = (cell for cell in cells if "," in cell or "." in cell)
+            if column.kind == "number" and (cell := next(broken, None)):
+                return "." if "." in cell else ","
         return None
 
     def _cell(self, lines: Sequence[str]) -> Callable[[int, int], str]:

@@ -75,15 +75,18 @@ class ParquetTable:
 
     def blocks(self) -> Iterator[Block]:
         """All rows, in order."""
-        names = [self._file.schema_arrow.names[column.index] for column in self.columns.read]
+        header = self._file.schema_arrow.names
+        # Two columns may share a name, which stands for both of them here, in their order.
+        names = list(dict.fromkeys(header[column.index] for column in self.columns.read))
         batches = self._file.iter_batches(ROWS, columns=names, use_threads=False)
+        places = [i for name in names for i, other in enumerate(header) if other == name]
         row = 1
         while True:
             with self._one_line():
                 batch = next(batches, None)
                 if batch is None:
                     return
-                arrays = [batch.column(name) for name in names]
+                arrays = [batch.column(places.index(column.index)) for column in self.columns.read]
                 values = [
                     _values(column, array)
                     for column, array in zip(self.columns.read, arrays, strict=True)
