@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import torch
 from numba import njit
 from scipy import special
 
-from float32 import EPS, TIMES
+from float32 import EPS, TIMES, assert_rounds_alike, mapped, nudged
 from ssm_metarl.compiled import (
     compiled,
     exp,
@@ -30,6 +32,7 @@ from ssm_metarl.compiled import (
     threads_worth,
 )
 from ssm_metarl.core import fused, fused_actor, scan
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner import task_batch
 from ssm_metarl.evaluation.episodes import collect_support, episodes_of, played_direction
 from ssm_metarl.evaluation.opened_model import open_model
@@ -158,15 +161,18 @@ def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
     opened = open_model(name)
     tasks = opened.family.task({"sign": played_direction(opened.policy, opened.family)})
 
-    def run() -> tuple[float, list[float]]:
-        support = collect_support(opened.policy, tasks, 20, "random", seed=0)
-        adapted = opened.adapt(support, "hybrid", opened.trained.adaptation())
-        rollout = episodes_of(
-            opened.policy, [adapted.meta_params()], tasks, num_episodes=2, seed=0, max_steps=60
-        )
-        return adapted.report.loss_after, rollout.next_obs[:, 0, 0, 2].tolist()
+    how = opened.trained.adaptation()
 
-    loss, angles = run()
+    def run(policy: Policy = opened.policy) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss after adapting, and the actions then."""
+        support = collect_support(policy, tasks, 20, "random", seed=0)
+        adapted = replace(opened, policy=policy).adapt(support, "hybrid", how)
+        rollout = episodes_of(
+            policy, [adapted.meta_params()], tasks, num_episodes=2, seed=0, max_steps=60
+        )
+        return torch.tensor([adapted.report.loss_after]), rollout.action[:20]
+
+    loss, actions = run()
 
     def refuse(*_: object) -> None:
         raise AssertionError("a kernel was called")
@@ -178,10 +184,12 @@ def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
         monkeypatch.setattr(module, function, refuse)
     with pytest.raises(AssertionError, match="a kernel was called"):
         run()
+    nudges = [partial(nudged, rng=torch.Generator().manual_seed(seed)) for seed in range(3)]
     with plain_operations():
-        plain_loss, plain_angles = run()
-    assert plain_loss == pytest.approx(loss, rel=1e-3)
-    assert plain_angles[:20] == pytest.approx(angles[:20], abs=1e-3)
+        plain_loss, plain_actions = run()
+        losses = [run(mapped(opened.policy, nudge))[0] for nudge in nudges]
+    assert_rounds_alike(loss, losses, plain_loss.double())
+    assert torch.equal(plain_actions, actions)
 
 
 def run_script(script: str) -> str:
