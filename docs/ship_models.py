@@ -140,7 +140,7 @@ adapted = StandardAdapter().adapt(policy, support)  # a Rollout of some 20 steps
 
 **Intended**: study of adaptation; a starting point for plants that look like CartPole: four
 observations (position in m, velocity in m/s, angle in rad, angular velocity in rad/s, upright at
-zero), two actions, 50 decisions a second. **Not intended**: any plant on which a fall hurts
+zero), two actions, a decision every 0.02 s. **Not intended**: any plant on which a fall hurts
 somebody or something; a changed goal (prediction carries no reward, so only a changed *plant* can
 be found out); more than the few seconds of an episode that it was evaluated on.
 

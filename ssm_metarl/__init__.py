@@ -35,6 +35,7 @@ _PUBLIC = {
     "DiagonalSSM": "core.diagonal_ssm",
     "InContextConfig": "config_in_context",
     "InContextTrainer": "meta_rl.in_context",
+    "LogRefused": "adaptation.log_check",
     "MetaMAML": "meta_rl.meta_maml",
     "MetaTrainer": "meta_rl.trainer",
     "MetaTrainingConfig": "config",
@@ -51,10 +52,12 @@ _PUBLIC = {
     "TaskFamily": "tasks.task_family",
     "Uniform": "tasks.task_family",
     "calibrate": "evaluation.calibration",
+    "check_log": "adaptation.log_check",
     "collect_rollout": "env_runner.rollout",
     "evaluate": "evaluation.meta_evaluator",
     "load_pretrained": "checkpoint",
     "needs_adaptation": "adaptation.change_detector",
+    "open_plant_log": "experience.plant_log",
     "read_plant_log": "experience.plant_log",
 }
 
