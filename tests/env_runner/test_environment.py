@@ -150,3 +150,14 @@ def test_context_manager_closes():
         closed = []
         env.unwrapped.close = lambda: closed.append(True)
     assert closed == [True]
+
+
+def test_gymnasiums_own_environments_refuse_unknown_actions_too():
+    with Environment("CartPole-v1") as env:
+        env.reset()
+        for action in (2, -1):
+            with pytest.raises(
+                ValueError, match=rf"action: expected one of Disc.*received {action}"
+            ):
+                env.step(action)
+        assert env.step(1)[1] == 1.0
