@@ -81,10 +81,11 @@ def parameters(flat: Tensor, size: int, num_tasks: int) -> Tensor:
     Raises:
         ValueError: They are neither.
     """
-    if flat.shape != (size,) and flat.shape != (num_tasks, size):
+    shape = tuple(flat.shape) if isinstance(flat, Tensor) else type(flat).__name__
+    if shape not in ((size,), (num_tasks, size)):
         raise ValueError(
             f"params: expected shape (P,) = ({size},) or (K, P) = ({num_tasks}, {size}), "
-            f"received {tuple(flat.shape)}"
+            f"received {shape}"
         )
     if not flat.dtype.is_floating_point:
         raise ValueError(f"params: expected floating-point numbers, received {_word(flat.dtype)}")

@@ -84,20 +84,27 @@ def flatten(params: Params, shapes: Mapping[str, torch.Size]) -> Tensor:
     lead: tuple[int, ...] = ()
     for name, shape in shapes.items():
         value = params.get(name)
-        if value is None or value.shape != shape:
-            received = None if value is None else tuple(value.shape)
-            fits = received is not None and received[1:] == shape and lead in ((), received[:1])
-            if value is None or received is None or not fits:
-                raise ValueError(
-                    f"params: {name}: expected shape {tuple(shape)}, or with an axis of "
-                    f"{lead[0] if lead else 'K'} tasks before it, received {received}"
-                )
-            lead = received[:1]
+        if not isinstance(value, Tensor) or value.shape != shape:
+            lead, value = _per_task(name, value, shape, lead)
         values.append(value)
     if not lead:
         return torch.cat([value.flatten() for value in values])
     every = zip(values, shapes.values(), strict=True)
     return torch.cat([value.expand(*lead, *shape).flatten(1) for value, shape in every], -1)
+
+
+def _per_task(
+    name: str, value: object, shape: torch.Size, lead: tuple[int, ...]
+) -> tuple[tuple[int, ...], Tensor]:
+    """The task axis (K,) of a parameter that has one, the same as those before, and itself."""
+    received = tuple(value.shape) if isinstance(value, Tensor) else ()
+    if not isinstance(value, Tensor) or received[1:] != shape or lead not in ((), received[:1]):
+        raise ValueError(
+            f"params: {name}: expected shape {tuple(shape)}, or with an axis of "
+            f"{lead[0] if lead else 'K'} tasks before it, received "
+            f"{received if isinstance(value, Tensor) else type(value).__name__}"
+        )
+    return received[:1], value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +113,7 @@ class Rollout:
 
     An environment's steps may hold several episodes (``reset`` marks their first steps) and may
     end early (``mask`` is False from there on). What stands in masked-out steps has no meaning.
+    Whole numbers of another width become int64, and where fractions are expected float32.
     """
 
     obs: Tensor
@@ -128,6 +136,13 @@ class Rollout:
     """Log-probability (density) of the action under the behaviour that took it, (T, K, N)."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, Tensor) or value.dtype.is_complex:
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"{field.name}: expected a tensor of real numbers, received {kind}"
+                )
         if self.obs.dim() != 4:
             raise ValueError(f"obs: expected shape (T, K, N, O), received {tuple(self.obs.shape)}")
         lead = self.obs.shape[:3]
@@ -138,6 +153,17 @@ class Rollout:
                     f"{field.name}: expected leading shape (T, K, N) = {tuple(lead)}, "
                     f"received {tuple(shape)}"
                 )
+        if self.next_obs.shape != self.obs.shape:
+            raise ValueError(
+                f"next_obs: expected shape {tuple(self.obs.shape)}, as obs, received "
+                f"{tuple(self.next_obs.shape)}"
+            )
+        for name in ("obs", "next_obs", "reward", "log_prob"):
+            value = getattr(self, name)
+            if not value.dtype.is_floating_point:
+                object.__setattr__(self, name, value.float())
+        if self.action.dtype is not torch.int64 and not self.action.dtype.is_floating_point:
+            object.__setattr__(self, "action", self.action.long())
 
     @classmethod
     def from_episode(

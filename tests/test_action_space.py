@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
+from ssm_metarl.core.distributions import Gaussian
 from ssm_metarl.seeding import TaskNoise
 
 SPACES = [Discrete(2), Discrete(5), Continuous(1, -2.0, 2.0), Continuous(3, 0.0, 4.0)]
@@ -31,6 +32,45 @@ def test_more_actions_are_coded_one_hot_and_centred(n: int) -> None:
 def test_continuous_actions_are_coded_to_minus_one_and_one() -> None:
     code = Continuous(2, low=-1.0, high=3.0).code(torch.tensor([[-1.0, 1.0], [3.0, 2.0]]))
     assert code.tolist() == [[-1.0, 0.0], [1.0, 0.5]]
+
+
+def test_the_code_of_a_continuous_action_is_of_what_the_plant_executes() -> None:
+    """It clips; the density is of the action that was drawn."""
+    space = Continuous(1, low=-2.0, high=2.0)
+    action = torch.tensor([[-1e6], [-3.0], [-2.0], [1.0], [2.5]])
+    assert space.code(action).tolist() == [[-1.0], [-1.0], [-1.0], [0.5], [1.0]]
+    mean = torch.zeros(5, 1, requires_grad=True)
+    log_prob = Gaussian(mean, torch.zeros(5, 1)).log_prob(action)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), mean)
+    assert torch.equal(gradient, action)
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "message"),
+    [
+        (Discrete(3), torch.tensor([[0, -1]]), "whole numbers from 0 to 2, received -1"),
+        (Discrete(3), torch.tensor([[0, 3]]), "whole numbers from 0 to 2, received 3"),
+        (Discrete(3), torch.tensor([[0.0, 1.0]]), r"whole numbers \(int64\), received float32"),
+        (Discrete(3), torch.tensor([[0]]), r"shape \(K, N\) = \(1, 2\), received \(1, 1\)"),
+        (Continuous(1), torch.zeros(1, 2), r"shape \(K, N, A\) = \(1, 2, 1\), received \(1, 2"),
+        (Continuous(1), torch.full((1, 2, 1), math.nan), "finite numbers, received nan"),
+    ],
+)
+def test_what_is_no_action_is_refused(
+    space: ActionSpace, action: torch.Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^action: expected {message}"):
+        space.checked(action, (1, 2), "K, N")
+    nowhere = torch.zeros(1, 2, dtype=torch.bool)
+    if "shape" not in message and "received float32" not in message:
+        space.checked(action, (1, 2), "K, N", taken=nowhere)
+
+
+def test_actions_of_other_widths_are_taken() -> None:
+    small = Discrete(3).checked(torch.tensor([[2, 0]], dtype=torch.uint8), (1, 2), "K, N")
+    assert small.dtype is torch.int64 and small.tolist() == [[2, 0]]
+    wide = Continuous(1).checked(torch.tensor([[[5], [0]]]), (1, 2), "K, N")
+    assert wide.dtype is torch.float32 and wide.flatten().tolist() == [5.0, 0.0]
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)

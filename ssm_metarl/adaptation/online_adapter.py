@@ -160,6 +160,7 @@ class OnlineAdapter:
         """The reward (K, 1) of the last action, which only a policy that remembers sees."""
         kind = self._hidden.dtype
         reward = shaped("reward", reward, (self.num_tasks, 1), kind, "K, 1").to(self._hidden)
+        reward = reward.detach()
         self._told = torch.where(reward.isfinite(), reward, self._told)
         self._reward = self._told
         if self._memory is not None:

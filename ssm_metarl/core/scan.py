@@ -28,6 +28,8 @@ from ssm_metarl.compiled import compiled, kernels_apply, share
 from ssm_metarl.entrance import shaped
 
 TIME = -3
+PRECISIONS = (torch.float32, torch.float64)
+"""What the compiled loop knows."""
 
 
 def reset_decay(decay: Tensor, reset: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ def reset_decay(decay: Tensor, reset: Tensor) -> Tensor:
 
 def scan(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
     """All states h_1 ... h_T, shape of ``b``: compiled on a processor, else by doubling."""
-    if b.device.type == "cpu" and kernels_apply():
+    if b.device.type == "cpu" and b.dtype in PRECISIONS and kernels_apply():
         return scan_compiled(a, b, hidden)
     return scan_parallel(a, b, hidden)
 
@@ -99,8 +101,11 @@ def scan_compiled(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
     Raises:
         ValueError: A shape does not fit.
     """
-    if b.dim() < 3 or 0 in b.shape:
-        raise ValueError(f"b: expected shape (..., T, N, P), received {tuple(b.shape)}")
+    if b.dim() < 3 or 0 in b.shape or b.dtype not in PRECISIONS:
+        raise ValueError(
+            f"b: expected shape (..., T, N, P), float32 or float64, received {tuple(b.shape)}, "
+            f"{b.dtype}"
+        )
     hidden = shaped("hidden", hidden, (*b.shape[:TIME], *b.shape[-2:]), b.dtype, "..., N, P")
     pairs = zip(reversed(a.shape), reversed(b.shape), strict=False)
     if a.dim() > b.dim() or any(i not in (1, j) for i, j in pairs):

@@ -65,14 +65,15 @@ class TrialMemory:
         else:
             shape = (self._rows, space.dim)
             action = shaped("action", action, shape, self._actions.dtype, "R, A")
-        code = space.code(action)
+        code = space.code(action.detach())
         self._actions = torch.cat([code, self._actions[:, : -code.shape[-1]]], dim=-1)
         self._reward = torch.zeros_like(self._reward)
 
     def rewarded(self, reward: Tensor) -> None:
         """What these actions brought, (R,)."""
         kind = self._reward.dtype
-        self._reward = shaped("reward", reward, (self._rows,), kind, "R").to(self._reward)
+        reward = shaped("reward", reward, (self._rows,), kind, "R")
+        self._reward = reward.detach().to(self._reward)
 
     def surprise(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """How far the last step went from what least squares expected, before it takes it in.

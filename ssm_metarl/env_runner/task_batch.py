@@ -99,7 +99,7 @@ class TaskBatch:
         """
         if mask is None:
             mask = torch.ones_like(self._ended)
-        elif mask.shape != self._ended.shape or mask.dtype is not torch.bool:
+        else:
             mask = shaped("mask", mask, self._ended.shape, torch.bool, "K, N")
         # Drawn whether or not it is used: which numbers a reset meets depends on the time step
         # and the task alone.

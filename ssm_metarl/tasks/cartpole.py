@@ -108,6 +108,8 @@ def leading(state: Tensor, size: int) -> tuple[tuple[int, int], torch.dtype]:
     Raises:
         ValueError: It is none.
     """
+    if not isinstance(state, Tensor):
+        raise ValueError(f"state: expected a tensor, received {type(state).__name__}")
     shape, kind = state.shape, state.dtype
     if len(shape) != 3 or shape[2] != size or kind not in PRECISIONS:
         raise ValueError(
@@ -128,18 +130,18 @@ def spread(
     arrays = []
     for name in names:
         value = parameters.get(name)
-        if value is None or value.shape != lead or value.dtype is not kind:
+        if not isinstance(value, Tensor) or value.shape != lead or value.dtype is not kind:
             try:
-                if value is None or value.dtype.is_complex:
+                if not isinstance(value, Tensor) or value.dtype.is_complex:
                     raise RuntimeError
                 value = value.to(kind).expand(lead)
             except RuntimeError:
-                received = None if value is None else tuple(value.shape)
+                received = tuple(value.shape) if isinstance(value, Tensor) else value
                 raise ValueError(
                     f"{name}: expected real numbers that broadcast to (K, N) = {tuple(lead)}, "
                     f"received {received}"
                 ) from None
-        arrays.append(value.numpy())
+        arrays.append(value.detach().numpy() if value.requires_grad else value.numpy())
     return arrays
 
 

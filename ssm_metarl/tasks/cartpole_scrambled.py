@@ -105,7 +105,10 @@ class CartPoleScrambledDynamics:
         chosen = (2 * action - 1).to(state.dtype)[..., None]
         line = torch.cat([chosen, state[..., self.obs_dim :]], dim=-1)  # u_t, u_{t-1}, ...
         delay = parameters["delay"].long().expand(lead)
-        acting = line.gather(-1, delay[..., None])[..., 0]
+        try:
+            acting = line.gather(-1, delay[..., None])[..., 0]
+        except RuntimeError:
+            raise ValueError(f"delay: expected 0 to {LONGEST_DELAY} steps everywhere") from None
         # Action 1 of CartPole pushes with sign * force: the sign carries what arrives now.
         arrived = {**parameters, "sign": parameters["sign"] * acting}
         cart = state[..., : self.obs_dim].contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -242,3 +243,84 @@ def test_a_trial_has_no_steps_that_were_not_taken(
     for name in ("obs", "action", "reward", "next_obs", "reset"):
         kept, all_of_it = getattr(last, name)[:, 0, 0], getattr(taken, name)[:-1, 0, 0]
         assert torch.equal(kept[last.mask[:, 0, 0]], all_of_it[~ends]), name
+
+
+def driven(
+    online: OnlineAdapter, spoil: Callable[[int, Tensor], None], steps: int, reward: float = 1.0
+) -> int:
+    """Steps that a pole stays up, at most ``steps``, where ``spoil`` changes what is seen of it."""
+    worlds = make_worlds(1)
+    obs, ended, up = worlds.reset(), torch.ones(1, 1, dtype=torch.bool), 0
+    for t in range(steps):
+        seen = obs.clone()
+        spoil(t, seen)
+        action, log_prob = online(seen, ended)
+        assert online._hidden.isfinite().all() and log_prob.isfinite().all()
+        step = worlds.step(action)
+        online.rewarded(step.reward * reward)
+        up += int(not step.terminated) if up == t else 0
+        ended = step.terminated | step.truncated
+        obs = worlds.reset(ended)
+    return up
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 1e30])
+@pytest.mark.parametrize("when", [(100,), (100, 101, 102), (0,), (5,), (101, 103, 105)])
+@pytest.mark.parametrize("name", ["cartpole", "cartpole_hybrid_real_model"])
+def test_a_bad_reading_moves_no_parameter_and_is_no_change(
+    name: str, when: tuple[int, ...], bad: float, windows: list[Rollout]
+) -> None:
+    online = OnlineAdapter(load_pretrained(name))
+
+    def spoil(t: int, seen: Tensor) -> None:
+        if t in when:
+            seen[..., 2] = bad
+
+    assert driven(online, spoil, 200) == 200
+    assert online.bad_readings.tolist() == [[len(when)]]
+    told = [e.step for e in online.events if e.kind == "bad reading"]
+    assert told == [t for t in when if t - 1 not in when]
+    assert all(e.kind != "changed" or e.step < 100 for e in online.events)
+    for window in windows:
+        for name_, values in (("obs", window.obs), ("next_obs", window.next_obs)):
+            assert values[window.mask].abs().max() < 100, name_
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
+@pytest.mark.parametrize("kind", ["cartpole", "cartpole_hybrid_real_model", "in context"])
+def test_a_dead_sensor_and_rewards_that_are_none_stop_nothing(
+    kind: str, bad: float, remembering: Policy
+) -> None:
+    policy = remembering if kind == "in context" else load_pretrained(kind)
+    online = OnlineAdapter(policy)
+
+    def spoil(t: int, seen: Tensor) -> None:
+        seen[..., 3] = bad
+
+    driven(online, spoil, 120, reward=torch.nan)
+    assert online.bad_readings.tolist() == [[120]]
+    assert [e.kind for e in online.events] == ["bad reading"]
+    assert online.num_adaptations.tolist() == [0], "there was nothing to adapt to"
+
+
+def test_a_reward_that_is_no_number_is_the_last_one(pretrained: Policy) -> None:
+    """Predictions need no reward: the pole is held as with the right ones."""
+    online, other = OnlineAdapter(pretrained), OnlineAdapter(pretrained)
+    assert driven(online, lambda t, seen: None, 60, torch.nan) == 60
+    assert driven(other, lambda t, seen: None, 60) == 60
+    assert torch.equal(online._params.flat, other._params.flat)
+    assert online.bad_readings.tolist() == [[0]]
+
+
+def test_it_refuses_other_worlds_and_other_observations(pretrained: Policy) -> None:
+    with pytest.raises(ValueError, match=r"actor: expected one for \(K, N\) = \(8, 1\) .*OnlineAd"):
+        collect_rollout(make_worlds(8), OnlineAdapter(pretrained), 5)
+    online, first = OnlineAdapter(pretrained), torch.tensor([[True]])
+    with pytest.raises(
+        ValueError, match=r"obs: expected shape \(K, 1, O\) = \(1, 1, 4\), received"
+    ):
+        online(torch.zeros(1, 1, 5), first)
+    with pytest.raises(ValueError, match=r"reward: expected shape \(K, 1\) = \(1, 1\), received"):
+        online.rewarded(torch.ones(2, 1))
+    with pytest.raises(ValueError, match="num_tasks: expected a whole number of at least 1"):
+        OnlineAdapter(pretrained, num_tasks=0)

@@ -101,3 +101,19 @@ def test_a_jump_between_episodes_is_no_change_and_a_new_trial_knows_nothing():
     fresh = trial | starts(len(z), 15)
     cleared = Identification(ROWS, OBS, ACTIONS).update(*columns, fresh, fresh)
     assert cleared[15].abs().max() == 0
+
+
+def test_rows_and_steps_that_do_not_fit_are_refused():
+    plants = Identification(ROWS, OBS, ACTIONS)
+    z, flags = torch.zeros(5, ROWS, OBS), torch.zeros(5, ROWS, dtype=torch.bool)
+    actions = torch.zeros(5, ROWS, ACTIONS)
+    plants.update(z, z, actions, flags, flags)
+    for name, wrong in (
+        ("z", (z[:, 1:], z, actions, flags, flags)),
+        ("before", (z, z[1:], actions, flags, flags)),
+        ("actions", (z, z, actions[..., 1:], flags, flags)),
+        ("episode_start", (z, z, actions, flags[1:], flags)),
+        ("trial_start", (z, z, actions, flags, flags.float())),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            plants.update(*wrong)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssm_metarl.core.scan import (
     reset_decay,
+    scan,
     scan_compiled,
     scan_parallel,
     scan_reference,
@@ -168,3 +169,16 @@ def test_shared_decay_serves_every_task() -> None:
     shared = decay[0]
     torch.testing.assert_close(reset_decay(shared, reset), reset_decay(shared.expand(2, -1), reset))
     assert torch.count_nonzero(reset_decay(shared, reset)[reset]) == 0
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    a, b, hidden = torch.rand(2, 5, 3, 4), torch.rand(2, 5, 3, 4), torch.rand(2, 3, 4)
+    scan_compiled(a, b, hidden.double())
+    with pytest.raises(ValueError, match=r"hidden: expected shape .* = \(2, 3, 4\), received \(1,"):
+        scan_compiled(a, b, hidden[:1])
+    with pytest.raises(ValueError, match=r"a: expected a shape that broadcasts to \(2, 5, 3, 4\)"):
+        scan_compiled(a[:, :2], b, hidden)
+    with pytest.raises(ValueError, match=r"b: expected shape \(\.\.\., T, N, P\), .*float16"):
+        scan_compiled(a, b.half(), hidden)
+    half = scan(a.half(), b.half(), hidden.half())
+    torch.testing.assert_close(half.float(), scan(a, b, hidden), rtol=0.02, atol=0.02)

@@ -169,3 +169,14 @@ def test_numbers_that_numpy_drew_are_numbers(env_id: str) -> None:
 def test_what_is_no_number_is_no_parameter(value: object) -> None:
     with pytest.raises(ValueError, match=r"^task parameter 'force': expected a"):
         Environment("cartpole", task={"force": value})
+
+
+def test_gymnasiums_own_environments_refuse_unknown_actions_too():
+    with Environment("CartPole-v1") as env:
+        env.reset()
+        for action in (2, -1):
+            with pytest.raises(
+                ValueError, match=rf"action: expected one of Disc.*received {action}"
+            ):
+                env.step(action)
+        assert env.step(1)[1] == 1.0

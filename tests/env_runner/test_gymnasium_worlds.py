@@ -143,3 +143,19 @@ def test_unsupported_spaces(observations, actions, message):
     env.action_space = actions
     with pytest.raises(ValueError, match=message):
         spaces_of(env)
+
+
+def test_what_is_no_action_and_no_mask_is_refused():
+    family = TaskFamily.from_gymnasium("Pendulum-v1", {"g": Uniform(5, 15)})
+    worlds = GymnasiumWorlds(family.sample("id", 2, seed=0), 1, seed=0, purpose="test")
+    before = worlds.reset()
+    for action, message in (
+        (torch.zeros(2, 1), r"action: expected shape \(K, N, A\) = \(2, 1, 1\), received \(2, 1\)"),
+        (torch.full((2, 1, 1), torch.nan), "action: expected finite numbers, received nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            worlds.step(action)
+    assert torch.equal(worlds._to_tensor(worlds._obs), before)
+    with pytest.raises(ValueError, match=r"mask: expected shape \(K, N\) = \(2, 1\), received"):
+        worlds.reset(torch.ones(1, 2, dtype=torch.bool))
+    worlds.close()

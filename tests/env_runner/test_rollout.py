@@ -161,3 +161,20 @@ def test_one_task_of_a_rollout():
     rollout = Rollout(**tensors(reward=reward)).task(1)
     assert (rollout.num_steps, rollout.num_tasks, rollout.num_envs) == (5, 1, 2)
     assert torch.equal(rollout.reward, reward[:, 1:2])
+
+
+@pytest.mark.parametrize("made_for", [(1, 1), (8, 2)])
+def test_an_actor_of_other_worlds_is_refused_by_name(made_for):
+    class Sized:
+        num_tasks, num_envs = made_for
+
+        def __call__(self, obs, reset):
+            raise AssertionError("it was asked")
+
+    with pytest.raises(ValueError) as error:
+        collect_rollout(Countdown([3, 3]), Sized(), 4)
+    assert str(error.value) == (
+        f"actor: expected one for (K, N) = (1, 2) environments, received Sized made for {made_for}"
+    )
+    with pytest.raises(ValueError, match="num_steps: expected a whole number of at least 1"):
+        collect_rollout(Countdown([3]), Sized(), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -139,3 +140,41 @@ def test_the_compiled_step_equals_plain_operations():
     compiled, plain, exact = run(False), run(True), run(True, torch.float64)
     assert all(column.any() for column in plain)
     assert_rounds_alike(compiled, [plain], exact)
+
+
+@pytest.mark.parametrize("plainly", [False, True])
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (
+            torch.zeros(1, 3).long(),
+            r"action: expected shape \(K, N\) = \(2, 3\), received \(1, 3\)",
+        ),
+        (torch.zeros(2, 3, 1).long(), r"action: expected shape \(K, N\) = \(2, 3\), received"),
+        (torch.zeros(2, 3), r"action: expected whole numbers \(int64\), received float32"),
+        (torch.full((2, 3), 2), "action: expected whole numbers from 0 to 1, received 2"),
+        (torch.full((2, 3), -1), "action: expected whole numbers from 0 to 1, received -1"),
+    ],
+)
+def test_what_is_no_action_is_refused_and_no_step_taken(action, message, plainly):
+    batch = TaskBatch(CARTPOLE.sample("id", 2, seed=0), 3, seed=0, purpose="test")
+    before = batch.reset().clone()
+    with plain_operations() if plainly else nullcontext(), pytest.raises(ValueError, match=message):
+        batch.step(action)
+    assert torch.equal(batch._state, before) and batch._step_count.max() == 0
+    batch.step(torch.ones(2, 3, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"mask: expected shape \(K, N\) = \(2, 3\), received"):
+        batch.reset(torch.ones(2, 1, dtype=torch.bool))
+
+
+def test_physics_of_ones_own_cannot_write_past_the_worlds():
+    class Short(CartPoleDynamics):
+        def step(self, state, action, parameters):
+            after, reward, terminated = super().step(state, action, parameters)
+            return after, reward[:, :1], terminated
+
+    family = replace(CARTPOLE, name="short", dynamics=Short())
+    batch = TaskBatch(family.sample("id", 2, seed=0), 3, seed=0, purpose="test")
+    batch.reset()
+    with pytest.raises(ValueError, match=r"dynamics: reward: expected shape \(K, N\) = \(2, 3\)"):
+        batch.step(torch.zeros(2, 3, dtype=torch.int64))

@@ -144,3 +144,15 @@ def test_fixed_linear_controllers_do_not_keep_the_pole_up(seed):
 
     worlds = make_worlds(tasks, 1, seed=0, purpose="test")
     assert collect_rollout(worlds, act, 500).episode_returns().mean() < 100
+
+
+@pytest.mark.parametrize("order", [-1.0, 24.0, 1e9, float("nan")])
+def test_an_order_that_there_is_not_is_refused_not_looked_up(order):
+    state, values = torch.zeros(2, 3, 7), FAMILY.sample("id", 2, seed=0).values
+    parameters = {n: v.float()[:, None] for n, v in values.items()}
+    DYNAMICS.observe(state, parameters)  # parameters that broadcast are enough
+    parameters["order"] = torch.tensor([[0.0], [order]])
+    with pytest.raises(ValueError, match="order: expected 0 to 23"):
+        DYNAMICS.observe(state, parameters)
+    with pytest.raises(ValueError, match=r"gain_x: expected real numbers that broadcast to \(K, N"):
+        DYNAMICS.observe(state, {**parameters, "gain_x": torch.ones(2, 2)})
