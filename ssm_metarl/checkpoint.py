@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -56,6 +57,22 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     """Versions that wrote it."""
 
+    @property
+    def adapted(self) -> bool:
+        """Whether the weights are a task's, as ``ssm-metarl adapt`` saves them."""
+        report = self.card.get("report")
+        kept = report.get("num_steps") if isinstance(report, dict) else None
+        return "adapted_to" in self.card and kept != 0  # without a step they are still the model's
+
+    @property
+    def adapted_from(self) -> str:
+        """The model that it was adapted from, as that was called; empty where not known."""
+        try:
+            words = shlex.split(self.card.get("command") or "")
+            return words[words.index("--model") + 1] if self.adapted else ""
+        except (ValueError, IndexError, AttributeError):  # no command, or not of this package
+            return ""
+
     def policy(self) -> Policy:
         """The policy with its weights."""
         policy = build_policy(PolicyConfig.from_dict(self.policy_config), seed=0, inner_lr=0.0)
@@ -74,6 +91,7 @@ class Checkpoint:
         policy.load_state_dict(received)
         if self.calibration:
             policy.calibration = rebuild(Calibration, self.calibration, "calibration")
+        policy.adapted = self.adapted
         return policy
 
     def experience(self) -> ExperienceBuffer | None:

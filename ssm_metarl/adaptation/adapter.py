@@ -16,7 +16,13 @@ import torch
 from torch import nn
 
 from ssm_metarl.adaptation.inner_loop import adapt_params
-from ssm_metarl.adaptation.inner_objective import HybridLoss, Replay, check_support, task_loss
+from ssm_metarl.adaptation.inner_objective import (
+    HybridLoss,
+    Replay,
+    check_support,
+    check_unadapted,
+    task_loss,
+)
 from ssm_metarl.adaptation.safeguard import REASONS, Safeguard
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import StandardAdaptationConfig
@@ -75,6 +81,7 @@ class AdaptedPolicy(Policy):
             config=policy.config,
         )
         self.report = report
+        self.adapted = report.num_steps > 0
         if policy.calibration is not None and report.num_steps > 0:
             spread = tuple(target_spread(policy, current)[0].tolist())
             self.calibration = replace(policy.calibration, target_spread=spread)
@@ -118,6 +125,8 @@ def adapt_to_tasks(
     Returns:
         Task parameters, shape (K, ...) each, and a report for each task.
     """
+    if config.adapt_lr is None:  # plain descent goes on from anywhere
+        check_unadapted(policy)
     check_support(policy, current, config.objective)
     loss = task_loss(
         policy,

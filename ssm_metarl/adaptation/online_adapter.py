@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
+from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
@@ -73,7 +74,7 @@ class OnlineAdapter:
         num_tasks: K.
 
     Raises:
-        ValueError: The policy predicts nothing.
+        ValueError: The policy predicts nothing, or is adapted already.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class OnlineAdapter:
     ) -> None:
         self.policy = as_policy(policy)
         self.config = config or OnlineAdaptationConfig()
+        if self.config.adapt_lr is None:
+            check_unadapted(self.policy)
         if not self.policy.heads.predicted_dims:
             raise ValueError(
                 "policy: expected one with prediction outputs, which online adaptation watches, "

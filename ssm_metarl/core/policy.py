@@ -159,6 +159,8 @@ class Policy(nn.Module):
     obs_scale: Tensor
     obs_limit: Tensor
     reflection: Tensor
+    adapted = False
+    """Whether its parameters are a task's: no start for another adaptation."""
 
     def __init__(
         self,

@@ -5,7 +5,8 @@ JSON object, which `report` draws. Support data and episodes are made in `episod
 
 The arms are paired, and support data are collected once and shared by all arms that use any.
 An arm that does not apply is absent: ``hybrid`` without experience of the family, ``standard``
-where the model has no outputs for the inner objective or was not trained for a gradient step,
+where the model has no outputs for the inner objective, was not trained for a gradient step or is
+adapted already,
 ``in_context`` where it was not trained in context, the CartPole controllers elsewhere.
 """
 
@@ -157,7 +158,7 @@ def evaluate(
     if config.shuffle_actions:
         support = shuffle_actions(support, seed=config.seed)
     adapted: dict[str, Callable[[], Adapted]] = {}
-    if trained.gradient:
+    if trained.gradient and not policy.adapted:
         adapted = _adapted_params(policy, support, standard, hybrid, buffer)
     reports: dict[str, list[AdaptationReport]] = {}
     returns: dict[str, np.ndarray] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +66,12 @@ class OpenedModel:
 
     def check_gradient(self, what: str) -> None:
         """Raise ValueError about ``what`` unless it was meta-trained for a gradient step."""
+        if self.policy.adapted:
+            original = self.checkpoint.adapted_from
+            raise ValueError(
+                f"{what}: expected a meta-trained model, received {self.name!r}, which is adapted "
+                f"already" + (f" (from {original!r}: give that one)" if original else "")
+            )
         if not self.trained.gradient:
             instead = "adapts in context" if self.policy.in_context else "was trained without any"
             raise ValueError(
@@ -183,6 +189,8 @@ def open_model(name: str, family: str | None = None) -> OpenedModel:
         policy, buffer = checkpoint.policy(), checkpoint.experience()
         trained = MetaTrained.from_training(checkpoint.training)
         trained.adaptation()  # refuses what no training writes
+        if policy.adapted:
+            trained = replace(trained, gradient=False)
         known = family_of_env(family or checkpoint.training.get("family", "cartpole"))
     check_family(policy, known)
     return OpenedModel(

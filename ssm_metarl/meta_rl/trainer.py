@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
-from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
+from ssm_metarl.adaptation.inner_objective import Replay, check_unadapted, task_loss, weigh_replay
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig
 from ssm_metarl.core.policy import Policy, build_policy
@@ -119,8 +119,9 @@ class MetaTrainer(Counted):
         """Take a model's weights, not its step sizes: it may have been trained without any.
 
         Raises:
-            ValueError: It is of another architecture.
+            ValueError: It is of another architecture, or adapted to a task already.
         """
+        check_unadapted(model, "start")
         if model.config != self.policy_config:
             raise ValueError(
                 f"start: expected a model of {self.policy_config}, received one of {model.config}"
