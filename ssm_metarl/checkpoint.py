@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import Calibration, PolicyConfig, rebuild
 from ssm_metarl.core.policy import Policy, as_policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
@@ -73,6 +74,7 @@ class Checkpoint:
         except (ValueError, IndexError, AttributeError):  # no command, or not of this package
             return ""
 
+    @usual_modes()
     def policy(self) -> Policy:
         """The policy with its weights."""
         policy = build_policy(PolicyConfig.from_dict(self.policy_config), seed=0, inner_lr=0.0)
@@ -94,6 +96,7 @@ class Checkpoint:
         policy.adapted = self.adapted
         return policy
 
+    @usual_modes()
     def experience(self) -> ExperienceBuffer | None:
         """The experience that was saved with the model, or None.
 
@@ -273,6 +276,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     )
 
 
+@usual_modes()
 def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
     """Load a shipped model, a run, a checkpoint or a ``.pth`` file, as a checkpoint.
 
@@ -297,6 +301,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
     )
 
 
+@usual_modes()
 def load_pretrained(name_or_path: str | os.PathLike[str]) -> Policy:
     """A ready policy: a shipped name, a run's folder, a checkpoint, or a ``.pth`` file."""
     return load_model(name_or_path).policy()

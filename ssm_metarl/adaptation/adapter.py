@@ -189,6 +189,7 @@ def in_parts(
         current: Support data of any number of tasks, (T, K, N).
         tasks_at_once: Tasks of a part.
     """
+    current = current.map(lambda x: x.clone() if x.is_inference() else x)
     params, reports = [], []
     for start in range(0, current.num_tasks, tasks_at_once):
         tasks = slice(start, start + tasks_at_once)

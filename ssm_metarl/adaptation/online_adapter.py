@@ -34,6 +34,7 @@ from torch import Tensor
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
@@ -77,6 +78,7 @@ class OnlineAdapter:
         ValueError: The policy predicts nothing, or is adapted already.
     """
 
+    @usual_modes()
     def __init__(
         self,
         policy: Policy | StateSpaceModel,
@@ -112,6 +114,7 @@ class OnlineAdapter:
         self._reward = self._hidden.new_zeros(num_tasks, 1)
         self._num_calls = 0
 
+    @usual_modes()
     @torch.no_grad()
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, 1[, A]) and their log-probabilities for observations (K, 1, O)."""

@@ -68,9 +68,9 @@ class FusedActor:
         )
         run.forward(self._out, run.hidden)
         noise = self._none if self._noise is None else next(self._noise).numpy()
-        action, log_prob = torch.empty(self._shape, dtype=torch.int64), torch.empty(self._shape)
-        choose(self._out, self._actions, mirror, noise, action.numpy(), log_prob.numpy())
-        return action, log_prob
+        action, log_prob = np.empty(self._shape, np.int64), np.empty(self._shape, np.float32)
+        choose(self._out, self._actions, mirror, noise, action, log_prob)
+        return torch.from_numpy(action), torch.from_numpy(log_prob)
 
 
 @compiled

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import Calibration, PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
@@ -336,6 +337,7 @@ class Policy(nn.Module):
         effect = (of_action * code[..., None, :]).sum(-1)
         return effect if alone is None else alone + effect
 
+    @usual_modes()
     def actor(
         self,
         params: Params,
@@ -386,6 +388,7 @@ class Policy(nn.Module):
         return act
 
 
+@usual_modes()
 def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
     """A freshly initialised policy of the given architecture.
 

@@ -24,6 +24,7 @@ import torch
 from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
@@ -105,6 +106,7 @@ DEFINITIONS = {
 Adapted = tuple[Params, list[AdaptationReport]]
 
 
+@usual_modes()
 def evaluate(
     policy: Policy | StateSpaceModel,
     family: TaskFamily,
@@ -316,6 +318,7 @@ def _by_sign(tasks: Tasks, returns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return result
 
 
+@usual_modes()
 def learning_curve_point(
     policy: Policy, family: TaskFamily, training: MetaTrainingConfig, *, num_tasks: int = 40
 ) -> dict[str, float]:
@@ -353,6 +356,7 @@ def learning_curve_point(
     return point
 
 
+@usual_modes()
 def in_context_curve_point(
     policy: Policy, family: TaskFamily, *, num_tasks: int = 40, trial_episodes: int = 2
 ) -> dict[str, float]:
@@ -374,6 +378,7 @@ def in_context_curve_point(
     return point
 
 
+@usual_modes()
 def verify(
     policy: Policy | StateSpaceModel, family: TaskFamily, trained: MetaTrained, *, seed: int = 0
 ) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ssm_metarl.adaptation.adapter import AdaptedPolicy
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter, check_experience
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import Checkpoint, find_model, load_model
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import AdaptationMode, EvaluationConfig, StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import MetaTrained, can_adapt, check_family
@@ -90,6 +91,7 @@ class OpenedModel:
                 return log
         return None
 
+    @usual_modes()
     def adapt(
         self,
         support: Rollout,
