@@ -76,7 +76,7 @@ class Discrete:
     def draw_random(self, noise: TaskNoise, num_steps: int, num_envs: int) -> tuple[Tensor, Tensor]:
         """Uniformly random actions and their log-probability, each (num_steps, K, num_envs)."""
         action = (noise.uniform(num_steps, num_envs) * self.n).long()
-        return action, torch.full(action.shape, -math.log(self.n))
+        return action, torch.full_like(action, -math.log(self.n), dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Continuous:
         """Uniform actions (num_steps, K, num_envs, dim) and their log-density, one axis less."""
         uniform = noise.uniform(num_steps, num_envs, self.dim)
         action = self.low + (self.high - self.low) * uniform
-        return action, torch.full(action.shape[:-1], -self.dim * math.log(self.high - self.low))
+        return action, torch.full_like(action[..., 0], -self.dim * math.log(self.high - self.low))
 
 
 ActionSpace = Discrete | Continuous

@@ -15,6 +15,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -27,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import Calibration, PolicyConfig, rebuild
 from ssm_metarl.core.policy import Policy, as_policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
@@ -56,6 +58,23 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     """Versions that wrote it."""
 
+    @property
+    def adapted(self) -> bool:
+        """Whether the weights are a task's, as ``ssm-metarl adapt`` saves them."""
+        report = self.card.get("report")
+        kept = report.get("num_steps") if isinstance(report, dict) else None
+        return "adapted_to" in self.card and kept != 0  # without a step they are still the model's
+
+    @property
+    def adapted_from(self) -> str:
+        """The model that it was adapted from, as that was called; empty where not known."""
+        try:
+            words = shlex.split(self.card.get("command") or "")
+            return words[words.index("--model") + 1] if self.adapted else ""
+        except (ValueError, IndexError, AttributeError):  # no command, or not of this package
+            return ""
+
+    @usual_modes()
     def policy(self) -> Policy:
         """The policy with its weights."""
         policy = build_policy(PolicyConfig.from_dict(self.policy_config), seed=0, inner_lr=0.0)
@@ -74,8 +93,10 @@ class Checkpoint:
         policy.load_state_dict(received)
         if self.calibration:
             policy.calibration = rebuild(Calibration, self.calibration, "calibration")
+        policy.adapted = self.adapted
         return policy
 
+    @usual_modes()
     def experience(self) -> ExperienceBuffer | None:
         """The experience that was saved with the model, or None.
 
@@ -255,6 +276,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     )
 
 
+@usual_modes()
 def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
     """Load a shipped model, a run, a checkpoint or a ``.pth`` file, as a checkpoint.
 
@@ -279,6 +301,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
     )
 
 
+@usual_modes()
 def load_pretrained(name_or_path: str | os.PathLike[str]) -> Policy:
     """A ready policy: a shipped name, a run's folder, a checkpoint, or a ``.pth`` file."""
     return load_model(name_or_path).policy()

@@ -13,12 +13,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import scipy
@@ -126,27 +126,32 @@ class _Depth(threading.local):
     depth = 0  # how often this thread is inside
 
 
-class OneThread:
-    """A number of threads of the whole process: 1 while any thread is inside, and then as before.
+S = TypeVar("S")
+
+
+class Held(Generic[S]):
+    """A setting of the whole process: another value while any thread is inside, and then as before.
 
     Args:
-        read: Gives the number.
-        write: Sets it.
+        read: Gives the setting.
+        write: Changes it.
+        value: What it is inside.
     """
 
-    def __init__(self, read: Callable[[], int], write: Callable[[int], object]) -> None:
-        self._read, self._write = read, write
+    def __init__(self, read: Callable[[], S], write: Callable[[S], object], value: S) -> None:
+        self._read, self._write, self._value = read, write, value
         self._inside = 0  # calls of any thread
         self.here = _Depth()
         """How often this thread is inside."""
-        self.before = 0
-        """What it will be again; 0 where nobody is inside."""
+        self.before: S | None = None
+        """What it will be again; None where nobody is inside."""
 
     def __enter__(self) -> None:
         with _LOCK:
             if self._inside == 0:
                 self.before = self._read()
-                self._write(1)
+                if self.before != self._value:
+                    self._write(self._value)
             self._inside += 1
         self.here.depth += 1
 
@@ -163,8 +168,28 @@ class OneThread:
     def _leave(self, still_inside: int) -> None:
         self._inside = still_inside
         if still_inside == 0:
-            self._write(self.before)
-            self.before = 0
+            if self.before is not None and self.before != self._value:
+                self._write(self.before)
+            self.before = None
+
+
+@contextmanager
+def usual_modes() -> Iterator[None]:
+    """Run PyTorch as it is by default, whatever the caller has set for operations of their own.
+
+    That is float32 on the processor, without autocast. Inference mode ends inside, for its tensors
+    can take no part in a gradient step, not even one that the caller never sees.
+    """
+    with ExitStack() as held:
+        held.enter_context(_DTYPE)
+        if torch.is_inference_mode_enabled():
+            held.enter_context(torch.inference_mode(False))
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                held.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            held.enter_context(torch.device("cpu"))
+        yield
 
 
 @contextmanager
@@ -176,7 +201,7 @@ def threads_for_kernels() -> Iterator[None]:
     take many times as long for one, and states and gradients that fade over long episodes were
     full of them. Late in a training on `cartpole_scrambled`, an epoch took five times as long.
     """
-    with _TORCH, _BLAS:
+    with usual_modes(), _TORCH, _BLAS:
         flushed_before = subnormals_are_zero()
         torch.set_flush_denormal(True)  # of this thread
         try:
@@ -230,7 +255,7 @@ _ALLOWED: dict[int, frozenset[int]] = {}
 _CURRENT_CPU = getattr(ctypes.CDLL(None), "sched_getcpu", None) if os.name == "posix" else None
 
 
-def _blas_threads() -> OneThread:
+def _blas_threads() -> Held[int]:
     """The threads of the products inside compiled functions (SciPy's BLAS), where it has any.
 
     They are small, tasks run beside each other already, and its own threads would wait in line.
@@ -240,13 +265,14 @@ def _blas_threads() -> OneThread:
     for library in libraries:  # none on systems where SciPy uses another BLAS
         handle = ctypes.CDLL(str(library))
         if hasattr(handle, "scipy_openblas_set_num_threads"):
-            return OneThread(
-                handle.scipy_openblas_get_num_threads, handle.scipy_openblas_set_num_threads
+            return Held(
+                handle.scipy_openblas_get_num_threads, handle.scipy_openblas_set_num_threads, 1
             )
-    return OneThread(lambda: 1, lambda _: None)
+    return Held(lambda: 1, lambda _: None, 1)
 
 
-_BLAS, _TORCH = _blas_threads(), OneThread(torch.get_num_threads, torch.set_num_threads)
+_BLAS, _TORCH = _blas_threads(), Held(torch.get_num_threads, torch.set_num_threads, 1)
+_DTYPE = Held(torch.get_default_dtype, torch.set_default_dtype, torch.float32)
 
 
 def _start_anew() -> None:
@@ -254,8 +280,8 @@ def _start_anew() -> None:
     _pool.cache_clear()
     _WORKERS.clear()
     _ALLOWED.clear()
-    for threads in (_BLAS, _TORCH):
-        threads.after_fork()
+    for setting in (_BLAS, _TORCH, _DTYPE):
+        setting.after_fork()
     _LOCK.release()
 
 

@@ -188,8 +188,8 @@ class Rollout:
         Raises:
             ValueError: The lengths do not fit.
         """
-        obs = torch.as_tensor(np.asarray(observations, dtype=np.float32))
-        action = torch.as_tensor(np.asarray(actions))
+        obs = torch.from_numpy(np.array(observations, dtype=np.float32))
+        action = torch.from_numpy(np.array(actions))
         steps = len(action)
         if obs.dim() != 2 or len(obs) != steps + 1 or steps == 0:
             raise ValueError(
@@ -197,13 +197,13 @@ class Rollout:
                 f"actions (at least 1), received {tuple(obs.shape)}"
             )
         action = action.float() if action.is_floating_point() else action.long()
-        reward = torch.zeros(steps)
+        reward = torch.zeros_like(obs[1:, 0])
         if rewards is not None:
-            reward = torch.as_tensor(np.asarray(rewards, dtype=np.float32))
-        log_prob = torch.full((steps,), torch.nan)
+            reward = torch.from_numpy(np.array(rewards, dtype=np.float32))
+        log_prob = torch.full_like(reward, torch.nan)
         if log_probs is not None:
-            log_prob = torch.as_tensor(np.asarray(log_probs, dtype=np.float32))
-        last, first = torch.zeros(steps, dtype=torch.bool), torch.zeros(steps, dtype=torch.bool)
+            log_prob = torch.from_numpy(np.array(log_probs, dtype=np.float32))
+        last, first = (torch.zeros_like(reward, dtype=torch.bool) for _ in range(2))
         last[-1], first[0] = True, True
         columns = {
             "obs": obs[:-1],

@@ -15,7 +15,13 @@ from functools import cache
 import torch
 
 from ssm_metarl.adaptation.inner_loop import adapt_params
-from ssm_metarl.adaptation.inner_objective import HybridLoss, Replay, check_support, task_loss
+from ssm_metarl.adaptation.inner_objective import (
+    HybridLoss,
+    Replay,
+    check_support,
+    check_unadapted,
+    task_loss,
+)
 from ssm_metarl.adaptation.safeguard import REASONS, Safeguard
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import StandardAdaptationConfig
@@ -71,6 +77,7 @@ class AdaptedPolicy(Policy):
                 p.copy_(task_params[name][0])
         self.zero_grad()
         self.report = report
+        self.adapted = report.num_steps > 0
         if policy.calibration is not None and report.num_steps > 0:
             spread = tuple(target_spread(policy, current)[0].tolist())
             self.calibration = replace(policy.calibration, target_spread=spread)
@@ -104,6 +111,8 @@ def adapt_to_tasks(
     Returns:
         Task parameters, shape (K, ...) each, and a report for each task.
     """
+    if config.adapt_lr is None:  # plain descent goes on from anywhere
+        check_unadapted(policy)
     check_support(policy, current, config.objective)
     silent = None
     if config.objective == "prediction" and policy.heads.predicted_dims:
@@ -172,6 +181,7 @@ def in_parts(
         current: Support data of any number of tasks, (T, K, N).
         tasks_at_once: Tasks of a part.
     """
+    current = current.map(lambda x: x.clone() if x.is_inference() else x)
     params, reports = [], []
     for start in range(0, current.num_tasks, tasks_at_once):
         tasks = slice(start, start + tasks_at_once)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.adaptation.inner_objective import check_support
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.objectives.prediction import is_uninformative, prediction_loss, silent_dims
@@ -41,6 +42,7 @@ class ChangeReport(NamedTuple):
     """Whether to adapt."""
 
 
+@usual_modes()
 def needs_adaptation(policy: Policy | StateSpaceModel, transitions: Rollout) -> ChangeReport:
     """Whether a plant is still the one that a policy is adapted to.
 

@@ -24,6 +24,7 @@ from ssm_metarl.adaptation.adapter import (
     single_task,
 )
 from ssm_metarl.adaptation.inner_objective import check_support, weigh_replay
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import HybridAdaptationConfig, Objective
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
@@ -39,6 +40,7 @@ class HybridAdapter:
     def __init__(self, config: HybridAdaptationConfig | None = None) -> None:
         self.config = config or HybridAdaptationConfig()
 
+    @usual_modes()
     def adapt(
         self,
         policy: Policy | StateSpaceModel,
@@ -59,6 +61,7 @@ class HybridAdapter:
         task_params, reports = self.adapt_tasks(policy, current_data, experience_buffer)
         return AdaptedPolicy(policy, task_params, reports[0], current_data)
 
+    @usual_modes()
     def adapt_tasks(
         self,
         policy: Policy | StateSpaceModel,

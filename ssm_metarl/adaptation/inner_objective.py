@@ -148,6 +148,19 @@ class HybridLoss:
         return self.own(params) + self._share * self._replayed(params)
 
 
+def check_unadapted(policy: Policy, what: str = "policy") -> None:
+    """Raise ValueError about ``what`` unless a policy stands at its meta-parameters.
+
+    Its step sizes lead away from them to a task, and its limits were set there: from another task's
+    parameters most steps are undone, and the others lead astray.
+    """
+    if policy.adapted:
+        raise ValueError(
+            f"{what}: expected a meta-trained one, received one that is adapted already (take the "
+            f"one that it came from)"
+        )
+
+
 def check_support(policy: Policy, rollout: Rollout, objective: Objective) -> None:
     """Raise ValueError unless a rollout can adapt this policy by this objective."""
     if rollout.obs.shape[-1] != policy.obs_dim:

@@ -37,7 +37,9 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
+from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.readings import WILD, Readings
@@ -81,11 +83,12 @@ class OnlineAdapter:
         num_tasks: K.
 
     Raises:
-        ValueError: The policy predicts nothing, or K is below 1.
+        ValueError: The policy predicts nothing, or is adapted already, or K is below 1.
     """
 
     num_envs = 1
 
+    @usual_modes()
     def __init__(
         self,
         policy: Policy | StateSpaceModel,
@@ -96,6 +99,8 @@ class OnlineAdapter:
         counts(num_tasks=num_tasks)
         self.policy, self.num_tasks = as_policy(policy), num_tasks
         self.config = config or OnlineAdaptationConfig()
+        if self.config.adapt_lr is None:
+            check_unadapted(self.policy)
         if not self.policy.heads.predicted_dims:
             raise ValueError(
                 "policy: expected one with prediction outputs, which online adaptation watches, "
@@ -125,6 +130,7 @@ class OnlineAdapter:
         """Observations so far that hold a number which says nothing about the plant, (K, 1)."""
         self._num_calls = 0
 
+    @usual_modes()
     @torch.no_grad()
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, 1[, A]) and their log-probabilities for observations (K, 1, O).

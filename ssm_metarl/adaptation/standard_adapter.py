@@ -14,6 +14,7 @@ from ssm_metarl.adaptation.adapter import (
     in_parts,
     single_task,
 )
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
@@ -28,6 +29,7 @@ class StandardAdapter:
     def __init__(self, config: StandardAdaptationConfig | None = None) -> None:
         self.config = config or StandardAdaptationConfig()
 
+    @usual_modes()
     def adapt(self, policy: Policy | StateSpaceModel, current_data: Rollout) -> AdaptedPolicy:
         """Adapt to one task.
 
@@ -42,6 +44,7 @@ class StandardAdapter:
         task_params, reports = self.adapt_tasks(policy, current_data)
         return AdaptedPolicy(policy, task_params, reports[0], current_data)
 
+    @usual_modes()
     def adapt_tasks(
         self, policy: Policy | StateSpaceModel, current_data: Rollout
     ) -> tuple[FlatParams, list[AdaptationReport]]:

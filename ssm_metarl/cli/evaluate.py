@@ -76,6 +76,9 @@ class Evaluate(EvaluationConfig):
 
     def _evaluate(self, opened: OpenedModel, config: EvaluationConfig) -> int:
         """Evaluate one model."""
+        if opened.policy.adapted:
+            note(f"ssm-metarl: {opened.name} is adapted already: evaluated as it is, without the "
+                 f"arms that adapt")  # fmt: skip
         fixed = found_fixed_policy(opened, config) if self.worth else None
         with Reporter("evaluating") as reporter:
             result = opened.evaluate(config, reporter.update, fixed=fixed)

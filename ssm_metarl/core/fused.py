@@ -171,7 +171,10 @@ class _Forward(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows = (_array(x.flatten(1, 2)), _array(hidden), _array(reset.flatten(1, 2)))
         ctx.run = KernelRun(kernel, flat, *rows)
-        out, last = x.new_empty(*x.shape[:3], kernel.output_dim), torch.empty(hidden.shape)
+        out, last = (
+            x.new_empty(*x.shape[:3], kernel.output_dim),
+            hidden.new_empty(hidden.shape),
+        )
         ctx.run.forward(out.flatten(1, 2).numpy(), last.numpy())
         ctx.save_for_backward(flat)
         return out, last
@@ -186,7 +189,7 @@ class _Forward(torch.autograd.Function):
 class _Gradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flat: Tensor, g_out: Tensor, g_last: Tensor, run: KernelRun) -> Tensor:
-        g_flat = torch.zeros(flat.shape)
+        g_flat = flat.new_zeros(flat.shape)
         run.gradient(_array(g_out.flatten(1, 2)), _array(g_last).copy(), g_flat.numpy())
         ctx.run = run
         ctx.save_for_backward(flat, g_out, g_last)
@@ -196,8 +199,8 @@ class _Gradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
         flat, g_out, g_last = ctx.saved_tensors
-        out, last, g_flat = (torch.empty(g_out.shape), torch.empty(g_last.shape),
-                             torch.zeros(flat.shape))  # fmt: skip
+        out, last, g_flat = (g_out.new_empty(g_out.shape), g_last.new_empty(g_last.shape),
+                             flat.new_zeros(flat.shape))  # fmt: skip
         ctx.run.tangent(
             _array(direction), _array(g_out.flatten(1, 2)), _array(g_last).copy(),
             out.flatten(1, 2).numpy(), last.numpy(), g_flat.numpy(),

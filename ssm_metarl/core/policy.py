@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import Calibration, PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
@@ -162,6 +163,8 @@ class Policy(nn.Module):
     obs_scale: Tensor
     obs_limit: Tensor
     reflection: Tensor
+    adapted = False
+    """Whether its parameters are a task's: no start for another adaptation."""
 
     def __init__(
         self,
@@ -349,6 +352,7 @@ class Policy(nn.Module):
         effect = (of_action * code[..., None, :]).sum(-1)
         return effect if alone is None else alone + effect
 
+    @usual_modes()
     def actor(
         self,
         params: Params,
@@ -407,6 +411,7 @@ def _one_by_one(drawn: Tensor) -> Iterator[Tensor]:
     raise ValueError(f"num_steps: expected as many as are asked for, received {len(drawn)}")
 
 
+@usual_modes()
 def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
     """A freshly initialised policy of the given architecture.
 

@@ -148,7 +148,7 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
             raise gymnasium.error.ResetNeeded("step: expected a running episode; call reset()")
         if not self.action_space.contains(action):
             raise ValueError(f"action: expected one of {self.action_space}, received {action!r}")
-        step = self._batch.step(torch.tensor([[int(action)]]))
+        step = self._batch.step(torch.tensor([[int(action)]], device="cpu"))
         terminated, truncated = bool(step.terminated), bool(step.truncated)
         self._running = not (terminated or truncated)
         obs = step.obs[0, 0].numpy().astype(np.float32)

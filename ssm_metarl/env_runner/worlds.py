@@ -9,12 +9,14 @@ from __future__ import annotations
 import torch
 
 from ssm_metarl.action_space import ActionSpace, Discrete
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.gymnasium_family import make_environment
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Worlds
 
 
+@usual_modes()
 def make_worlds(
     tasks: Tasks,
     num_envs: int,

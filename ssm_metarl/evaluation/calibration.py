@@ -29,6 +29,7 @@ from ssm_metarl import seeding
 from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.adaptation.change_detector import window_error
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import Calibration, EvaluationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout
@@ -57,6 +58,7 @@ FIRST_TASK = 2**40
 """Meta-training tasks from here on: of training's distribution, but none that it drew."""
 
 
+@usual_modes()
 def calibrate(
     policy: Policy,
     family: TaskFamily,

@@ -27,6 +27,7 @@ import torch
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import EvaluationConfig, OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
@@ -66,6 +67,7 @@ DEFINITIONS = {
 }
 
 
+@usual_modes()
 def measure_drift(
     policy: Policy,
     family: TaskFamily,

@@ -133,6 +133,7 @@ class FineTuningCurve:
 
 
 @threads_for_kernels()
+@torch.enable_grad()
 def fine_tune(
     policy: Policy,
     tasks: Tasks,

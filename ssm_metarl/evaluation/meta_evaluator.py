@@ -5,7 +5,8 @@ JSON object, which `report` draws. Support data and episodes are made in `episod
 
 The arms are paired, and support data are collected once and shared by all arms that use any.
 An arm that does not apply is absent: ``hybrid`` without experience of the family, ``standard``
-where the model has no outputs for the inner objective or was not trained for a gradient step,
+where the model has no outputs for the inner objective, was not trained for a gradient step or is
+adapted already,
 ``in_context`` where it was not trained in context, the CartPole controllers elsewhere.
 """
 
@@ -23,6 +24,7 @@ import torch
 from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
@@ -104,6 +106,7 @@ DEFINITIONS = {
 Adapted = tuple[Params, list[AdaptationReport]]
 
 
+@usual_modes()
 def evaluate(
     policy: Policy | StateSpaceModel,
     family: TaskFamily,
@@ -157,7 +160,7 @@ def evaluate(
     if config.shuffle_actions:
         support = shuffle_actions(support, seed=config.seed)
     adapted: dict[str, Callable[[], Adapted]] = {}
-    if trained.gradient:
+    if trained.gradient and not policy.adapted:
         adapted = _adapted_params(policy, support, standard, hybrid, buffer)
     reports: dict[str, list[AdaptationReport]] = {}
     returns: dict[str, np.ndarray] = {}
@@ -315,6 +318,7 @@ def _by_sign(tasks: Tasks, returns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return result
 
 
+@usual_modes()
 def learning_curve_point(
     policy: Policy, family: TaskFamily, training: MetaTrainingConfig, *, num_tasks: int = 40
 ) -> dict[str, float]:
@@ -352,6 +356,7 @@ def learning_curve_point(
     return point
 
 
+@usual_modes()
 def in_context_curve_point(
     policy: Policy, family: TaskFamily, *, num_tasks: int = 40, trial_episodes: int = 2
 ) -> dict[str, float]:
@@ -373,6 +378,7 @@ def in_context_curve_point(
     return point
 
 
+@usual_modes()
 def verify(
     policy: Policy | StateSpaceModel, family: TaskFamily, trained: MetaTrained, *, seed: int = 0
 ) -> dict[str, Any]:

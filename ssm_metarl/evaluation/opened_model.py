@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from ssm_metarl.adaptation.adapter import AdaptedPolicy
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter, check_experience
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import Checkpoint, find_model, load_model
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import AdaptationMode, EvaluationConfig, StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import MetaTrained, can_adapt, check_family
@@ -66,6 +67,12 @@ class OpenedModel:
 
     def check_gradient(self, what: str) -> None:
         """Raise ValueError about ``what`` unless it was meta-trained for a gradient step."""
+        if self.policy.adapted:
+            original = self.checkpoint.adapted_from
+            raise ValueError(
+                f"{what}: expected a meta-trained model, received {self.name!r}, which is adapted "
+                f"already" + (f" (from {original!r}: give that one)" if original else "")
+            )
         if not self.trained.gradient:
             instead = "adapts in context" if self.policy.in_context else "was trained without any"
             raise ValueError(
@@ -84,6 +91,7 @@ class OpenedModel:
                 return log
         return None
 
+    @usual_modes()
     def adapt(
         self,
         support: Rollout,
@@ -183,6 +191,8 @@ def open_model(name: str, family: str | None = None) -> OpenedModel:
         policy, buffer = checkpoint.policy(), checkpoint.experience()
         trained = MetaTrained.from_training(checkpoint.training)
         trained.adaptation()  # refuses what no training writes
+        if policy.adapted:
+            trained = replace(trained, gradient=False)
         known = family_of_env(family or checkpoint.training.get("family", "cartpole"))
     check_family(policy, known)
     return OpenedModel(

@@ -21,6 +21,7 @@ import numpy as np
 
 from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.calibration import own_window_errors
@@ -52,6 +53,7 @@ DEFINITIONS = {
 }
 
 
+@usual_modes()
 def measure_safety(
     policy: Policy,
     family: TaskFamily,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
-from ssm_metarl.compiled import threads_for_kernels
+from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.trial_input import trial_starts
@@ -116,6 +116,7 @@ class InContextTrainer(Counted):
         policy: Trained in place of a fresh one of the configuration's sizes.
     """
 
+    @usual_modes()
     def __init__(
         self,
         config: InContextConfig,
@@ -145,6 +146,7 @@ class InContextTrainer(Counted):
         return self.policy
 
     @threads_for_kernels()
+    @torch.enable_grad()
     def run_epoch(self) -> InContextMetrics:
         """One batch of trials: collect, rate, update."""
         started = time.perf_counter()

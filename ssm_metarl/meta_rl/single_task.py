@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, save_checkpoint
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import SingleTaskConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout
@@ -43,6 +44,8 @@ class UpdateMetrics:
     """Loss at the last gradient step."""
 
 
+@usual_modes()
+@torch.enable_grad()
 def train_single_task(
     config: SingleTaskConfig,
     family: TaskFamily,
@@ -95,6 +98,7 @@ def train_single_task(
     return policy
 
 
+@usual_modes()
 def run_episodes(
     policy: Policy,
     family: TaskFamily,

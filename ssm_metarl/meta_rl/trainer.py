@@ -24,8 +24,8 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
-from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
-from ssm_metarl.compiled import threads_for_kernels
+from ssm_metarl.adaptation.inner_objective import Replay, check_unadapted, task_loss, weigh_replay
+from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
@@ -101,6 +101,7 @@ class MetaTrainer(Counted):
         family: Overrides the family that ``config.family`` names.
     """
 
+    @usual_modes()
     def __init__(self, config: MetaTrainingConfig, family: TaskFamily | None = None) -> None:
         super().__init__()
         self.config: MetaTrainingConfig = config
@@ -119,8 +120,9 @@ class MetaTrainer(Counted):
         """Take a model's weights, not its step sizes: it may have been trained without any.
 
         Raises:
-            ValueError: It is of another architecture.
+            ValueError: It is of another architecture, or adapted to a task already.
         """
+        check_unadapted(model, "start")
         if model.config != self.policy_config:
             raise ValueError(
                 f"start: expected a model of {self.policy_config}, received one of {model.config}"
@@ -142,6 +144,7 @@ class MetaTrainer(Counted):
         return self.policy
 
     @threads_for_kernels()
+    @torch.enable_grad()
     def run_epoch(self) -> EpochMetrics:
         """One meta-batch: collect, adapt, collect again, update."""
         started = time.perf_counter()

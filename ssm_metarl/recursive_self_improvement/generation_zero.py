@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.checkpoint import Checkpoint, load_model, pack
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
 from ssm_metarl.core.policy import Policy, as_policy
@@ -54,6 +55,12 @@ def generation_zero(
     if model is None:
         raise ValueError("model: expected one to begin a lineage with, received None")
     checkpoint = _as_checkpoint(model)
+    if checkpoint.adapted:
+        original = checkpoint.adapted_from
+        raise ValueError(
+            "model: expected a meta-trained one, received one that is adapted already"
+            + (f" (from {original!r}: give that one)" if original else "")
+        )
     family = family_of(env or checkpoint.training.get("family", "cartpole"))
     if checkpoint.policy_config.get("in_context", False):
         raise ValueError(
@@ -91,6 +98,7 @@ def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) ->
     if isinstance(model, (str, Path)):
         return load_model(model)
     policy = as_policy(model)
+    check_unadapted(policy)
     if policy.config is None:
         raise ValueError("model: expected a policy with its configuration, received one without")
     return Checkpoint(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
+from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import plain
 
 Split = Literal["train", "id", "ood"]
@@ -261,6 +262,7 @@ class TaskFamily:
         """Parameters of the unmodified environment."""
         return {p.name: p.default for p in self.parameters}
 
+    @usual_modes()
     def sample(
         self, split: Split, num_tasks: int, *, seed: int, start: int = 0, stream: str = ""
     ) -> Tasks:
@@ -289,6 +291,7 @@ class TaskFamily:
         }
         return Tasks(self, values, tuple(indices))
 
+    @usual_modes()
     def task(self, parameters: Mapping[str, Any] | None = None) -> Tasks:
         """One named task: the default, changed as given.
 
