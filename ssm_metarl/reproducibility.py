@@ -32,6 +32,16 @@ def is_reproducible() -> bool:
     return all(os.environ.get(name) == value for name, value in VARIABLES.items())
 
 
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model, as the system names it: published figures are told with it."""
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
 def begin_again(cpuinfo: Path = Path("/proc/cpuinfo")) -> NoReturn:
     """Start this process's command again, in its place, with the variables set.
 
