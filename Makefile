@@ -1,9 +1,11 @@
-# Needs Python 3.11 or later with pip, and make. Everything is installed into .venv.
+# Needs Python 3.11 or later with pip, and make. Everything is installed into .venv; `make test`
+# also needs a browser (see `needs`).
 PYTHON ?= python3
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo figures models long-training self-improvement bench adaptation check test test-nightly fix clean
+.PHONY: help venv demo figures models long-training self-improvement bench adaptation needs check test \
+	test-processors test-nightly fix clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,11 +77,33 @@ check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
 	.venv/bin/lint-imports
 	$(PYTEST) -m "not slow and not gate and not nightly"
 
-test: check ## What continuous integration runs: check, a real meta-training, the wheel
+BROWSERS = chromium chromium-browser google-chrome
+
+# What pip cannot install: a browser for the tests of the web app, and where Debian splits it off
+# from Python, the package that makes virtual environments.
+needs:
+	@missing=; \
+	for name in $(BROWSERS); do command -v $$name > /dev/null && break; done || \
+		missing=chromium; \
+	[ -x .venv/bin/python ] || $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+		missing="$$missing $(notdir $(PYTHON))-venv"; \
+	[ -n "$$missing" ] || exit 0; \
+	as_root=; [ $$(id -u) = 0 ] || as_root="sudo -n"; \
+	if command -v apt-get > /dev/null && $$as_root true 2> /dev/null; then \
+		echo "make test: installing with apt-get:" $$missing && \
+		$$as_root apt-get update -qq && \
+		$$as_root apt-get install -y -qq --no-install-recommends $$missing > /dev/null && exit 0; \
+	fi; \
+	echo "make test needs what is missing here, please install:" $$missing >&2; exit 1
+
+test: needs check ## What continuous integration runs: check, a real meta-training, the wheel
 	$(PYTEST) -m "slow and not nightly"
 	rm -rf build/lib build/bdist.* build/wheel
 	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	.venv/bin/python -m zipfile --list build/wheel/*.whl | grep 'ssm_metarl/py\.typed'
+
+test-processors: .venv/.installed-dev ## Numerical tests as on other x86-64 processors (10 minutes)
+	.venv/bin/python tests/processors.py
 
 test-nightly: test demo .venv/.installed-ray ## Long counts, the gate's certificate, Ray, the demo
 	$(PYTEST) -m "gate or nightly"

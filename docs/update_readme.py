@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from ssm_metarl.evaluation.report import results_table
+from ssm_metarl.reproducibility import processor
 
 ROOT = Path(__file__).parents[1]
 REPORT = ROOT / "runs/demo/report"
@@ -31,6 +32,7 @@ def main() -> None:
         f"**{title.capitalize()}**\n\n{results_table(evaluation)}"
         for title, evaluation in results["evaluations"].items()
     ]
+    tables.append(made_on(results["processor"]))
     seeds = [seed_row(ROOT / f"runs/seed-{seed}") for seed in sys.argv[1:]]
     (ROOT / "docs/results/seeds.json").write_text(json.dumps(seeds, indent=1) + "\n")
     readme = ROOT / "README.md"
@@ -41,7 +43,11 @@ def main() -> None:
 def seed_row(run: Path) -> dict:
     """One training's evaluations on both splits, with its seed and its environment steps."""
     last = json.loads((run / "training_log.jsonl").read_text().splitlines()[-1])
-    row = {"training_seed": int(run.name.split("-")[1]), "env_steps": last["env_steps"]}
+    row = {
+        "training_seed": int(run.name.split("-")[1]),
+        "env_steps": last["env_steps"],
+        "processor": processor(),
+    }
     for split in ("id", "ood"):
         evaluation = json.loads((run / f"{split}.json").read_text())
         keys = ("num_tasks", "seed", "support_steps", "arms", "by_sign")
@@ -50,24 +56,38 @@ def seed_row(run: Path) -> dict:
 
 
 def seeds_table(rows: list[dict]) -> str:
-    """The `standard` arm of every training seed, as Markdown; last, over the seeds."""
+    """The policy before its step and after it (`standard`), of every training seed.
+
+    As Markdown; the last row is over the seeds.
+    """
     lines = [
-        "| seed | env steps | mean | worst tenth, sign +1 | sign -1 | OOD mean | worst tenth |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| seed | env steps | before: mean | after: mean | worst tenth, sign +1 | sign -1 "
+        "| OOD mean | worst tenth |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         arm, ood = row["id"]["arms"]["standard"], row["ood"]["arms"]["standard"]
         signs = [row["id"]["by_sign"][sign]["standard"]["worst10"] for sign in ("+1", "-1")]
         lines.append(
-            f"| {row['training_seed']} | {row['env_steps']:,} | {arm['mean']:.1f} | "
+            f"| {row['training_seed']} | {row['env_steps']:,} | "
+            f"{row['id']['arms']['frozen']['mean']:.1f} | {arm['mean']:.1f} | "
             f"{signs[0]:.1f} | {signs[1]:.1f} | {ood['mean']:.1f} | {ood['worst10']:.1f} |"
         )
-    means = [row["ood"]["arms"]["standard"]["mean"] for row in rows]
-    lines.append(
-        f"| all | | | | | {fmean(means):.1f} ± {stdev(means):.1f} "
-        f"({min(means):.1f} to {max(means):.1f}) | |"
+    before, after, ood = (
+        [row[split]["arms"][arm]["mean"] for row in rows]
+        for split, arm in (("id", "frozen"), ("id", "standard"), ("ood", "standard"))
     )
-    return "\n".join(lines)
+    lines.append(
+        f"| all | | {min(before):.1f} to {max(before):.1f} | {min(after):.1f} to {max(after):.1f} "
+        f"| | | {fmean(ood):.1f} ± {stdev(ood):.1f} ({min(ood):.1f} to {max(ood):.1f}) | |"
+    )
+    processors = sorted({row["processor"] for row in rows})
+    return "\n".join([*lines, "", made_on(", ".join(processors))])
+
+
+def made_on(processor: str) -> str:
+    """A line that names the processor of figures."""
+    return f"Processor: {processor}."
 
 
 def replace_between(text: str, name: str, content: str) -> str:

@@ -33,6 +33,7 @@ from ssm_metarl.config import Calibration, PolicyConfig, rebuild
 from ssm_metarl.core.policy import Policy, as_policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
+from ssm_metarl.reproducibility import is_reproducible
 from ssm_metarl.version import __version__
 
 FORMAT = "ssm-metarl-checkpoint-1"
@@ -111,12 +112,13 @@ class Checkpoint:
 
 
 def current_versions() -> dict[str, str]:
-    """Versions of what determines a training's numbers."""
-    return {
+    """Versions of what determines a training's numbers; also, whether no processor does."""
+    versions = {
         "ssm_metarl": __version__,
         "torch": torch.__version__.split("+")[0],
         "numpy": np.__version__,
     }
+    return versions | ({"reproducible": "true"} if is_reproducible() else {})
 
 
 def save_checkpoint(

@@ -26,8 +26,11 @@ import torch
 from numba import float32, int32, njit
 from numba.core import event
 
+from ssm_metarl.reproducibility import is_reproducible
+
 # Everything that is fast and keeps infinities and NaN what they are: a diverged training must show.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+# What the compiler makes of it depends on the processor, and on what was compiled before.
+FAST = set() if is_reproducible() else {"contract", "reassoc", "nsz", "arcp"}
 
 
 def compiled(function: Any, *, fast: Set[str] = FAST) -> Any:

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
+PROMISED = 475
+"""Mean return in distribution after adapting, on any machine."""
+
 # The same commands, with budgets that a test can afford.
 SMALL = {
     "train": [
@@ -175,12 +178,32 @@ def test_the_numbers_are_those_of_the_committed_results() -> None:
     for row in seeds:
         arm, ood = (row[split]["arms"]["standard"] for split in ("id", "ood"))
         signs = [row["id"]["by_sign"][sign]["standard"]["worst10"] for sign in ("+1", "-1")]
-        numbers = [arm["mean"], *signs, ood["mean"], ood["worst10"]]
+        before = row["id"]["arms"]["frozen"]["mean"]
+        numbers = [before, arm["mean"], *signs, ood["mean"], ood["worst10"]]
         cells = [row["training_seed"], f"{row['env_steps']:,}", *(f"{x:.1f}" for x in numbers)]
         assert "| " + " | ".join(map(str, cells)) + " |" in table
         assert row["env_steps"] <= 1_500_000, "what the README promises"
         assert row["id"]["seed"] >= 10_000 and row["ood"]["seed"] >= 10_000
+        assert row["processor"] in table
+        assert arm["mean"] > PROMISED and 12 < before < 270, "what holds, and what does not"
     assert len(seeds) == 10
+    assert f"Processor: {results['processor']}." in text
+    assert f"more than {PROMISED} of 500 in distribution" in README
+    assert results["evaluations"]["in distribution"]["arms"]["standard"]["mean"] > PROMISED
+
+
+@pytest.mark.nightly
+def test_the_demo_keeps_its_promise_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The adapted policy's figure; the one before adapting is another on each processor."""
+    monkeypatch.chdir(tmp_path)
+    train, _, evaluate = commands(MAKEFILE.split("\ndemo:")[1].split("\n\n")[0])
+    assert main(train) == 0
+    capfd.readouterr()
+    without_report = evaluate[: evaluate.index("--report")]
+    assert main([*without_report, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["arms"]["standard"]["mean"] > PROMISED
 
 
 def test_the_ratios_are_those_of_the_committed_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:

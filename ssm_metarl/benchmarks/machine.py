@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ssm_metarl.reproducibility import processor
+
 LIBRARIES = ("torch", "numba", "numpy", "gymnasium", "stable-baselines3", "sb3-contrib")
 SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS",
             "OPENBLAS_CORETYPE")  # fmt: skip
@@ -52,16 +54,6 @@ def _busy_ticks(stat: Path) -> tuple[int, int]:
     """Ticks of all cores that were not idle, and all ticks."""
     ticks = [int(x) for x in stat.read_text().splitlines()[0].split()[1:9]]
     return sum(ticks) - ticks[3] - ticks[4], sum(ticks)  # idle, and waiting for a disk
-
-
-def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's model, as the system names it."""
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from ssm_metarl.cli.parsing import parse
 from ssm_metarl.command_line import PROGRAM
+from ssm_metarl.reproducibility import begin_again, is_reproducible
 from ssm_metarl.version import __version__
 
 BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
@@ -38,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments == ["--version"]:
             print(f"{PROGRAM} {__version__}")
             return 0
-        code = parse(arguments).run()
+        command = parse(arguments)
+        if getattr(command, "reproducible", False) and not is_reproducible():
+            begin_again()
+        code = command.run()
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -37,6 +37,8 @@ class Train(TrainingCommand, MetaTrainingConfig):
     """Folder of the run, new or empty; None for the first free runs/FAMILY-seedN."""
     resume: Path | None = None
     """Continue the training in this folder, up to its old limits or to those given beside."""
+    reproducible: bool = False
+    """Give the same bits on every x86-64 processor with AVX2, a little slower."""
     json: bool = False
     """Print the result as one JSON object."""
 

@@ -19,6 +19,7 @@ from ssm_metarl.cli.console import Reporter, interval, note, print_evaluation, p
 from ssm_metarl.command_line import changed, flag
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.reproducibility import is_reproducible
 
 if TYPE_CHECKING:
     from ssm_metarl.core.policy import Policy
@@ -28,7 +29,9 @@ Mode = Literal["meta_rl", "in_context", "both", "policy_gradient"]
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130
 FINAL_TASKS = 100
-BESIDE_RESUME = ("resume", "num_epochs", "max_env_steps", "device", "json")
+BESIDE_RESUME = (
+    "resume", "num_epochs", "max_env_steps", "device", "reproducible", "json",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +114,7 @@ class TrainingCommand(ABC):
         if self.resume is not None:
             self._check_beside_resume()
             with readable(self.resume):
+                check_arithmetic(self.resume)
                 run = TrainingRun.resume(
                     self.resume,
                     num_epochs=self.num_epochs,
@@ -139,8 +143,21 @@ class TrainingCommand(ABC):
         if ignored:
             raise ValueError(
                 f"resume: expected no flags beside it but --num-epochs, --max-env-steps, "
-                f"--device and --json, received {', '.join(ignored)}"
+                f"--device, --reproducible and --json, received {', '.join(ignored)}"
             )
+
+
+def check_arithmetic(resumed: Path) -> None:
+    """Refuse to continue a training in another arithmetic: its end would be neither's."""
+    from ssm_metarl.checkpoint import load_checkpoint
+
+    began = "reproducible" in load_checkpoint(resumed).versions
+    if began != is_reproducible():
+        how, other = ("with", "without") if began else ("without", "with")
+        raise ValueError(
+            f"resume: expected {resumed} to be continued {how} --reproducible, as it was begun, "
+            f"received a command {other} it"
+        )
 
 
 def curve_point(policy: Policy, trainer: Trainer) -> dict[str, float]:
@@ -182,7 +199,9 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
         policy.calibration = calibrate(
             policy, trainer.family, trained, seed=config.seed, num_tasks=num_tasks
         )
-    run.save({"command": command, "verification": verify(policy, trainer.family, trained)})
+    card: dict[str, Any] = {"reproducible": True} if is_reproducible() else {}
+    card |= {"command": command, "verification": verify(policy, trainer.family, trained)}
+    run.save(card)
     export_pth(run.out)
     with Reporter("evaluating") as reporter:
         evaluation = EvaluationConfig(num_tasks=FINAL_TASKS)

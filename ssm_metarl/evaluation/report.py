@@ -19,6 +19,7 @@ from typing import Any
 
 from ssm_metarl.evaluation.animation import States, animate_cartpole
 from ssm_metarl.evaluation.plots import arm_label, plot_arms, plot_training_curve, present_arms
+from ssm_metarl.reproducibility import processor
 
 Evaluation = Mapping[str, Any]
 """The JSON object that ``ssm-metarl evaluate --json`` prints."""
@@ -166,7 +167,7 @@ def write_report(
         pictures.append((curve, "Returns over meta-training, before and after adapting."))
     captions = {path.name: caption for path, caption in pictures}
     (out / "report.md").write_text(_markdown(evaluations, captions, command), encoding="utf-8")
-    results = {"command": command, "evaluations": evaluations}
+    results = {"command": command, "processor": processor(), "evaluations": evaluations}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     page = out / "report.html"
     page.write_text(_html(evaluations, captions, command), encoding="utf-8")

@@ -37,6 +37,7 @@ from ssm_metarl.daemon.only_writer import only_writer
 from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer, usable_device
 from ssm_metarl.meta_rl.training_log import LOG_NAME, read_log
+from ssm_metarl.reproducibility import is_reproducible
 
 LOCK_NAME = "training.lock"
 CHECKPOINT_EVERY = 10  # epochs
@@ -304,11 +305,12 @@ def recorded_config(record: dict[str, Any], what: str) -> Config:
 
 def training_command(config: Config) -> str:
     """The shell command that does this training."""
+    how = " --reproducible" if is_reproducible() else ""
     if isinstance(config, InContextConfig):
-        return command_line("train --mode in_context", config)
+        return command_line("train --mode in_context", config) + how
     if config.in_context:  # which is what --mode both means
-        return command_line("train --mode both", replace(config, in_context=False))
-    return command_line("train", config)
+        return command_line("train --mode both", replace(config, in_context=False)) + how
+    return command_line("train", config) + how
 
 
 def _event_writer(out: Path, epoch: int) -> Any | None:
