@@ -85,7 +85,8 @@ def test_the_cards_command_is_the_trainings_own(name: str) -> None:
     assert f"\n{command}\n" in card(name)
     train = parse(command.split()[1:])
     for field, value in checkpoint.training.items():
-        assert getattr(train, field) == value, field
+        # the device is this machine's where none is named
+        assert getattr(train, field) == (None if field == "device" else value), field
     log = [json.loads(x) for x in (MODELS / f"{name}.training.jsonl").read_text().splitlines()]
     assert log[0]["epoch"] == 1 and log[-1]["env_steps"] >= train.env_step_limit
     assert len(log) > 50 and sum("eval_adapted_mean" in row for row in log) >= 10

@@ -59,7 +59,7 @@ MARGIN = 1.0
 CHANGE_MARGIN = 25.0
 SHORTEST_PART = 3
 MOST_CHANGES = 4
-OUTLIER, OUTLIER_SHARE = 6.0, 0.4
+OUTLIER, OUTLIER_SHARE = 6.0, 0.25
 """Errors (in their own scale) beyond which a row is left out; with more such rows, nothing fits."""
 MOST_UNEXPLAINED = 0.6
 """Share of the movement, of what actions move at once, above which no plant of the family fits."""
@@ -129,6 +129,9 @@ def check_log(family: TaskFamily, log: Rollout, *, period: float | None = None) 
         _refuse_without_excitation(family, prior, silent, still)
         notes.append(f"{still}: never changes (a frozen or missing sensor?), and carries no weight")
         return LogFindings(log, tuple(notes), "")
+    log, still = _without_frozen_rows(prior, log)
+    if still:
+        notes.append(f"{still} rows in which no sensor moves are left out")
     verdict, log, changed = _explained(family, prior, log)
     explanation = verdict.explanation
     if explanation is not None:
@@ -165,6 +168,13 @@ def _refuse_without_excitation(
             f"frozen or missing sensor: {still} never changes, so the log does not tell what an "
             f"action does",
         )
+
+
+def _without_frozen_rows(prior: PlantPrior, log: Rollout) -> tuple[Rollout, int]:
+    """The log without the steps in which nothing moves at all, and how many those were."""
+    change = (log.next_obs - log.obs)[:, 0, 0, torch.from_numpy(prior.moving)]
+    moves = (change != 0).any(dim=1)
+    return kept(log, moves), int((~moves).sum())
 
 
 class _Verdict(NamedTuple):

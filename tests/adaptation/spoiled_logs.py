@@ -260,7 +260,7 @@ SPOILED = {
     ),
     "centimetres": refused(lambda p, g: scaled(run(p, 20, g), x=100, x_dot=100), "another unit"),
     "random actions written": refused(
-        lambda p, g: wrong_actions(run(p, 20, g), g, 0.5), "another plant", "undone"
+        lambda p, g: wrong_actions(run(p, 200, g), g, 0.5), "another plant", "undone"
     ),
 }
 """Logs that no policy should adapt to."""
