@@ -30,6 +30,7 @@ doubles need not be, and the policy need not adapt to it either.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Literal, NamedTuple
 
@@ -42,7 +43,7 @@ from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy, as_policy
-from ssm_metarl.core.readings import WILD, Readings
+from ssm_metarl.core.readings import Readings
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.trial_memory import TrialMemory
 from ssm_metarl.entrance import counts, shaped
@@ -125,7 +126,8 @@ class OnlineAdapter:
         self._reward = self._hidden.new_zeros(num_tasks, 1)
         self._told = torch.zeros_like(self._reward)  # the last reward that was a number
         self._readings = Readings(self.policy, num_tasks, 1)
-        self._bad = torch.zeros(num_tasks, 1, dtype=torch.bool)  # the last reading
+        self._bad: Tensor | None = None  # (K, 1), where the last reading was; None for nowhere
+        self._lead, self._obs_shape = (num_tasks, 1), (num_tasks, 1, self.policy.obs_dim)
         self.bad_readings = torch.zeros(num_tasks, 1, dtype=torch.int64)
         """Observations so far that hold a number which says nothing about the plant, (K, 1)."""
         self._num_calls = 0
@@ -138,13 +140,12 @@ class OnlineAdapter:
         Raises:
             ValueError: Another shape or type of numbers; never because of the numbers.
         """
-        lead, kind = (self.num_tasks, 1), self._hidden.dtype
-        obs = shaped("obs", obs, (*lead, self.policy.obs_dim), kind, "K, 1, O")
-        reset = shaped("reset", reset, lead, torch.bool, "K, 1")
-        read, obs = obs, self._readings.held(obs, reset)
-        was_bad, bad = self._bad, self._judge(read)
+        read = shaped("obs", obs, self._obs_shape, self._hidden.dtype, "K, 1, O")
+        reset = shaped("reset", reset, self._lead, torch.bool, "K, 1")
+        obs = self._readings.held(read, reset)
+        known = self._judge(reset)
         if self._last is not None:
-            self._look_back(obs, reset, ~(reset | bad | was_bad))
+            self._look_back(obs, known)
             reset = reset | self._notice()[:, None]
             self._adapt()
         seen, cleared = obs, reset
@@ -164,23 +165,28 @@ class OnlineAdapter:
 
     def rewarded(self, reward: Tensor) -> None:
         """The reward (K, 1) of the last action, which only a policy that remembers sees."""
-        kind = self._hidden.dtype
-        reward = shaped("reward", reward, (self.num_tasks, 1), kind, "K, 1").to(self._hidden)
-        reward = reward.detach()
-        self._told = torch.where(reward.isfinite(), reward, self._told)
-        self._reward = self._told
+        reward = shaped("reward", reward, self._lead, self._hidden.dtype, "K, 1")
+        reward = reward.detach().to(self._hidden)
+        if not math.isfinite(reward.sum().item()):
+            reward = torch.where(reward.isfinite(), reward, self._told)
+        self._told = self._reward = reward
         if self._memory is not None:
             self._memory.rewarded(self._reward[:, 0])
 
-    def _judge(self, read: Tensor) -> Tensor:
-        """Where a reading says nothing about the plant, (K, 1)."""
-        bad = ~((read * self.policy.obs_scale).abs() < WILD).all(dim=-1)  # NaN is not less
-        self.bad_readings += bad
-        self._record((bad & ~self._bad)[:, 0], "bad reading")
-        self._bad = bad
-        return bad
+    def _judge(self, reset: Tensor) -> Tensor:
+        """Tell of bad readings; where the last transition says something of the plant, (K, 1)."""
+        known, was_bad, self._bad = ~reset, self._bad, self._readings.wild
+        new = self._bad
+        if was_bad is not None:
+            known &= ~was_bad
+            new = None if new is None else new & ~was_bad
+        if self._bad is not None and new is not None:
+            known &= ~self._bad
+            self.bad_readings += self._bad
+            self._record(new[:, 0], "bad reading")
+        return known
 
-    def _look_back(self, obs: Tensor, reset: Tensor, known: Tensor) -> None:
+    def _look_back(self, obs: Tensor, known: Tensor) -> None:
         """Write down what the last action did, and how well that was predicted."""
         assert self._last is not None
         before, action, first, output = self._last

@@ -41,6 +41,7 @@ class PlainActor:
         self.num_tasks, self.num_envs = num_tasks, num_envs
         self._policy, self._params, self._noise = policy, params, noise
         self._hidden = policy.init_hidden(num_tasks, num_envs)
+        self._lead, self._obs_shape = (num_tasks, num_envs), (num_tasks, num_envs, policy.obs_dim)
         self._readings = Readings(policy, num_tasks, num_envs)
 
     @property
@@ -50,12 +51,10 @@ class PlainActor:
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, N[, A]) and their log-probabilities for observations (K, N, O)."""
-        policy, lead = self._policy, (self.num_tasks, self.num_envs)
-        dtype = self._params.flat.dtype
-        obs = shaped("obs", obs, (*lead, policy.obs_dim), dtype, "K, N, O")
-        reset = shaped("reset", reset, lead, torch.bool, "K, N")
+        obs = shaped("obs", obs, self._obs_shape, self._params.flat.dtype, "K, N, O")
+        reset = shaped("reset", reset, self._lead, torch.bool, "K, N")
         obs = self._readings.held(obs, reset)
-        out, self._hidden = policy.unroll(self._params, obs[None], self._hidden, reset[None])
+        out, self._hidden = self._policy.unroll(self._params, obs[None], self._hidden, reset[None])
         if self._noise is None:
             action = out.distribution.mode()
         else:

@@ -270,7 +270,8 @@ class Policy(nn.Module):
         if self.mirror:  # the history and its mirror image, as twice the environments
             x, reset = torch.cat([x, x * self.reflection], dim=2), torch.cat([reset, reset], dim=2)
             hidden = torch.cat(hidden.chunk(2, dim=-1), dim=1)
-        params = FlatParams(flat, self._shapes)
+        if not (isinstance(params, FlatParams) and params.shapes is self._shapes):
+            params = FlatParams(flat, self._shapes)
         if self.kernel is not None and can_fuse(params.flat, x, hidden):
             output, hidden = fused_unroll(
                 self.kernel, params.flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
