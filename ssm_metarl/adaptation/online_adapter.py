@@ -88,7 +88,7 @@ class OnlineAdapter:
     ) -> None:
         self.policy = as_policy(policy)
         self.config = config or OnlineAdaptationConfig()
-        if self.config.adapt_lr is None:
+        if self.config.adapt_lr is None and self.config.num_adapt_steps > 0:
             check_unadapted(self.policy)
         if not self.policy.heads.predicted_dims:
             raise ValueError(
