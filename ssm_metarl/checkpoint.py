@@ -29,7 +29,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import Calibration, PolicyConfig, rebuild
+from ssm_metarl.config import Calibration, PolicyConfig, in_one_line, rebuild
 from ssm_metarl.core.policy import Policy, as_policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
@@ -78,7 +78,9 @@ class Checkpoint:
     @usual_modes()
     def policy(self) -> Policy:
         """The policy with its weights."""
-        policy = build_policy(PolicyConfig.from_dict(self.policy_config), seed=0, inner_lr=0.0)
+        config = PolicyConfig.from_dict(self.policy_config)
+        _check_size(config, self.tensors)
+        policy = build_policy(config, seed=0, inner_lr=0.0)
         expected = {n: tuple(v.shape) for n, v in policy.state_dict().items()}
         received = {
             n.removeprefix("policy."): v for n, v in self.tensors.items() if n.startswith("policy.")
@@ -86,8 +88,11 @@ class Checkpoint:
         for name, shape in expected.items():
             got = tuple(received[name].shape) if name in received else None
             if got != shape:
+                what = "no such tensor" if got is None else got
+                raise ValueError(f"policy.{name}: expected shape {shape}, received {what}")
+            if not received[name].is_floating_point():
                 raise ValueError(
-                    f"policy.{name}: expected shape {shape}, received {got or 'no such tensor'}"
+                    f"policy.{name}: expected real numbers, received {received[name].dtype}"
                 )
         if unknown := sorted(set(received) - set(expected)):
             raise ValueError(f"policy: expected tensors {sorted(expected)}, received {unknown} too")
@@ -109,6 +114,26 @@ class Checkpoint:
             return None
         max_size = max(1, len(tensors["reward"]), self.training.get("buffer_size", 1))
         return ExperienceBuffer(max_size, self.training.get("family")).restore(tensors)
+
+
+def _check_size(config: PolicyConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a policy would be larger than the numbers that are there for it.
+
+    It is built before shapes are compared, and a file may claim any: memory is taken for what is
+    there alone.
+    """
+    held = sum(v.numel() for name, v in tensors.items() if name.startswith("policy."))
+    matrices = [config.state_dim * config.hidden_dim]
+    if config.core == "diagonal":
+        matrices[0] *= config.num_layers
+        matrices.append(config.hidden_dim * (config.num_actions or config.action_dim))
+    else:
+        matrices.append(config.hidden_dim * config.output_dim)
+    if held < max(matrices):
+        raise ValueError(
+            f"policy: expected at least {max(matrices)} numbers for the sizes in policy_config, "
+            f"received {held}"
+        )
 
 
 def current_versions() -> dict[str, str]:
@@ -226,9 +251,9 @@ def unpack(content: bytes, name: str) -> Checkpoint:
     try:
         tensors = load(content)
         size = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
         header = json.loads(metadata["ssm_metarl"]) if metadata.get("format") == FORMAT else None
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{name}: expected a checkpoint, received a damaged or foreign file ({error})"
         ) from None
@@ -242,8 +267,13 @@ def unpack(content: bytes, name: str) -> Checkpoint:
         received = sorted(header) if isinstance(header, dict) else header
         raise ValueError(
             f"{name}: expected policy_config and other fields among {sorted(known)}, "
-            f"received {received}"
+            f"received {in_one_line(received)}"
         )
+    for part, value in header.items():
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"{name}: {part}: expected a JSON object, received {in_one_line(value)}"
+            )
     return Checkpoint(tensors=tensors, **header)
 
 

@@ -16,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+LONGEST = 500  # characters of a value in an error
 Objective = Literal["prediction", "policy_gradient"]
 SupportPolicy = Literal["random", "policy"]
 AdaptationMode = Literal["standard", "hybrid"]
@@ -26,7 +27,16 @@ Core = Literal["diagonal", "state_space"]
 def require(condition: bool, name: str, expected: str, received: object) -> None:
     """Raise ValueError, naming the field, unless ``condition`` holds."""
     if not condition:
-        raise ValueError(f"{name}: expected {expected}, received {received!r}")
+        raise ValueError(f"{name}: expected {expected}, received {in_one_line(received)}")
+
+
+def in_one_line(value: object) -> str:
+    """A value as an error shows it: an array has lines of its own, a number thousands of digits."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # whatever somebody's object, or a number too long to write, raises
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def plain(value: Any) -> Any:
@@ -144,7 +154,9 @@ def rebuild(cls: type[T], values: dict[str, Any], what: str) -> T:
     try:
         return cls(**values)
     except TypeError as error:  # a field is missing
-        raise ValueError(f"{what}: expected other values, received {values} ({error})") from None
+        raise ValueError(
+            f"{what}: expected other values, received {in_one_line(values)} ({error})"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
 

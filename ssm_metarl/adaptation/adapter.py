@@ -111,7 +111,8 @@ def adapt_to_tasks(
     Returns:
         Task parameters, shape (K, ...) each, and a report for each task.
     """
-    if config.adapt_lr is None:  # plain descent goes on from anywhere
+    # Plain descent goes on from anywhere, and no step leads anywhere.
+    if config.adapt_lr is None and config.num_adapt_steps > 0:
         check_unadapted(policy)
     check_support(policy, current, config.objective)
     silent = None

@@ -100,7 +100,7 @@ class OnlineAdapter:
         counts(num_tasks=num_tasks)
         self.policy, self.num_tasks = as_policy(policy), num_tasks
         self.config = config or OnlineAdaptationConfig()
-        if self.config.adapt_lr is None:
+        if self.config.adapt_lr is None and self.config.num_adapt_steps > 0:
             check_unadapted(self.policy)
         if not self.policy.heads.predicted_dims:
             raise ValueError(

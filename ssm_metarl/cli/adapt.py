@@ -24,6 +24,7 @@ from ssm_metarl.config import (
     EvaluationConfig,
     Objective,
     SupportPolicy,
+    in_one_line,
     require,
 )
 
@@ -113,7 +114,10 @@ class Adapt(ModelArgument):
         parameters = parse_task(self.task)
         announce_compilation()
         opened = open_model(self.model, self.family)
-        opened.check_gradient("model")
+        if (
+            self.num_adapt_steps > 0 or not opened.policy.adapted
+        ):  # without a step it stays as it is
+            opened.check_gradient("model")
         out = self.out or Path("adapted.safetensors")
         if out.suffix == ".pth":
             raise ValueError(f"out: expected a .safetensors file, received {out}")
@@ -262,12 +266,13 @@ def parse_task(text: str) -> dict[str, Any]:
     """
     try:
         task = json_module.loads(text)
-    except json_module.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
-            f'task: expected JSON such as {{"force": 7, "sign": -1}}, received {text!r} ({error})'
+            f'task: expected JSON such as {{"force": 7, "sign": -1}}, received '
+            f"{in_one_line(text)} ({error})"
         ) from None
     if not isinstance(task, dict):
-        raise ValueError(f"task: expected a JSON object, received {text!r}")
+        raise ValueError(f"task: expected a JSON object, received {in_one_line(text)}")
     return task
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssm_metarl.config import in_one_line
 from ssm_metarl.core.fused import can_fuse, fused_unroll
 from ssm_metarl.core.ssm_kernel import SSMKernel
 from ssm_metarl.core.task_linear import task_linear
@@ -175,12 +176,23 @@ class StateSpaceModel(nn.Module):
         """A model of the dimensions and weights in the file."""
         content = read_pth(path)
         try:
-            model = cls(**{name: int(content["config"][name]) for name in DIMENSIONS})
-        except (KeyError, TypeError, ValueError) as error:
+            sizes = {name: int(content["config"][name]) for name in DIMENSIONS}
+            if min(sizes.values()) < 1:
+                raise ValueError("a dimension below 1")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{path}: expected a config with {', '.join(DIMENSIONS)}, "
-                f"received {content['config']}"
+                f"received {in_one_line(content['config'])}"
             ) from error
+        # Memory is taken for what is there, not for what a file claims.
+        held = sum(v.numel() for v in content["state_dict"].values() if isinstance(v, Tensor))
+        inner = sizes["hidden_dim"] * max(sizes["state_dim"], sizes["output_dim"])
+        if max(inner, *sizes.values()) > held:
+            raise ValueError(
+                f"{path}: config: expected dimensions for the {held} numbers in it, "
+                f"received {in_one_line(sizes)}"
+            )
+        model = cls(**sizes)
         model._load_checked(content["state_dict"], path)
         return model
 
@@ -194,9 +206,15 @@ class StateSpaceModel(nn.Module):
             names = [*expected, *(n for n in received if n not in expected)]
             wrong = next(n for n in names if expected.get(n) != received.get(n))
             raise ValueError(
-                f"{path}: {wrong}: expected {_described(expected, wrong)}, "
+                f"{path}: {' '.join(str(wrong).split())}: expected {_described(expected, wrong)}, "
                 f"received {_described(received, wrong)}"
             )
+        for name, value in state.items():
+            if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+                raise ValueError(
+                    f"{path}: {name}: expected real numbers, received {value.dtype} "
+                    f"({value.layout}, {value.device})"
+                )
         self.load_state_dict(state)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import plain
+from ssm_metarl.config import in_one_line, plain
 
 Split = Literal["train", "id", "ood"]
 Interval = tuple[float, float]
@@ -303,11 +303,13 @@ class TaskFamily:
         for name, value in (parameters or {}).items():
             if name not in known:
                 raise ValueError(
-                    f"task parameter: expected one of {sorted(known)}, received {name!r}"
+                    f"task parameter: expected one of {sorted(known)}, received {in_one_line(name)}"
                 )
             value = plain(value)
             if isinstance(value, bool) or not isinstance(value, Real):
-                raise ValueError(f"task parameter {name!r}: expected a number, received {value!r}")
+                raise ValueError(
+                    f"task parameter {name!r}: expected a number, received {in_one_line(value)}"
+                )
             try:
                 number = float(value)
             except OverflowError:
