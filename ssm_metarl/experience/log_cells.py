@@ -24,6 +24,9 @@ Kind = Literal["number", "flag", "moment", "key"]
 LARGEST = float(np.finfo(np.float32).max)
 """Beyond it a number is infinite to a policy, whose parameters are float32."""
 
+LONGEST = 60
+"""Characters of a cell that a message shows."""
+
 DECIMAL_COMMA = str.maketrans({",": ".", ".": "_"})
 """Makes a decimal comma a point, and a point, which then marks thousands, what no number has."""
 
@@ -39,8 +42,8 @@ def convert(cells: Sequence[str], kind: Kind, *, decimal_comma: bool = False) ->
             becomes a number that is another one for another name.
         decimal_comma: Whether 0,5 is a half.
     """
-    plain = [cell.translate(DECIMAL_COMMA) for cell in cells] if decimal_comma else cells
-    values = _numbers(plain)
+    points = [cell.translate(DECIMAL_COMMA) for cell in cells] if decimal_comma else cells
+    values = _numbers(points)
     if kind != "number":
         for i in np.flatnonzero(np.isinf(values)).tolist():
             values[i] = _word(cells[i].strip(), kind)
@@ -59,14 +62,23 @@ def is_number(text: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """A cell or name for a message: on one line, and no longer than one can read."""
-    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+    """A cell for a message, in quotes: on one line, and no longer than one can read."""
+    return repr(_short(text))
+
+
+def plain(text: str) -> str:
+    """A name, or another program's words, for a message: on one line, and not too long."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in _short(text))
 
 
 def listed(names: Sequence[str]) -> str:
     """Names of columns for a message: on one line, the first twenty of them."""
-    plain = [shown(name)[1:-1] for name in names[:20]]
-    return ", ".join(plain + [f"and {len(names) - 20} more"] * (len(names) > 20))
+    first = [plain(name) for name in names[:20]]
+    return ", ".join(first + [f"and {len(names) - 20} more"] * (len(names) > 20))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def _numbers(cells: Sequence[str]) -> Floats:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ssm_metarl.action_space import ActionSpace, Discrete
-from ssm_metarl.experience.log_cells import Kind, shown
+from ssm_metarl.experience.log_cells import Kind, plain
 
 EPISODE = re.compile(
     r"(episode|trial|run|traj|trajectory|rollout)(_(id|index|idx|no|num|number))?|ep"
@@ -52,7 +52,7 @@ class Column:
     index: int
     """Its place in the file, from 0."""
     name: str
-    """As the header has it."""
+    """As messages show it."""
     kind: Kind
 
 
@@ -131,9 +131,7 @@ def check_unit(name: str, unit: str) -> None:
         rest = own[found.end() :]
         if not rest or not rest[0].isalpha():
             expected = ("rad" if found[1] else "m") + rest
-            raise ValueError(
-                f"{shown(name)[1:-1]}: expected {expected}, received {shown(own)[1:-1]}"
-            )
+            raise ValueError(f"{plain(name)}: expected {expected}, received {plain(own)}")
 
 
 def _bare(name: str) -> str:
@@ -161,9 +159,9 @@ def _columns(
     led_to: Sequence[int],
     action_kind: Kind,
 ) -> Columns:
-    read = [Column(i, header[i].strip(), "number") for i in observed]
-    read += [Column(i, header[i].strip(), action_kind) for i in acted]
-    read += [Column(i, header[i].strip(), "number") for i in led_to]
+    read = [Column(i, plain(header[i].strip()), "number") for i in observed]
+    read += [Column(i, plain(header[i].strip()), action_kind) for i in acted]
+    read += [Column(i, plain(header[i].strip()), "number") for i in led_to]
     reward = time = seconds = None
     episodes: list[int] = []
     marks: list[tuple[int, Mark]] = []
@@ -187,7 +185,7 @@ def _columns(
             kind = "flag"
             marks.append((len(read), MARKS[role]))
         if kind is not None:
-            read.append(Column(index, name.strip(), kind))
+            read.append(Column(index, plain(name.strip()), kind))
         elif name.strip():
             ignored.append(name.strip())
     seen, done = len(observed), len(observed) + len(acted)

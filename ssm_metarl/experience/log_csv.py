@@ -21,7 +21,15 @@ from typing import TextIO
 
 import numpy as np
 
-from ssm_metarl.experience.log_cells import Floats, Kind, convert, convert_one, is_number, listed
+from ssm_metarl.experience.log_cells import (
+    Floats,
+    Kind,
+    convert,
+    convert_one,
+    is_number,
+    listed,
+    plain,
+)
 from ssm_metarl.experience.log_columns import Columns, Wanted, check_unit
 from ssm_metarl.experience.log_table import Block
 
@@ -90,7 +98,7 @@ class CsvTable:
             yield
         except (UnicodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise ValueError(
-                f"{self.path}: expected a CSV file, received another one ({error})"
+                f"{self.path}: expected a CSV file, received another one ({plain(str(error))})"
             ) from None
 
     def _find_header(self, wanted: Wanted) -> None:
@@ -137,7 +145,7 @@ class CsvTable:
         except csv.Error as error:
             raise ValueError(
                 f"{self.path}, line {self._line}: expected a line of a CSV file, received another "
-                f"one ({error})"
+                f"one ({plain(str(error))})"
             ) from None
 
     def _lines(self) -> list[str]:
@@ -277,7 +285,7 @@ class CsvTable:
         except csv.Error as error:
             raise ValueError(
                 f"{self.path}, line {self._line + len(rows) + 1}: expected a line of a CSV file, "
-                f"received another one ({error})"
+                f"received another one ({plain(str(error))})"
             ) from None
         return rows
 

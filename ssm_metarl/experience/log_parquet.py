@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssm_metarl.experience.log_cells import Floats, convert, listed
+from ssm_metarl.experience.log_cells import Floats, convert, listed, plain
 from ssm_metarl.experience.log_columns import Column, Wanted
 from ssm_metarl.experience.log_table import Block
 
@@ -111,7 +111,7 @@ class ParquetTable:
         except (ArrowException, OSError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{self.path}: expected a Parquet file, received another one ({first})"
+                f"{self.path}: expected a Parquet file, received another one ({plain(first)})"
             ) from None
 
 
@@ -130,7 +130,9 @@ def _check_type(column: Column, kind: pyarrow.DataType) -> None:
         or (_is_moment(kind) and column.kind in ("moment", "key"))
     )
     if not known:
-        raise ValueError(f"{column.name}: expected a column of numbers, received one of {kind}")
+        raise ValueError(
+            f"{column.name}: expected a column of numbers, received one of {plain(str(kind))}"
+        )
 
 
 def _is_moment(kind: pyarrow.DataType) -> bool:

@@ -95,6 +95,6 @@ def refusal(
     name = table.columns.read[column].name
     text = received if received is not None else shown(block.cell(row, column) or "nothing")
     return ValueError(
-        f"{table.path}, {table.place} {block.lines[row]}: {shown(name)[1:-1]}: expected "
+        f"{table.path}, {table.place} {block.lines[row]}: {name}: expected "
         f"{expected}, received {text}"
     )
