@@ -129,9 +129,9 @@ def check_log(family: TaskFamily, log: Rollout, *, period: float | None = None) 
         _refuse_without_excitation(family, prior, silent, still)
         notes.append(f"{still}: never changes (a frozen or missing sensor?), and carries no weight")
         return LogFindings(log, tuple(notes), "")
-    log, still = _without_frozen_rows(prior, log)
-    if still:
-        notes.append(f"{still} rows in which no sensor moves are left out")
+    log, frozen = _without_frozen_rows(prior, log)
+    if frozen:
+        notes.append(f"{frozen} rows in which no sensor moves are left out")
     verdict, log, changed = _explained(family, prior, log)
     explanation = verdict.explanation
     if explanation is not None:
@@ -196,31 +196,31 @@ def _explained(
     What explains more goes first: a spoilt log, or a plant that changed.
     """
     verdict = _best(family, prior, log)
-    split, gain_of_change = _last_change(prior, log)
+    split, gain_of_change = _last_change(family, prior, log)
     changed = split > 0 and gain_of_change > verdict.gain
     if changed:
-        log = _since_last_change(prior, kept(log, torch.arange(log.num_steps) >= split))
+        log = _since_last_change(family, prior, kept(log, torch.arange(log.num_steps) >= split))
         verdict = _Verdict(None, 0.0, "")
         if log.num_steps >= LENGTHS[1]:  # a shorter one may look spoilt by coincidence
             verdict = _best(family, prior, log)
     if verdict.explanation is None:
         return verdict, log, changed
     mended, _ = verdict.explanation.undo(log)
-    last = _since_last_change(prior, mended) if verdict.explanation.rate == 1 else mended
+    last = _since_last_change(family, prior, mended) if verdict.explanation.rate == 1 else mended
     return verdict, last, changed or last.num_steps < mended.num_steps
 
 
-def _since_last_change(prior: PlantPrior, log: Rollout) -> Rollout:
+def _since_last_change(family: TaskFamily, prior: PlantPrior, log: Rollout) -> Rollout:
     """The part of a log after the plant's last change."""
     for _ in range(MOST_CHANGES):
-        split, _ = _last_change(prior, log)
+        split, _ = _last_change(family, prior, log)
         if split == 0:
             break
         log = kept(log, torch.arange(log.num_steps) >= split)
     return log
 
 
-def _last_change(prior: PlantPrior, log: Rollout) -> tuple[int, float]:
+def _last_change(family: TaskFamily, prior: PlantPrior, log: Rollout) -> tuple[int, float]:
     """The row from which on another plant explains a log decisively better, and its log odds.
 
     Two plants are fitted, and the split moved to where their scores say, in turns, from several
@@ -236,7 +236,11 @@ def _last_change(prior: PlantPrior, log: Rollout) -> tuple[int, float]:
             parts = [(x[:split], y[:split]), (x[split:], y[split:])]
             head, tail = prior.fit_all(parts, [1.0, 1.0])
             gain = head.score + tail.score - single
-            if gain > best and _is_clean(head) and _is_clean(tail):
+            explained = (
+                _explains(family, prior, fit, changes)
+                for fit, (_, changes) in zip((head, tail), parts, strict=True)
+            )
+            if gain > best and all(explained):
                 best, found = gain, split
             lead = prior.row_scores(head.weights, head.scale, x, y)
             lead = np.cumsum(lead - prior.row_scores(tail.weights, tail.scale, x, y))
@@ -273,7 +277,7 @@ def _gains(
     gains = np.full(len(explanations), -math.inf)
     for i, fit in zip(possible, fits, strict=True):
         changes = rows[1 + possible.index(i)][1]
-        if _is_clean(fit) and _unexplained(family, prior, fit, changes) <= MOST_UNEXPLAINED:
+        if _explains(family, prior, fit, changes):
             same_rows = float(plain.row_score[undone[i][1].numpy()].sum())
             stretch = explanations[i].stretch * len(fit.row_score)
             gains[i] = fit.score + stretch - (same_rows - plain.penalty)
@@ -352,8 +356,11 @@ def _outliers(fit: Fit) -> NDArray[np.bool_]:
     return np.asarray(far.any(axis=1))
 
 
-def _is_clean(fit: Fit) -> bool:
-    return bool(_outliers(fit).mean() <= CLEAN_SHARE)
+def _explains(family: TaskFamily, prior: PlantPrior, fit: Fit, y: Array) -> bool:
+    """Whether a fit leaves few rows out and little over: luck with some rows does not count."""
+    if _outliers(fit).mean() > CLEAN_SHARE:
+        return False
+    return _unexplained(family, prior, fit, y) <= MOST_UNEXPLAINED
 
 
 def _effects(prior: PlantPrior, fit: Fit, names: Sequence[str]) -> str:
