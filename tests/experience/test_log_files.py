@@ -141,6 +141,7 @@ def test_what_is_refused_in_one_line(log: Log, name: str) -> None:
         b"PAR1",
         b"PAR1" + PLAIN.encode() + b"PAR1",
     ],
+    ids=["cut gz", "broken gz", "empty gz", "cut UTF-16", "empty Parquet", "no Parquet"],
 )
 def test_damaged_files(log: Log, content: bytes) -> None:
     with pytest.raises(ValueError, match=r"log\.csv: expected a \w+ file, rece") as caught:
