@@ -32,11 +32,11 @@ MOST_FREE, SMALLEST_FREE = 8, 2**16
 
 def can_fuse(flat: Tensor, x: Tensor, hidden: Tensor) -> bool:
     """Whether the kernels apply: float32 on a processor, and only parameters to differentiate."""
-    tensors = (flat, x, hidden)
-    fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and not (
-        torch.is_grad_enabled() and (x.requires_grad or hidden.requires_grad)
-    )
-    return fits and kernels_apply()
+    kind = torch.float32
+    fits = flat.is_cpu and flat.dtype is kind and x.is_cpu and x.dtype is kind
+    fits = fits and hidden.is_cpu and hidden.dtype is kind
+    watched = (x.requires_grad or hidden.requires_grad) and torch.is_grad_enabled()
+    return fits and not watched and kernels_apply()
 
 
 def fused_unroll(

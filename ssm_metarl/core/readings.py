@@ -50,7 +50,8 @@ class Readings:
             obs: Shape (K, N, O).
             reset: True where an episode starts, shape (K, N).
         """
-        obs = obs.detach()
+        if obs.requires_grad:
+            obs = obs.detach()
         # One look at all numbers; NaN is not less. Elsewhere it would have to wait for the device.
         if obs.is_cpu and vector_norm(obs, INF).item() < self._surely_sane:
             self._last, self.wild = obs.clone(), None
