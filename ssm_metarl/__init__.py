@@ -55,6 +55,8 @@ _PUBLIC = {
     "evaluate": "evaluation.meta_evaluator",
     "load_pretrained": "checkpoint",
     "needs_adaptation": "adaptation.change_detector",
+    "PlantLog": "experience.plant_log",
+    "open_plant_log": "experience.plant_log",
     "read_plant_log": "experience.plant_log",
 }
 
