@@ -41,6 +41,7 @@ _PUBLIC = {
     "MetaTrainingConfig": "config",
     "OnlineAdaptationConfig": "config",
     "OnlineAdapter": "adaptation.online_adapter",
+    "PlantLog": "experience.plant_log",
     "Policy": "core.policy",
     "RSIConfig": "recursive_self_improvement.config",
     "RecursiveSelfImprovementAgent": "recursive_self_improvement.agent",
