@@ -254,8 +254,9 @@ def unpack(content: bytes, name: str) -> Checkpoint:
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
         header = json.loads(metadata["ssm_metarl"]) if metadata.get("format") == FORMAT else None
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())  # it quotes the file, lines and all
         raise ValueError(
-            f"{name}: expected a checkpoint, received a damaged or foreign file ({error})"
+            f"{name}: expected a checkpoint, received a damaged or foreign file ({reason})"
         ) from None
     if header is None:
         raise ValueError(f"{name}: expected format {FORMAT!r}, received {metadata.get('format')!r}")

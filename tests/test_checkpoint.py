@@ -437,3 +437,13 @@ def test_a_checkpoint_loads_in_another_process(saved: Path) -> None:
         [sys.executable, "-c", code, str(saved)], check=True, capture_output=True, text=True
     )
     assert float(done.stdout) == make_policy().step_size.sum().item()
+
+
+def test_a_file_with_lines_of_its_own_is_refused_in_one(tmp_path: Path) -> None:
+    header = b'{"x": {"dtype": "line\\nline", "shape": [1], "data_offsets": [0, 4]}}'
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    for open_it in (load_checkpoint, ExperienceBuffer.load):
+        with pytest.raises(ValueError, match="line line") as refused:
+            open_it(path)
+        assert "\n" not in str(refused.value)

@@ -184,7 +184,8 @@ class ExperienceBuffer:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: expected a saved experience buffer ({error})") from None
+            reason = " ".join(str(error).split())  # it quotes the file, lines and all
+            raise ValueError(f"{path}: expected a saved experience buffer ({reason})") from None
         if metadata.get("format") != FORMAT:
             raise ValueError(
                 f"{path}: expected format {FORMAT!r}, received {metadata.get('format')!r}"
