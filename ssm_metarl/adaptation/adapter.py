@@ -90,6 +90,7 @@ M = TypeVar("M", bound=nn.Module)
 def _with_values(module: M, values: Params, prefix: str) -> M:
     """A copy of a module with its own copy of other parameters (not of its own, overwritten)."""
     copied = copy.copy(module)
+    copied._buffers = module._buffers.copy()  # or a change of type or device changes both
     copied._parameters = {
         name: nn.Parameter(values[f"{prefix}{name}"].clone()) for name in module._parameters
     }

@@ -20,8 +20,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ssm_metarl import seeding
-from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
-from ssm_metarl.tasks.gymnasium_family import make_environment
+from ssm_metarl.tasks.gymnasium_family import make_environment, spaces_of
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
 
@@ -104,7 +103,7 @@ class GymnasiumWorlds:
         rewards = np.zeros(count, np.float32)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for i in np.flatnonzero(~self._ended):
-            obs, reward, terminated[i], cut, _ = self._envs[i].step(actions[i])
+            obs, reward, terminated[i], cut, _ = self._envs[i].step(self._one(actions, i))
             self._obs[i], rewards[i] = np.ravel(obs), reward
             # Gymnasium may set both; an episode that ended for good has nothing to bootstrap.
             truncated[i] = cut and not terminated[i]
@@ -123,7 +122,14 @@ class GymnasiumWorlds:
             return flat.astype(np.int64) + self._native_actions.start
         assert isinstance(self._native_actions, spaces.Box)
         box = self._native_actions
-        return np.clip(flat.reshape(-1, *box.shape), box.low, box.high).astype(box.dtype)
+        clipped = np.clip(flat.reshape(-1, *box.shape), box.low, box.high)
+        if np.issubdtype(box.dtype, np.integer):
+            clipped = np.rint(clipped)
+        return clipped.astype(box.dtype)
+
+    def _one(self, actions: Any, i: int) -> Any:
+        """An environment's action: an array for a box, be it of shape ()."""
+        return actions[i] if isinstance(self._native_actions, spaces.Discrete) else actions[i, ...]
 
     def _to_tensor(self, rows: np.ndarray) -> Tensor:
         """A copy of per-environment rows (K * N, ...), shape (K, N, ...)."""
@@ -136,27 +142,3 @@ def _time_limit(env: gymnasium.Env[Any, Any]) -> int:
     if limit is None:
         raise ValueError(f"max_episode_steps: expected a number for {env}, received None")
     return limit
-
-
-def spaces_of(env: gymnasium.Env[Any, Any]) -> tuple[int, ActionSpace]:
-    """Observation size and action space of an environment, as the rest of the package names them.
-
-    Raises:
-        ValueError: Observations that are not a box of numbers; actions that are neither discrete
-            nor a box with one finite lower and one finite upper bound.
-    """
-    if not isinstance(env.observation_space, spaces.Box):
-        raise ValueError(f"observation space: expected a Box, received {env.observation_space}")
-    obs_dim = int(np.prod(env.observation_space.shape))
-    actions = env.action_space
-    if isinstance(actions, spaces.Discrete):
-        return obs_dim, Discrete(int(actions.n))
-    if isinstance(actions, spaces.Box):
-        bounds = np.unique(actions.low), np.unique(actions.high)
-        if all(b.size == 1 and np.isfinite(b[0]) for b in bounds):
-            low, high = (float(b[0]) for b in bounds)
-            return obs_dim, Continuous(int(np.prod(actions.shape)), low, high)
-    raise ValueError(
-        f"action space: expected Discrete, or a Box with the same finite bounds in every "
-        f"dimension, received {actions}"
-    )

@@ -240,6 +240,7 @@ class _Learner:
                 gamma=config.gamma,
                 gae_lambda=config.gae_lambda,
                 told_dims=self.tasks.family.told_dims,
+                obs_scale=policy.obs_scale,
             )
         parts: list[tuple[Tensor, Callable[[FlatParams], Tensor]]] = []
         for part in query_parts(rollout, advantage):

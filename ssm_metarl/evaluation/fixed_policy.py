@@ -125,7 +125,7 @@ class FixedActor:
         if isinstance(space, Discrete):
             action = (score[..., 0] > 0).long() if space.n == 2 else score.argmax(dim=-1)
         else:
-            middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+            middle, half = space.middle_and_half(score)
             action = middle + half * score.clamp(-1, 1)
         code = space.code(action)
         self._last = torch.cat([code, last[..., : -code.shape[-1]]], dim=-1)

@@ -66,7 +66,12 @@ def train_single_task(
         rollout = run_episodes(
             policy, family, count, seed=config.seed, purpose="single-task", index=episodes
         )
-        advantage = advantages(rollout, gamma=config.gamma, gae_lambda=config.gae_lambda)
+        advantage = advantages(
+            rollout,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            obs_scale=policy.obs_scale,
+        )
         for group in optimizer.param_groups:
             group["lr"] = config.lr * max(FINAL_LR_SHARE, 1 - episodes / config.num_episodes)
         for _ in range(config.update_epochs):

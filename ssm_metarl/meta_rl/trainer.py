@@ -168,6 +168,7 @@ class MetaTrainer(Counted):
             gae_lambda=config.gae_lambda,
             shared_scale=True,
             told_dims=self.family.told_dims,
+            obs_scale=self.policy.obs_scale,
         )
         update = self.maml.update(
             loss,
