@@ -89,14 +89,14 @@ class Continuous:
     @property
     def bounds(self) -> tuple[tuple[float, float], ...]:
         """Lowest and highest value of each dimension."""
-        low, high = (
-            x if isinstance(x, tuple) else (x,) * self.dim for x in (self.low, self.high)
-        )
+        low, high = (x if isinstance(x, tuple) else (x,) * self.dim for x in (self.low, self.high))
         return tuple(zip(low, high, strict=True))
 
     def middle_and_half(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The box's middle and half its width, shape (dim,), in the type of ``like``: what turns a
-        code c into the action middle + half c.
+        """The box's middle and half its width, shape (dim,): code c is the action middle + half c.
+
+        Args:
+            like: A tensor of the type and on the device that are wanted.
         """
         low, high = like.new_tensor(self.bounds, dtype=torch.float64).unbind(-1)
         return ((low + high) / 2).to(like.dtype), ((high - low) / 2).to(like.dtype)

@@ -74,7 +74,7 @@ class AdaptedPolicy(Policy):
             inner_lr=0.0,
             config=policy.config,
         )
-        self.report = report
+        self.report, self.trained_on = report, policy.trained_on
         if policy.calibration is not None and report.num_steps > 0:
             spread = tuple(target_spread(policy, current)[0].tolist())
             self.calibration = replace(policy.calibration, target_spread=spread)

@@ -105,7 +105,9 @@ class LinearHeads(nn.Module):
             return Categorical(action)
         log_std = task_vector(params["heads.log_std"], action).expand_as(action)
         # the same weights say the same of an actuator in other units
-        return Gaussian(self.action_middle + self.action_half * action, log_std + self.action_half.log())
+        return Gaussian(
+            self.action_middle + self.action_half * action, log_std + self.action_half.log()
+        )
 
     def effects(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted change without an action (K, ..., O), and of its code (K, ..., O, C)."""
@@ -209,6 +211,8 @@ class Policy(nn.Module):
         self.mirror, self.in_context, self.memory = mirror, in_context, memory
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
+        self.trained_on: tuple[str, str] | None = None
+        """Name and fingerprint of the task family that it was trained on, where they are known."""
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
         limits = obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)

@@ -33,7 +33,7 @@ class GymnasiumWorlds:
         num_envs: N, environments per task.
         seed: Seed of the resets.
         purpose: Names the stream of the resets' seeds, such as "support".
-        max_episode_steps: Time limit; None for the environment's own.
+        max_episode_steps: Time limit; None for the family's, or else the environment's own.
         device: Where the tensors that are handed out live.
 
     Raises:
@@ -58,13 +58,18 @@ class GymnasiumWorlds:
                 f"received {family.name!r}"
             )
         self.num_tasks, self.num_envs = len(tasks), num_envs
-        self._envs = [
-            make_environment(family.gymnasium_id, values, max_episode_steps=max_episode_steps)
-            for values in tasks.as_dicts()
-            for _ in range(num_envs)
-        ]
-        self.obs_dim, self.action_space = spaces_of(self._envs[0])
-        self.max_episode_steps = _time_limit(self._envs[0])
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+        limit = max_episode_steps or family.max_episode_steps
+        try:
+            for values in tasks.as_dicts():
+                for _ in range(num_envs):
+                    env = make_environment(family.gymnasium_id, values, max_episode_steps=limit)
+                    self._envs.append(env)
+            self.obs_dim, self.action_space = spaces_of(self._envs[0])
+            self.max_episode_steps = _time_limit(self._envs[0])
+        except BaseException:
+            self.close()
+            raise
         self._native_actions = self._envs[0].action_space
         self._seeds = [seeding.generator(seed, f"{purpose}-reset", i) for i in tasks.indices]
         self._obs = np.zeros((len(self._envs), self.obs_dim), dtype=np.float32)
@@ -102,7 +107,7 @@ class GymnasiumWorlds:
         count = len(self._envs)
         rewards = np.zeros(count, np.float32)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
-        for i in np.flatnonzero(~self._ended):
+        for i in np.flatnonzero(~self._ended).tolist():
             obs, reward, terminated[i], cut, _ = self._envs[i].step(self._one(actions, i))
             self._obs[i], rewards[i] = np.ravel(obs), reward
             # Gymnasium may set both; an episode that ended for good has nothing to bootstrap.

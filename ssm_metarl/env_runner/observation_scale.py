@@ -7,6 +7,7 @@ should be of the size of 1, be it in metres, millimetres or kilometres.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 
 import torch
 
@@ -22,17 +23,17 @@ NOTHING = 1e-9
 
 
 def measured_scale(family: TaskFamily) -> tuple[float, ...]:
-    """Powers of ten that bring what random steps of training tasks meet to about 1, a dimension each.
+    """Powers of ten that bring what random steps of training tasks meet to about 1, shape (O,).
 
     So what is about 1 stays as it is, the same plant in other metric units is the same to a model,
     and physics that differ in the last bit have the same scale. The tasks are the same whatever the
     seed of the training.
     """
     tasks = family.sample("train", NUM_TASKS, seed=0, stream=PURPOSE)
-    worlds = make_worlds(tasks, 1, seed=0, purpose=PURPOSE)
-    noise = TaskNoise(0, PURPOSE, tasks.indices)
-    actor = random_actor(worlds, noise, NUM_STEPS)
-    seen = collect_rollout(worlds, actor, NUM_STEPS, autoreset=True)
+    with closing(make_worlds(tasks, 1, seed=0, purpose=PURPOSE)) as worlds:
+        noise = TaskNoise(0, PURPOSE, tasks.indices)
+        actor = random_actor(worlds, noise, NUM_STEPS)
+        seen = collect_rollout(worlds, actor, NUM_STEPS, autoreset=True)
     obs = torch.cat([seen.obs, seen.next_obs]).double()
     sizes = obs.where(obs.isfinite(), 0.0).square().mean(dim=(0, 1, 2)).sqrt().tolist()
     return tuple(10.0 ** -round(math.log10(s)) if s > NOTHING else 1.0 for s in sizes)

@@ -118,6 +118,9 @@ class TaskBatch:
             return self._settled(*after)
         return self._settled_plainly(*after)
 
+    def close(self) -> None:
+        """Nothing: it holds tensors alone."""
+
     def _settled(self, state: Tensor, reward: Tensor, terminated: Tensor) -> EnvStep:
         """What follows the dynamics' step, in one compiled call."""
         uniform, ended, step_count = self._no_push, self._ended, self._step_count

@@ -14,7 +14,6 @@ from ssm_metarl.env_runner.observation_scale import measured_scale
 from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.tasks.task_family import TaskFamily
 
-
 MAX_IN_CONTEXT = 64
 """Size of the widest observations of an in-context policy."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,11 +123,11 @@ def run_episodes(
         greedy: Take the likeliest action instead of sampling.
     """
     tasks = Tasks(family, family.task().values, (index,))
-    worlds = make_worlds(tasks, count, seed=seed, purpose=purpose)
-    limit = worlds.max_episode_steps
-    noise = None if greedy else TaskNoise(seed, f"{purpose}-action", tasks.indices)
-    actor = policy.actor(policy.meta_params(), 1, count, noise=noise, num_steps=limit)
-    return collect_rollout(worlds, actor, limit)
+    with closing(make_worlds(tasks, count, seed=seed, purpose=purpose)) as worlds:
+        limit = worlds.max_episode_steps
+        noise = None if greedy else TaskNoise(seed, f"{purpose}-action", tasks.indices)
+        actor = policy.actor(policy.meta_params(), 1, count, noise=noise, num_steps=limit)
+        return collect_rollout(worlds, actor, limit)
 
 
 def save_single_task(

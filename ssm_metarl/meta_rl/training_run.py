@@ -22,6 +22,7 @@ from typing import Any
 
 from ssm_metarl.checkpoint import (
     FILE_NAME,
+    FINGERPRINT,
     Checkpoint,
     load_checkpoint,
     load_pretrained,
@@ -31,8 +32,11 @@ from ssm_metarl.command_line import command_line
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
+from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.task_family import TaskFamily
 
 LOG_NAME = "training_log.jsonl"
 CHECKPOINT_EVERY = 10  # epochs
@@ -96,6 +100,7 @@ class TrainingRun:
         cls,
         out: Path,
         *,
+        family: TaskFamily | None = None,
         num_epochs: int | None = None,
         max_env_steps: int | None = None,
         **callbacks: Any,
@@ -104,13 +109,15 @@ class TrainingRun:
 
         Args:
             out: Its folder.
+            family: What it trains on, where that is no family that comes with the package.
             num_epochs: A new limit. With any new limit given, the old ones no longer count.
             max_env_steps: A new limit.
             callbacks: As in the constructor.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
-            ValueError: It is damaged, or not that of a training.
+            ValueError: It is damaged, or not that of a training, or of another family than the one
+                that is handed over or that the package knows by its name.
         """
         checkpoint = load_checkpoint(out)
         if not checkpoint.training or not checkpoint.counters:
@@ -118,8 +125,17 @@ class TrainingRun:
         config = recorded_config(checkpoint.training, f"{out}: training")
         if num_epochs is not None or max_env_steps is not None:
             config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
-        trainer = make_trainer(config)
-        built, saved = trainer.policy.config, PolicyConfig.from_dict(checkpoint.policy_config)
+        advice = "hand it over: TrainingRun.resume(out, family=...)"
+        known = family or family_of_env(config.family, advice)
+        if checkpoint.trained_on not in (None, (known.name, fingerprint(known))):
+            raise ValueError(
+                f"task family: expected {config.family!r} as it was declared for {out}, received "
+                f"{known.name!r} of another name, other parameters, ranges, sizes or physics; "
+                f"{advice}"
+            )
+        saved = PolicyConfig.from_dict(checkpoint.policy_config)
+        trainer = make_trainer(config, known, like=saved)
+        built = trainer.policy.config
         if built != saved:
             raise ValueError(
                 f"{out}: expected a training of this version's policies, {built}, received one of "
@@ -184,7 +200,8 @@ class TrainingRun:
             Checkpoint(
                 policy_config=asdict(trainer.policy_config),
                 tensors=trainer.tensors(),
-                training=training_record(trainer.config),
+                training=training_record(trainer.config)
+                | {FINGERPRINT: fingerprint(trainer.family)},
                 counters=trainer.counters(),
                 card=card or {},
                 calibration={} if calibration is None else asdict(calibration),
@@ -192,9 +209,13 @@ class TrainingRun:
         )
 
 
-def make_trainer(config: Config) -> Trainer:
-    """The training that a configuration describes, fresh."""
-    return InContextTrainer(config) if isinstance(config, InContextConfig) else MetaTrainer(config)
+def make_trainer(
+    config: Config, family: TaskFamily | None = None, *, like: PolicyConfig | None = None
+) -> Trainer:
+    """The training that a configuration describes, fresh; see `MetaTrainer`."""
+    if isinstance(config, InContextConfig):
+        return InContextTrainer(config, family, like=like)
+    return MetaTrainer(config, family, like=like)
 
 
 def training_record(config: Config) -> dict[str, Any]:
@@ -204,11 +225,12 @@ def training_record(config: Config) -> dict[str, Any]:
 
 
 def recorded_config(record: dict[str, Any], what: str) -> Config:
-    """The configuration that :func:`training_record` wrote.
+    """The configuration that :func:`training_record` wrote; a family's fingerprint is left out.
 
     Raises:
         ValueError: Unknown or missing fields, or values of another type.
     """
+    record = {name: value for name, value in record.items() if name != FINGERPRINT}
     if record.get("mode") == "in_context":
         return rebuild(InContextConfig, {n: v for n, v in record.items() if n != "mode"}, what)
     return rebuild(MetaTrainingConfig, record, what)

@@ -19,18 +19,25 @@ from ssm_metarl.types import Rollout
 RIDGE = 1e-3
 MIN_SCALE = 1e-6  # a feature that never varies gets no weight worth the name
 OWN_UNITS = (0.2, 5.0)
-"""Factors of a policy that leave an observation in its own unit here: it is right as it is."""
+"""Factors of a policy that leave an observation in its own unit outside the policy: it is right as
+it is."""
 MOST_PAIRED = 32
 """Size of the widest observations whose pairs are features: their number grows with its square."""
 DUAL_FROM = 100
 """Features from which on the regression is solved in its dual, if that is the smaller one."""
 
 
+def unit_factors(obs_scale: Tensor) -> Tensor:
+    """A policy's factors, but 1 where they are within `OWN_UNITS`, shape (O,)."""
+    own = (obs_scale >= OWN_UNITS[0]) & (obs_scale <= OWN_UNITS[1])
+    return torch.where(own, torch.ones_like(obs_scale), obs_scale)
+
+
 def baseline_features(obs: Tensor) -> Tensor:
     """[obs, all products obs_i obs_j with i <= j, 1], shape (..., O + O (O + 1) / 2 + 1).
 
     The products of different dimensions matter: a pole that leans left is well off if it swings to
-    the right. Of more than `MOST_PAIRED` dimensions only the squares are left, shape (..., 2 O + 1).
+    the right. Of more than `MOST_PAIRED` dimensions only squares are left, shape (..., 2 O + 1).
     Duan et al. 2016 (arXiv 1604.06778) add the time of the step. Here truncated episodes are
     bootstrapped, so a value does not depend on the time that has passed.
     """
@@ -68,8 +75,7 @@ def fit_linear_baseline(
     rollout = rollout.cleaned()
     obs, next_obs = rollout.obs, rollout.next_obs
     if obs_scale is not None:
-        own = (obs_scale >= OWN_UNITS[0]) & (obs_scale <= OWN_UNITS[1])
-        factor = torch.where(own, torch.ones_like(obs_scale), obs_scale)
+        factor = unit_factors(obs_scale)
         obs, next_obs = obs * factor, next_obs * factor
     size = obs.shape[-1] - told_dims
     features = baseline_features(obs[..., :size])  # (T, K, N, F)
@@ -103,9 +109,10 @@ def _ridge(x: Tensor, y: Tensor, count: Tensor) -> Tensor:
     rows, size = x.shape[1:]
     if rows < size and size >= DUAL_FROM:
         dual = x @ x.transpose(1, 2) + RIDGE * count * torch.eye(rows).to(x)
-        return x.transpose(1, 2) @ torch.linalg.solve(dual, y)
+        weights: Tensor = x.transpose(1, 2) @ torch.linalg.solve(dual, y)
+        return weights
     gram = x.transpose(1, 2) @ x / count + RIDGE * torch.eye(size).to(x)
-    weights: Tensor = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)
+    weights = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)
     return weights
 
 

@@ -1,6 +1,7 @@
 """Task families over any Gymnasium environment: parameters are attributes of ``env.unwrapped``.
 
-Place in the flow: stage 1, behind `TaskFamily.from_gymnasium`; `env_runner.gymnasium_worlds` makes its environments here.
+Place in the flow: stage 1, behind `TaskFamily.from_gymnasium`; `env_runner.gymnasium_worlds` makes
+its environments here.
 
 The trap: an environment may cache what it derives from an attribute. Gymnasium's CartPole computes
 ``total_mass`` once, so a changed ``masscart`` changes nothing, and a changed ``masspole`` changes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import gymnasium
 
     from ssm_metarl.action_space import ActionSpace
+
 
 def make_environment(
     env_id: str,
@@ -59,8 +61,12 @@ def make_environment(
         raise ValueError(
             f"environment: expected {expected}, received {env_id!r} ({reason})"
         ) from None
-    for name, value in (values or {}).items():
-        setattr(env.unwrapped, name, value)
+    try:
+        for name, value in (values or {}).items():
+            setattr(env.unwrapped, name, value)
+    except BaseException:
+        env.close()
+        raise
     return env
 
 

@@ -1,14 +1,14 @@
 """Does a parameter of a Gymnasium environment change anything? Drive it, and compare.
 
-Place in the flow: stage 1, behind `TaskFamily.verify`. Tasks that differ in one parameter are driven
-alike until something differs: by random actions, by extreme ones held for some steps, and by
+Place in the flow: stage 1, behind `TaskFamily.verify`. Tasks that differ in one parameter are
+driven alike until something differs: by random actions, by extreme ones held for some steps, and by
 extreme ones that go along with, or against, the last change of an observation. These swing a plant
 up, and hold others in balance for long, so that limits far from the initial states are met.
 
-What is found is told apart: nothing changed, though steps read the attribute (a limit out of reach),
-or no step reads it (unused, or a value derived from it is cached); rewards alone; a plant whose
-constructor makes something else of the same value (cached in part); and one that does not repeat
-itself, of which nothing can be told.
+What is found is told apart: nothing changed, though steps read the attribute (a limit out of
+reach), or no step reads it (unused, or a value derived from it is cached); rewards alone; a plant
+whose constructor makes something else of the same value (cached in part); and one that does not
+repeat itself, of which nothing can be told.
 """
 
 from __future__ import annotations
@@ -210,7 +210,8 @@ def _is_made_otherwise(env_id: str, values: list[dict[str, float]], name: str) -
     finally:
         env.close()
     others = {n: v for n, v in values[-1].items() if n != name}
-    made = gymnasium.make(env_id, disable_env_checker=True, **{name: values[-1][name]})
+    given: dict[str, Any] = {name: values[-1][name]}
+    made = gymnasium.make(env_id, disable_env_checker=True, **given)
     for attribute, value in others.items():
         setattr(made.unwrapped, attribute, value)
     was_set = make_environment(env_id, values[-1])
