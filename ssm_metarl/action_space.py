@@ -79,13 +79,53 @@ class Discrete:
         return action, torch.full_like(action, -math.log(self.n), dtype=torch.float32)
 
 
+Bound = float | tuple[float, ...]
+"""Of every dimension of an action, or one number for each."""
+
+
 @dataclass(frozen=True)
 class Continuous:
-    """A box of ``dim`` actions, each in [low, high]."""
+    """A box of ``dim`` actions, each in [low, high]; bounds that are all alike become one number.
+
+    Raises:
+        ValueError: Bounds for another number of dimensions, not finite, or the wrong way round.
+    """
 
     dim: int
-    low: float = -1.0
-    high: float = 1.0
+    low: Bound = -1.0
+    high: Bound = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            bound = getattr(self, name)
+            if isinstance(bound, tuple):
+                if len(bound) != self.dim:
+                    raise ValueError(
+                        f"{name}: expected one number, or {self.dim}, received {bound}"
+                    )
+                if len(set(bound)) == 1:  # the same box, whichever way it was written
+                    object.__setattr__(self, name, bound[0])
+        for low, high in self.bounds:
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"action space: expected finite bounds, low < high, received "
+                    f"[{self.low}, {self.high}]"
+                )
+
+    @property
+    def bounds(self) -> tuple[tuple[float, float], ...]:
+        """Lowest and highest value of each dimension."""
+        low, high = (x if isinstance(x, tuple) else (x,) * self.dim for x in (self.low, self.high))
+        return tuple(zip(low, high, strict=True))
+
+    def middle_and_half(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The box's middle and half its width, shape (dim,): code c is the action middle + half c.
+
+        Args:
+            like: A tensor of the type and on the device that are wanted.
+        """
+        low, high = like.new_tensor(self.bounds, dtype=torch.float64).unbind(-1)
+        return ((low + high) / 2).to(like.dtype), ((high - low) / 2).to(like.dtype)
 
     @property
     def logits_dim(self) -> int:
@@ -126,7 +166,7 @@ class Continuous:
 
         It clips them to its bounds: an effect of more than a full push would be a wrong model.
         """
-        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
+        middle, half = self.middle_and_half(action)
         return ((action - middle) / half).clamp(-1.0, 1.0)
 
     def mirror_code(self, code: Tensor) -> Tensor:
@@ -140,8 +180,11 @@ class Continuous:
     def draw_random(self, noise: TaskNoise, num_steps: int, num_envs: int) -> tuple[Tensor, Tensor]:
         """Uniform actions (num_steps, K, num_envs, dim) and their log-density, one axis less."""
         uniform = noise.uniform(num_steps, num_envs, self.dim)
-        action = self.low + (self.high - self.low) * uniform
-        return action, torch.full_like(action[..., 0], -self.dim * math.log(self.high - self.low))
+        low = uniform.new_tensor([low for low, _ in self.bounds])
+        width = uniform.new_tensor([high - low for low, high in self.bounds])
+        volume = sum(math.log(high - low) for low, high in self.bounds)
+        action = low + width * uniform
+        return action, torch.full_like(action[..., 0], -volume)
 
 
 ActionSpace = Discrete | Continuous

@@ -38,6 +38,8 @@ from ssm_metarl.version import __version__
 
 FORMAT = "ssm-metarl-checkpoint-1"
 FILE_NAME = "checkpoint.safetensors"
+FINGERPRINT = "family_fingerprint"
+"""Entry of `Checkpoint.training` beside the training's configuration: what its family declares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,8 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     """``policy.*``; a training's checkpoint also has ``optimizer.*`` and ``experience.*``."""
     training: dict[str, Any] = field(default_factory=dict)
-    """The training's configuration; empty where it is not known."""
+    """The training's configuration, and the `FINGERPRINT` of its family where one was recorded;
+    empty where it is not known."""
     counters: dict[str, Any] = field(default_factory=dict)
     """Epochs and environment steps."""
     card: dict[str, Any] = field(default_factory=dict)
@@ -97,10 +100,17 @@ class Checkpoint:
         if unknown := sorted(set(received) - set(expected)):
             raise ValueError(f"policy: expected tensors {sorted(expected)}, received {unknown} too")
         policy.load_state_dict(received)
+        policy.trained_on = self.trained_on
         if self.calibration:
             policy.calibration = rebuild(Calibration, self.calibration, "calibration")
         policy.adapted = self.adapted
         return policy
+
+    @property
+    def trained_on(self) -> tuple[str, str] | None:
+        """Name and fingerprint of the training's family; None where they were not recorded."""
+        recorded = self.training.get("family"), self.training.get(FINGERPRINT)
+        return None if None in recorded else (str(recorded[0]), str(recorded[1]))
 
     @usual_modes()
     def experience(self) -> ExperienceBuffer | None:

@@ -199,10 +199,13 @@ class PolicyConfig:
     """Number of discrete actions; None for a continuous action space."""
     action_dim: int = 0
     """Size of a continuous action."""
-    action_low: float = -1.0
-    """Lower bound of a continuous action."""
-    action_high: float = 1.0
-    """Upper bound of a continuous action."""
+    action_low: float | tuple[float, ...] = -1.0
+    """Lower bound of a continuous action, of all dimensions or one for each."""
+    action_high: float | tuple[float, ...] = 1.0
+    """Upper bound of a continuous action, likewise."""
+    action_scaled: bool = False
+    """The heads' means and spreads of continuous actions are in units of the bounds, which then are
+    -1 and 1; False, as in files that do not say, for the actions' own units."""
     predicted_dims: tuple[int, ...] = ()
     """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
     mirror: bool = False
@@ -239,10 +242,20 @@ class PolicyConfig:
         if self.num_actions is None:
             require(self.action_dim >= 1, "action_dim",
                     "at least 1 where num_actions is None", self.action_dim)  # fmt: skip
-            require(self.action_low < self.action_high, "action_high",
+            for name in ("action_low", "action_high"):
+                bound = getattr(self, name)
+                require(not isinstance(bound, tuple) or len(bound) == self.action_dim, name,
+                        f"one number, or {self.action_dim}", bound)  # fmt: skip
+            low, high = (
+                x if isinstance(x, tuple) else (x,) * self.action_dim
+                for x in (self.action_low, self.action_high)
+            )
+            pairs = list(zip(low, high, strict=True))
+            require(all(below < above for below, above in pairs), "action_high",
                     f"more than action_low = {self.action_low}", self.action_high)  # fmt: skip
-            require(not self.mirror or self.action_low == -self.action_high, "action_low",
-                    f"{-self.action_high} where mirror is set", self.action_low)  # fmt: skip
+            require(not self.mirror or all(below == -above for below, above in pairs),
+                    "action_low", f"the opposite of action_high = {self.action_high} where mirror "
+                    "is set", self.action_low)  # fmt: skip
         else:
             require(self.num_actions >= 1, "num_actions", "None or at least 1", self.num_actions)
 

@@ -292,6 +292,9 @@ class Worlds(Protocol):
     def step(self, action: Tensor) -> EnvStep:
         """Step every environment; one whose episode has ended stays as it is."""
 
+    def close(self) -> None:
+        """Let go of what the environments hold, such as a simulator's process."""
+
 
 Actor = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``(obs (K, N, O), reset (K, N)) -> (action (K, N[, A]), log_prob (K, N))``; may hold a state."""

@@ -171,7 +171,15 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
     },
 }
 FREE: dict[type, set[str]] = {  # any value of the type will do, or another field's check covers it
-    PolicyConfig: {"action_dim", "action_low", "action_high", "mirror", "in_context", "memory"},
+    PolicyConfig: {
+        "action_dim",
+        "action_low",
+        "action_high",
+        "action_scaled",
+        "mirror",
+        "in_context",
+        "memory",
+    },
     Calibration: {"objective", "target_spread"},
     StandardAdaptationConfig: {"rollback"},
     HybridAdaptationConfig: {"num_adapt_steps", "objective", "gae_lambda", "rollback", "seed"},

@@ -123,7 +123,9 @@ def task_loss(
     elif objective == "policy_gradient":
 
         def make(rollout: Rollout, weight: Tensor | None) -> WatchedLoss:
-            advantage = advantages(rollout, gamma=gamma, gae_lambda=gae_lambda)
+            advantage = advantages(
+                rollout, gamma=gamma, gae_lambda=gae_lambda, obs_scale=policy.obs_scale
+            )
             # the ratio inside is the (clipped) importance weight of the replayed behaviour
             weighted = advantage if weight is None else advantage * weight
             return PolicyGradientLoss(policy, rollout, weighted)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -103,9 +104,11 @@ def trained_policy() -> tuple[Policy, str]:
 def support(num_tasks: int) -> Rollout:
     """20 random steps of each task, episodes following one another."""
     tasks = family_of_env("cartpole").sample("id", num_tasks, seed=0)
-    worlds = make_worlds(tasks, 1, seed=0, purpose="benchmark-support")
-    noise = TaskNoise(0, "benchmark-support-action", tasks.indices)
-    return collect_rollout(worlds, random_actor(worlds, noise, SUPPORT), SUPPORT, autoreset=True)
+    with closing(make_worlds(tasks, 1, seed=0, purpose="benchmark-support")) as worlds:
+        noise = TaskNoise(0, "benchmark-support-action", tasks.indices)
+        return collect_rollout(
+            worlds, random_actor(worlds, noise, SUPPORT), SUPPORT, autoreset=True
+        )
 
 
 class _Counting(TorchDispatchMode):

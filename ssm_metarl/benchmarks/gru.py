@@ -108,7 +108,8 @@ def gru_policy(like: Policy, *, seed: int, width: int | None = None) -> Policy:
     with torch.random.fork_rng(devices=[]):  # the initialisers draw from the global generator
         torch.manual_seed(seed)
         core = GRUModel(like.input_dim, width)
-        heads = LinearHeads(width, space, obs_dim)
+        scaled = like.config is not None and like.config.action_scaled
+        heads = LinearHeads(width, space, obs_dim, scaled=scaled)
     return Policy(
         core,
         heads,

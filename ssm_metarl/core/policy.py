@@ -55,9 +55,21 @@ class PolicyOutput:
 
 
 class LinearHeads(nn.Module):
-    """Heads that are linear in the sequence model's output: M = action, value and prediction."""
+    """Heads that are linear in the sequence model's output: M = action, value and prediction.
 
-    def __init__(self, feature_dim: int, action_space: ActionSpace, obs_dim: int) -> None:
+    Args:
+        feature_dim: Size of the output.
+        action_space: Discrete, or continuous: Gaussian.
+        obs_dim: Size of an observation, all of whose changes are predicted.
+        scaled: Mean and log_std of continuous actions are those of their code (`PolicyConfig`).
+    """
+
+    action_middle: Tensor
+    action_half: Tensor
+
+    def __init__(
+        self, feature_dim: int, action_space: ActionSpace, obs_dim: int, *, scaled: bool = False
+    ) -> None:
         super().__init__()
         self.action_space, self.predicted_dims = action_space, tuple(range(obs_dim))
         self.action = nn.Linear(feature_dim, action_space.logits_dim)
@@ -65,6 +77,11 @@ class LinearHeads(nn.Module):
         self.prediction = nn.Linear(feature_dim, obs_dim * (1 + action_space.code_dim))
         if isinstance(action_space, Continuous):
             self.log_std = nn.Parameter(torch.full((action_space.dim,), -0.5))
+            middle, half = action_space.middle_and_half(self.log_std.detach())
+            if not scaled:
+                middle, half = torch.zeros_like(middle), torch.ones_like(half)
+            self.register_buffer("action_middle", middle, persistent=False)
+            self.register_buffer("action_half", half, persistent=False)
         with torch.no_grad():  # start near the uniform policy and at value zero
             for head in (self.action, self.value):
                 head.weight.mul_(0.01)
@@ -90,7 +107,11 @@ class LinearHeads(nn.Module):
         action = output[..., : self.action_space.logits_dim]
         if isinstance(self.action_space, Discrete):
             return Categorical(action)
-        return Gaussian(action, task_vector(params["heads.log_std"], action).expand_as(action))
+        log_std = task_vector(params["heads.log_std"], action).expand_as(action)
+        # the same weights say the same of an actuator in other units
+        return Gaussian(
+            self.action_middle + self.action_half * action, log_std + self.action_half.log()
+        )
 
     def effects(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """Predicted change without an action (K, ..., O), and of its code (K, ..., O, C)."""
@@ -196,6 +217,8 @@ class Policy(nn.Module):
         self.mirror, self.in_context, self.memory = mirror, in_context, memory
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
+        self.trained_on: tuple[str, str] | None = None
+        """Name and fingerprint of the task family that it was trained on, where they are known."""
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
         limits = obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
@@ -453,7 +476,9 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
                 config.num_layers,
                 norm_dim=config.norm_dim,
             )
-            heads = LinearHeads(config.hidden_dim, action_space, obs_dim)
+            heads = LinearHeads(
+                config.hidden_dim, action_space, obs_dim, scaled=config.action_scaled
+            )
         return Policy(
             core,
             heads,

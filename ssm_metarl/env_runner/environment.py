@@ -171,4 +171,9 @@ def _task_environment(tasks: Tasks) -> gymnasium.Env[Any, Any]:
             f"task family {family.name!r}: expected batched physics or a Gymnasium id, "
             f"received neither"
         )
-    return make_environment(family.gymnasium_id, tasks.as_dicts()[0], check=True)
+    return make_environment(
+        family.gymnasium_id,
+        tasks.as_dicts()[0],
+        max_episode_steps=family.max_episode_steps,
+        check=True,
+    )

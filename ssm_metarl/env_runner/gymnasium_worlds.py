@@ -20,9 +20,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from ssm_metarl import seeding
-from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
 from ssm_metarl.entrance import counts, shaped
-from ssm_metarl.tasks.gymnasium_family import make_environment
+from ssm_metarl.tasks.gymnasium_family import make_environment, spaces_of
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
 
@@ -35,7 +34,7 @@ class GymnasiumWorlds:
         num_envs: N, environments per task.
         seed: Seed of the resets.
         purpose: Names the stream of the resets' seeds, such as "support".
-        max_episode_steps: Time limit; None for the environment's own.
+        max_episode_steps: Time limit; None for the family's, or else the environment's own.
         device: Where the tensors that are handed out live.
 
     Raises:
@@ -61,13 +60,18 @@ class GymnasiumWorlds:
             )
         counts(num_envs=num_envs)
         self.num_tasks, self.num_envs = len(tasks), num_envs
-        self._envs = [
-            make_environment(family.gymnasium_id, values, max_episode_steps=max_episode_steps)
-            for values in tasks.as_dicts()
-            for _ in range(num_envs)
-        ]
-        self.obs_dim, self.action_space = spaces_of(self._envs[0])
-        self.max_episode_steps = _time_limit(self._envs[0])
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+        limit = max_episode_steps or family.max_episode_steps
+        try:
+            for values in tasks.as_dicts():
+                for _ in range(num_envs):
+                    env = make_environment(family.gymnasium_id, values, max_episode_steps=limit)
+                    self._envs.append(env)
+            self.obs_dim, self.action_space = spaces_of(self._envs[0])
+            self.max_episode_steps = _time_limit(self._envs[0])
+        except BaseException:
+            self.close()
+            raise
         self._native_actions = self._envs[0].action_space
         self._seeds = [seeding.generator(seed, f"{purpose}-reset", i) for i in tasks.indices]
         self._obs = np.zeros((len(self._envs), self.obs_dim), dtype=np.float32)
@@ -111,8 +115,8 @@ class GymnasiumWorlds:
         count = len(self._envs)
         rewards = np.zeros(count, np.float32)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
-        for i in np.flatnonzero(~self._ended):
-            obs, reward, terminated[i], cut, _ = self._envs[i].step(actions[i])
+        for i in np.flatnonzero(~self._ended).tolist():
+            obs, reward, terminated[i], cut, _ = self._envs[i].step(self._one(actions, i))
             self._obs[i], rewards[i] = np.ravel(obs), reward
             # Gymnasium may set both; an episode that ended for good has nothing to bootstrap.
             truncated[i] = cut and not terminated[i]
@@ -131,7 +135,14 @@ class GymnasiumWorlds:
             return flat.astype(np.int64) + self._native_actions.start
         assert isinstance(self._native_actions, spaces.Box)
         box = self._native_actions
-        return np.clip(flat.reshape(-1, *box.shape), box.low, box.high).astype(box.dtype)
+        clipped = np.clip(flat.reshape(-1, *box.shape), box.low, box.high)
+        if np.issubdtype(box.dtype, np.integer):
+            clipped = np.rint(clipped)
+        return clipped.astype(box.dtype)
+
+    def _one(self, actions: Any, i: int) -> Any:
+        """An environment's action: an array for a box, be it of shape ()."""
+        return actions[i] if isinstance(self._native_actions, spaces.Discrete) else actions[i, ...]
 
     def _to_tensor(self, rows: np.ndarray) -> Tensor:
         """A copy of per-environment rows (K * N, ...), shape (K, N, ...)."""
@@ -144,27 +155,3 @@ def _time_limit(env: gymnasium.Env[Any, Any]) -> int:
     if limit is None:
         raise ValueError(f"max_episode_steps: expected a number for {env}, received None")
     return limit
-
-
-def spaces_of(env: gymnasium.Env[Any, Any]) -> tuple[int, ActionSpace]:
-    """Observation size and action space of an environment, as the rest of the package names them.
-
-    Raises:
-        ValueError: Observations that are not a box of numbers; actions that are neither discrete
-            nor a box with one finite lower and one finite upper bound.
-    """
-    if not isinstance(env.observation_space, spaces.Box):
-        raise ValueError(f"observation space: expected a Box, received {env.observation_space}")
-    obs_dim = int(np.prod(env.observation_space.shape))
-    actions = env.action_space
-    if isinstance(actions, spaces.Discrete):
-        return obs_dim, Discrete(int(actions.n))
-    if isinstance(actions, spaces.Box):
-        bounds = np.unique(actions.low), np.unique(actions.high)
-        if all(b.size == 1 and np.isfinite(b[0]) for b in bounds):
-            low, high = (float(b[0]) for b in bounds)
-            return obs_dim, Continuous(int(np.prod(actions.shape)), low, high)
-    raise ValueError(
-        f"action space: expected Discrete, or a Box with the same finite bounds in every "
-        f"dimension, received {actions}"
-    )

@@ -133,6 +133,9 @@ class TaskBatch:
         action = self.action_space.checked(action, self._ended.shape, "K, N")
         return self._settled_plainly(*self.dynamics.step(self._state, action, self._parameters))
 
+    def close(self) -> None:
+        """Nothing: it holds tensors alone."""
+
     def _settled(self, state: Tensor, reward: Tensor, terminated: Tensor) -> EnvStep:
         """What follows the dynamics' step, in one compiled call."""
         lead, kind = self._ended.shape, self._state.dtype

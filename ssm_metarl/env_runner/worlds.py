@@ -6,13 +6,17 @@ evaluators make their worlds here and need not know which kind they got.
 
 from __future__ import annotations
 
+import hashlib
+import json
+from typing import Any
+
 import torch
 
 from ssm_metarl.action_space import ActionSpace, Discrete
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.tasks.gymnasium_family import make_environment
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.gymnasium_family import make_environment, spaces_of
+from ssm_metarl.tasks.task_family import Choice, TaskFamily, Tasks, Uniform
 from ssm_metarl.types import Worlds
 
 
@@ -77,6 +81,34 @@ def make_worlds(
     )
 
 
+def fingerprint(family: TaskFamily) -> str:
+    """What a family declares, in short: another one of the same name has another fingerprint.
+
+    Names, defaults and ranges of the parameters, sizes of observations and actions, whose physics,
+    and the time limit.
+    """
+    obs_dim, space = observation_and_action(family)
+    declared = {
+        "physics": type(family.dynamics).__name__ if family.dynamics else family.gymnasium_id,
+        "observations": obs_dim,
+        "actions": str(space),
+        "max_episode_steps": family.max_episode_steps,
+        "told_dims": family.told_dims,
+        "parameters": [
+            [p.name, float(p.default), *(_range(r) for r in (p.id, p.ood))]
+            for p in family.parameters
+        ],
+    }
+    text = json.dumps(declared, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _range(values: Uniform | Choice) -> list[Any]:
+    if isinstance(values, Choice):
+        return ["choice", *map(float, values.values)]
+    return ["uniform", *([float(low), float(high)] for low, high in values.intervals)]
+
+
 def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
     """Observation size O and action space of a family's tasks: what a policy for it must fit."""
     if family.dynamics is not None:
@@ -86,8 +118,6 @@ def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
             f"task family {family.name!r}: expected batched physics or a Gymnasium id, "
             f"received neither"
         )
-    from ssm_metarl.env_runner.gymnasium_worlds import spaces_of
-
     env = make_environment(family.gymnasium_id)
     try:
         return spaces_of(env)

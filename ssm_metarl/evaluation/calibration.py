@@ -18,6 +18,7 @@ nothing here sees an evaluation's tasks, nor anything out of distribution.
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -194,10 +195,10 @@ def own_window_errors(
     Returns:
         Shape (K,).
     """
-    worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-window")
-    num_steps = FIRST_WINDOWS * window
-    actor = policy.actor(params, len(tasks), 1)
-    rollout = collect_rollout(worlds, actor, num_steps, autoreset=True)
+    with closing(make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-window")) as worlds:
+        num_steps = FIRST_WINDOWS * window
+        actor = policy.actor(params, len(tasks), 1)
+        rollout = collect_rollout(worlds, actor, num_steps, autoreset=True)
     rng = seeding.generator(seed, f"{PURPOSE}-window")
     end = rng.integers(window, num_steps, size=len(tasks), endpoint=True)
     until = torch.arange(num_steps)[:, None, None] < torch.from_numpy(end)[:, None]

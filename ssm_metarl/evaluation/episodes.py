@@ -9,6 +9,7 @@ task k's own stream, so two arms differ in how they act and in nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,7 +30,7 @@ from ssm_metarl.config import (
 )
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
-from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
+from ssm_metarl.env_runner.worlds import fingerprint, make_worlds, observation_and_action
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CartPoleDynamics
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
@@ -102,12 +103,33 @@ class MetaTrained:
 
 
 def check_family(policy: Policy, family: TaskFamily) -> None:
-    """Raise ValueError unless the policy fits the family's observations and actions."""
+    """Raise ValueError unless the policy fits the family's observations and actions.
+
+    A policy may be run on another family than its own, but not on another one of the same name.
+    """
+    check_declaration(policy.trained_on, family)
     obs_dim, space = observation_and_action(family)
     if (policy.obs_dim, policy.action_space) != (obs_dim, space):
         raise ValueError(
             f"model: expected one for {family.name} (observations of size {obs_dim}, {space}), "
             f"received one for observations of size {policy.obs_dim}, {policy.action_space}"
+        )
+
+
+def check_declaration(trained_on: tuple[str, str] | None, family: TaskFamily) -> None:
+    """Raise ValueError where a model was trained on another family of this one's name.
+
+    Args:
+        trained_on: As in `Policy`.
+        family: Which is it?
+    """
+    if trained_on is None or trained_on[0] != family.name:
+        return
+    if trained_on[1] != fingerprint(family):
+        raise ValueError(
+            f"task family: expected {family.name!r} as the model was trained on it, received "
+            f"another of that name (other parameters, ranges, sizes or physics); hand over that "
+            f"one, or give this one another name"
         )
 
 
@@ -133,14 +155,14 @@ def collect_support(
     purpose: str = PURPOSE,
 ) -> Rollout:
     """Support data of K tasks: ``num_steps`` environment steps each, one environment a task."""
-    worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{purpose}-support")
-    noise = TaskNoise(seed, f"{purpose}-support-action", tasks.indices)
-    actor = (
-        random_actor(worlds, noise, num_steps)
-        if support_policy == "random"
-        else policy.actor(policy.meta_params(), len(tasks), 1, noise=noise, num_steps=num_steps)
-    )
-    return collect_rollout(worlds, actor, num_steps, autoreset=True)
+    with closing(make_worlds(tasks, 1, seed=seed, purpose=f"{purpose}-support")) as worlds:
+        noise = TaskNoise(seed, f"{purpose}-support-action", tasks.indices)
+        actor = (
+            random_actor(worlds, noise, num_steps)
+            if support_policy == "random"
+            else policy.actor(policy.meta_params(), len(tasks), 1, noise=noise, num_steps=num_steps)
+        )
+        return collect_rollout(worlds, actor, num_steps, autoreset=True)
 
 
 def shuffle_actions(rollout: Rollout, *, seed: int) -> Rollout:
@@ -159,8 +181,10 @@ def shuffle_actions(rollout: Rollout, *, seed: int) -> Rollout:
 
 def run_arm(tasks: Tasks, actor: Actor, config: EvaluationConfig) -> np.ndarray:
     """Returns of an actor's full-length episodes, shape (K, episodes_per_task)."""
-    worlds = make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
-    rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
+    with closing(
+        make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
+    ) as worlds:
+        rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
     returns: np.ndarray = rollout.episode_returns().double().numpy()
     return returns
 
@@ -181,32 +205,34 @@ def run_trials(
     Returns:
         Shape (K, episodes_per_task), in the order in which a task's episodes followed each other.
     """
-    worlds = make_worlds(tasks, 1, seed=config.seed, purpose=f"{PURPOSE}-trial")
-    returns = torch.zeros(len(tasks), config.episodes_per_task + 1, dtype=torch.float64)
-    episode = torch.zeros(len(tasks), dtype=torch.int64)
-    obs, reset = worlds.reset(), torch.ones(len(tasks), 1, dtype=torch.bool)
-    steps = 0
-    while bool((episode < config.episodes_per_task).any()):
-        action, _ = actor(obs, reset)
-        step = worlds.step(action)
-        steps += 1
-        if isinstance(actor, RewardedActor):
-            actor.rewarded(step.reward)
-        # Whoever is through with its trial goes on, in a column that nobody reads.
-        returns[torch.arange(len(tasks)), episode] += step.reward[:, 0]
-        reset = step.terminated | step.truncated
-        if steps == first_steps:
-            reset = reset | (episode == 0)[:, None]
-        episode = (episode + reset[:, 0]).clamp(max=config.episodes_per_task)
-        obs = worlds.reset(reset)
+    with closing(make_worlds(tasks, 1, seed=config.seed, purpose=f"{PURPOSE}-trial")) as worlds:
+        returns = torch.zeros(len(tasks), config.episodes_per_task + 1, dtype=torch.float64)
+        episode = torch.zeros(len(tasks), dtype=torch.int64)
+        obs, reset = worlds.reset(), torch.ones(len(tasks), 1, dtype=torch.bool)
+        steps = 0
+        while bool((episode < config.episodes_per_task).any()):
+            action, _ = actor(obs, reset)
+            step = worlds.step(action)
+            steps += 1
+            if isinstance(actor, RewardedActor):
+                actor.rewarded(step.reward)
+            # Whoever is through with its trial goes on, in a column that nobody reads.
+            returns[torch.arange(len(tasks)), episode] += step.reward[:, 0]
+            reset = step.terminated | step.truncated
+            if steps == first_steps:
+                reset = reset | (episode == 0)[:, None]
+            episode = (episode + reset[:, 0]).clamp(max=config.episodes_per_task)
+            obs = worlds.reset(reset)
     return returns[:, :-1].numpy()
 
 
 def uniform_actor(tasks: Tasks, config: EvaluationConfig) -> Actor:
     """Uniform actions, from streams that belong to the tasks."""
-    worlds = make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
-    noise = TaskNoise(config.seed, f"{PURPOSE}-random", tasks.indices)
-    return random_actor(worlds, noise, worlds.max_episode_steps)
+    with closing(
+        make_worlds(tasks, config.episodes_per_task, seed=config.seed, purpose=PURPOSE)
+    ) as worlds:
+        noise = TaskNoise(config.seed, f"{PURPOSE}-random", tasks.indices)
+        return random_actor(worlds, noise, worlds.max_episode_steps)
 
 
 def episodes_of(
@@ -234,11 +260,11 @@ def episodes_of(
     shapes = policy.step_sizes().shapes
     flat = torch.stack([flatten(p, shapes).reshape(-1).detach() for p in params])
     same = tasks[[0] * len(params)]
-    worlds = make_worlds(
-        same, num_episodes, seed=seed, purpose=PURPOSE, max_episode_steps=max_steps
-    )
-    actor = policy.actor(FlatParams(flat, shapes), len(params), num_episodes)
-    return collect_rollout(worlds, actor, worlds.max_episode_steps)
+    with closing(
+        make_worlds(same, num_episodes, seed=seed, purpose=PURPOSE, max_episode_steps=max_steps)
+    ) as worlds:
+        actor = policy.actor(FlatParams(flat, shapes), len(params), num_episodes)
+        return collect_rollout(worlds, actor, worlds.max_episode_steps)
 
 
 def trial_episodes(
@@ -263,10 +289,10 @@ def trial_episodes(
     Returns:
         The trials' first episodes, their second ones and so on, a rollout (T, 1, N) each.
     """
-    worlds = make_worlds(tasks, num_trials, seed=seed, purpose=PURPOSE)
-    actor = policy.actor(params, 1, num_trials)
-    steps = num_episodes * worlds.max_episode_steps
-    rollout = collect_rollout(worlds, actor, steps, autoreset=True)
+    with closing(make_worlds(tasks, num_trials, seed=seed, purpose=PURPOSE)) as worlds:
+        actor = policy.actor(params, 1, num_trials)
+        steps = num_episodes * worlds.max_episode_steps
+        rollout = collect_rollout(worlds, actor, steps, autoreset=True)
     number = rollout.reset.long().cumsum(dim=0) - 1  # (T, 1, N)
 
     def episode(wanted: int) -> Rollout:
@@ -333,8 +359,8 @@ def flip_trajectories(
         )
 
     def states(params: Params, tasks: Tasks) -> np.ndarray:
-        worlds = make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-flip")
-        rollout = collect_rollout(worlds, policy.actor(params, 1, 1), worlds.max_episode_steps)
+        with closing(make_worlds(tasks, 1, seed=seed, purpose=f"{PURPOSE}-flip")) as worlds:
+            rollout = collect_rollout(worlds, policy.actor(params, 1, 1), worlds.max_episode_steps)
         result: np.ndarray = rollout.next_obs[rollout.mask].numpy()
         return result
 

@@ -17,6 +17,7 @@ The trap: the greedy episodes are measurements, not data. Only what a task learn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal
@@ -220,15 +221,15 @@ class _Learner:
     def _collect(self, rows: Tensor, count: int) -> Rollout:
         config, tasks = self.config, self.tasks[rows.tolist()]
         purpose = f"{PURPOSE}-{len(self.returns)}"
-        worlds = make_worlds(tasks, count, seed=config.seed, purpose=purpose)
-        noise = TaskNoise(config.seed, f"{purpose}-action", tasks.indices)
-        limit = worlds.max_episode_steps
-        if config.behaviour == "random":
-            actor = random_actor(worlds, noise, limit)
-        else:
-            params = self.params.at(self.params.flat.detach()[rows])
-            actor = self.policy.actor(params, len(tasks), count, noise=noise, num_steps=limit)
-        return collect_rollout(worlds, actor, limit)
+        with closing(make_worlds(tasks, count, seed=config.seed, purpose=purpose)) as worlds:
+            noise = TaskNoise(config.seed, f"{purpose}-action", tasks.indices)
+            limit = worlds.max_episode_steps
+            if config.behaviour == "random":
+                actor = random_actor(worlds, noise, limit)
+            else:
+                params = self.params.at(self.params.flat.detach()[rows])
+                actor = self.policy.actor(params, len(tasks), count, noise=noise, num_steps=limit)
+            return collect_rollout(worlds, actor, limit)
 
     def _losses(
         self, rollout: Rollout
@@ -242,6 +243,7 @@ class _Learner:
                 gamma=config.gamma,
                 gae_lambda=config.gae_lambda,
                 told_dims=self.tasks.family.told_dims,
+                obs_scale=policy.obs_scale,
             )
         parts: list[tuple[Tensor, Callable[[FlatParams], Tensor]]] = []
         for part in query_parts(rollout, advantage):

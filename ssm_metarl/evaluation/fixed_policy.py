@@ -21,6 +21,7 @@ The trap: a lower bound. A better fixed policy may exist, and then adapting is w
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -125,7 +126,7 @@ class FixedActor:
         if isinstance(space, Discrete):
             action = (score[..., 0] > 0).long() if space.n == 2 else score.argmax(dim=-1)
         else:
-            middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2
+            middle, half = space.middle_and_half(score)
             action = middle + half * score.clamp(-1, 1)
         code = space.code(action)
         self._last = torch.cat([code, last[..., : -code.shape[-1]]], dim=-1)
@@ -189,11 +190,11 @@ class _Trials:
         self._family, self._seed = family, seed
         self._drawn = 0
         tasks = self._tasks(SPREAD_TASKS)
-        worlds = make_worlds(tasks, 1, seed=seed, purpose=STREAM)
-        noise = TaskNoise(seed, f"{STREAM}-random", tasks.indices)
-        actor = random_actor(worlds, noise, SPREAD_STEPS)
-        seen = collect_rollout(worlds, actor, SPREAD_STEPS, autoreset=True)
-        self.space = worlds.action_space
+        with closing(make_worlds(tasks, 1, seed=seed, purpose=STREAM)) as worlds:
+            noise = TaskNoise(seed, f"{STREAM}-random", tasks.indices)
+            actor = random_actor(worlds, noise, SPREAD_STEPS)
+            seen = collect_rollout(worlds, actor, SPREAD_STEPS, autoreset=True)
+            self.space = worlds.action_space
         self.spread = seen.obs.square().mean(dim=(0, 1, 2)).sqrt().clamp(min=MIN_SPREAD)
         code_dim = self.space.code_dim
         self.shape = (len(self.spread) + ACTIONS_SEEN * code_dim + 1, code_dim)
@@ -218,21 +219,21 @@ class _Trials:
     def scores(self, weights: np.ndarray, num_tasks: int) -> np.ndarray:
         """Mean returns (P,) of policies (P, F, C), each of which acts in the same tasks."""
         tasks, count = self._tasks(num_tasks), len(weights)
-        worlds = make_worlds(tasks, count, seed=self._seed, purpose=STREAM)
-        actor = FixedActor(
-            torch.from_numpy(weights).float(), self.spread, self.space, (num_tasks, count)
-        )
-        obs = worlds.reset()
-        reset = torch.ones(num_tasks, count, dtype=torch.bool)
-        running, returns = reset, torch.zeros(num_tasks, count)
-        for t in range(worlds.max_episode_steps):
-            action, _ = actor(obs, reset)
-            step = worlds.step(action)
-            obs, reset = step.obs, torch.zeros_like(reset)
-            returns += step.reward  # 0 where an episode has ended
-            self.env_steps += int(running.sum())
-            running = running & ~(step.terminated | step.truncated)
-            if t % CHECK_EVERY == CHECK_EVERY - 1 and not running.any():
-                break
+        with closing(make_worlds(tasks, count, seed=self._seed, purpose=STREAM)) as worlds:
+            actor = FixedActor(
+                torch.from_numpy(weights).float(), self.spread, self.space, (num_tasks, count)
+            )
+            obs = worlds.reset()
+            reset = torch.ones(num_tasks, count, dtype=torch.bool)
+            running, returns = reset, torch.zeros(num_tasks, count)
+            for t in range(worlds.max_episode_steps):
+                action, _ = actor(obs, reset)
+                step = worlds.step(action)
+                obs, reset = step.obs, torch.zeros_like(reset)
+                returns += step.reward  # 0 where an episode has ended
+                self.env_steps += int(running.sum())
+                running = running & ~(step.terminated | step.truncated)
+                if t % CHECK_EVERY == CHECK_EVERY - 1 and not running.any():
+                    break
         mean: np.ndarray = returns.double().mean(dim=0).numpy()
         return mean

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -402,8 +403,8 @@ def verify(
     if support_steps > 0:
         support = collect_support(policy, tasks, support_steps, trained.support_policy, seed=seed)
         params, _ = StandardAdapter(trained.adaptation()).adapt_tasks(policy, support)
-    worlds = make_worlds(tasks, 1, seed=seed, purpose=PURPOSE)
-    rollout = collect_rollout(worlds, policy.actor(params, 10, 1), worlds.max_episode_steps)
+    with closing(make_worlds(tasks, 1, seed=seed, purpose=PURPOSE)) as worlds:
+        rollout = collect_rollout(worlds, policy.actor(params, 10, 1), worlds.max_episode_steps)
     returns = rollout.episode_returns()[:, 0].double()
     return {
         "episodes": config.num_tasks,

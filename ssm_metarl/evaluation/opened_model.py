@@ -22,12 +22,15 @@ from ssm_metarl.checkpoint import Checkpoint, find_model, load_model
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import AdaptationMode, EvaluationConfig, StandardAdaptationConfig
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.evaluation.episodes import MetaTrained, can_adapt, check_family
 from ssm_metarl.evaluation.fixed_policy import FixedPolicy
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer, is_saved_buffer
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
+
+HAND_OVER = "hand it over: open_model(name, family=...)"
 
 Mode = AdaptationMode | Literal["in_context", "both"]
 """A gradient step, a memory that runs through several episodes, or the one and then the other."""
@@ -175,12 +178,13 @@ class OpenedModel:
         return result
 
 
-def open_model(name: str, family: str | None = None) -> OpenedModel:
+def open_model(name: str, family: str | TaskFamily | None = None) -> OpenedModel:
     """Open a shipped name, a run's folder, a checkpoint or a ``.pth`` file.
 
     Args:
         name: Which model.
-        family: Name of a family, or a Gymnasium id; None for the one it was trained on.
+        family: Name of a family, or a Gymnasium id, or a family of one's own; None for the one it
+            was trained on, where that comes with the package.
 
     Raises:
         FileNotFoundError: There is no such model.
@@ -193,7 +197,20 @@ def open_model(name: str, family: str | None = None) -> OpenedModel:
         trained.adaptation()  # refuses what no training writes
         if policy.adapted:
             trained = replace(trained, gradient=False)
-        known = family_of_env(family or checkpoint.training.get("family", "cartpole"))
+        recorded = checkpoint.training.get("family", "cartpole")
+        if isinstance(family, TaskFamily):
+            known = family
+        elif family is not None:
+            known = family_of_env(family)
+        else:
+            known = family_of_env(recorded, HAND_OVER)
+            if checkpoint.trained_on not in (None, (recorded, fingerprint(known))):
+                raise ValueError(
+                    f"task family: expected {recorded!r} as {name} was trained on it, received "
+                    f"the package's {known.name!r}, which declares something else; {HAND_OVER}"
+                )
+        if buffer is not None and checkpoint.trained_on is None:
+            buffer.family = _name_of(buffer.family)
     check_family(policy, known)
     return OpenedModel(
         name=name,
@@ -216,7 +233,10 @@ def open_experience(name: str | Path) -> ExperienceBuffer:
     if is_saved_buffer(path):
         return ExperienceBuffer.load(path)
     with readable(name):
-        buffer = load_model(name).experience()
+        checkpoint = load_model(name)
+        buffer = checkpoint.experience()
+        if buffer is not None and checkpoint.trained_on is None:
+            buffer.family = _name_of(buffer.family)
     if buffer is None:
         raise ValueError(
             f"experience: expected a saved buffer or a model with experience, received {name} "
@@ -227,7 +247,15 @@ def open_experience(name: str | Path) -> ExperienceBuffer:
 
 def is_of_family(buffer: ExperienceBuffer, family: TaskFamily) -> bool:
     """Whether experience is of a family, as far as it says where it is from."""
-    return buffer.family in (None, family.name, family.gymnasium_id)
+    return buffer.family in (None, family.name)
+
+
+def _name_of(label: str | None) -> str | None:
+    """The name of the family that an older file calls by its Gymnasium id, perhaps."""
+    try:
+        return label and family_of_env(label).name
+    except ValueError:
+        return label
 
 
 @contextlib.contextmanager

@@ -10,15 +10,34 @@ from typing import Any
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, SingleTaskConfig
 from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.env_runner.observation_scale import measured_scale
 from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.tasks.task_family import TaskFamily
 
+MAX_IN_CONTEXT = 64
+"""Size of the widest observations of an in-context policy."""
 
-def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFamily) -> PolicyConfig:
+
+def architecture(
+    config: MetaTrainingConfig | SingleTaskConfig,
+    family: TaskFamily,
+    *,
+    like: PolicyConfig | None = None,
+) -> PolicyConfig:
     """The policy's architecture for a family.
 
     A `StateSpaceModel` sees observations in their own units, as the documents say, and has as many
-    outputs as the action logits and the family's predicted effects need.
+    outputs as the action logits and the family's predicted effects need. A `DiagonalSSM` sees them
+    times the factors that the family declares, or that are measured here.
+
+    Args:
+        config: The training's settings.
+        family: Whose observations and actions it has.
+        like: The architecture of weights that are to go on: what the family does not declare stays
+            as it is there.
+
+    Raises:
+        ValueError: Observations too wide for a policy in context.
     """
     obs_dim, space = observation_and_action(family)
     nonlinear = config.core == "state_space"
@@ -27,8 +46,28 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
     actions: dict[str, Any] = (
         {"num_actions": space.n}
         if isinstance(space, Discrete)
-        else {"action_dim": space.dim, "action_low": space.low, "action_high": space.high}
+        else {
+            "action_dim": space.dim,
+            "action_low": space.low,
+            "action_high": space.high,
+            "action_scaled": True if like is None else like.action_scaled,
+        }
     )
+    if meta.in_context and obs_dim > MAX_IN_CONTEXT:
+        raise ValueError(
+            f"in context: expected observations of at most {MAX_IN_CONTEXT} numbers, whose effect "
+            f"on each other is an input, received {obs_dim} of {family.name}; meta-train it for a "
+            f"gradient step alone"
+        )
+    obs_limit = tuple(1 / scale for scale in family.obs_scale or ())
+    if nonlinear:
+        obs_scale = (1.0,) * obs_dim
+    elif family.obs_scale is not None:
+        obs_scale = family.obs_scale
+    elif like is not None and len(like.obs_scale) == obs_dim:
+        obs_scale, obs_limit = like.obs_scale, like.obs_limit
+    else:
+        obs_scale = measured_scale(family)
     return PolicyConfig(
         core=config.core,
         state_dim=config.state_dim,
@@ -36,8 +75,8 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
         num_layers=config.num_layers,
         norm_dim=meta.norm_dim,
         output_dim=space.logits_dim + effects,
-        obs_scale=(1.0,) * obs_dim if nonlinear or not family.obs_scale else family.obs_scale,
-        obs_limit=tuple(1 / scale for scale in family.obs_scale or ()),
+        obs_scale=obs_scale,
+        obs_limit=obs_limit,
         predicted_dims=family.effect_dims if nonlinear else (),
         mirror=family.mirror,
         in_context=meta.in_context,
@@ -47,12 +86,14 @@ def architecture(config: MetaTrainingConfig | SingleTaskConfig, family: TaskFami
     )
 
 
-def in_context_architecture(config: InContextConfig, family: TaskFamily) -> PolicyConfig:
-    """The architecture of an in-context policy for a family."""
+def in_context_architecture(
+    config: InContextConfig, family: TaskFamily, *, like: PolicyConfig | None = None
+) -> PolicyConfig:
+    """The architecture of an in-context policy for a family, as :func:`architecture` makes it."""
     sizes = MetaTrainingConfig(
         state_dim=config.state_dim,
         hidden_dim=config.hidden_dim,
         num_layers=config.num_layers,
         in_context=True,
     )
-    return architecture(sizes, family)
+    return architecture(sizes, family, like=like)

@@ -22,18 +22,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.compiled import threads_for_kernels, usual_modes
+from ssm_metarl.config import PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.trial_input import trial_starts
 from ssm_metarl.env_runner.rollout import collect_rollout
-from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.meta_rl.counted import Counted
 from ssm_metarl.meta_rl.meta_maml import FINAL_LR_SHARE, TrainingDiverged
@@ -114,6 +116,7 @@ class InContextTrainer(Counted):
         config: The settings.
         family: Overrides the family that ``config.family`` names.
         policy: Trained in place of a fresh one of the configuration's sizes.
+        like: See `architecture`.
     """
 
     @usual_modes()
@@ -123,16 +126,19 @@ class InContextTrainer(Counted):
         family: TaskFamily | None = None,
         *,
         policy: Policy | None = None,
+        like: PolicyConfig | None = None,
     ) -> None:
         super().__init__()
-        self.config: InContextConfig = config
+        self.config: InContextConfig
         self.family = family or family_of_env(config.family)
+        self.config = replace(config, family=self.family.name)  # what a checkpoint says it is
         if config.imitation_coef > 0:
             expert_for(self.family.task())  # whoever asks for one that is not there hears it now
-        self.policy_config = in_context_architecture(config, self.family)
+        self.policy_config = in_context_architecture(config, self.family, like=like)
         self.policy = policy or build_policy(
             self.policy_config, seed=config.seed, inner_lr=INNER_LR
         )
+        self.policy.trained_on = (self.family.name, fingerprint(self.family))
         self.optimizer = torch.optim.Adam(
             self.policy.meta_params().values(), lr=config.lr, eps=1e-5
         )
@@ -181,26 +187,28 @@ class InContextTrainer(Counted):
     def _collect(self, tasks: Tasks) -> Rollout:
         config, policy = self.config, self.policy
         batched = self.family.dynamics is not None  # a Gymnasium environment's state is hidden
-        worlds = make_worlds(
-            tasks,
-            1,
-            seed=config.seed,
-            purpose="train-trial",
-            max_episode_steps=config.horizon,
-            push_probability=config.push_probability if batched else 0.0,
-            spread_starts=config.spread_starts if batched else 0.0,
-        )
-        noise = TaskNoise(config.seed, "train-trial-action", tasks.indices)
-        steps = config.steps_per_epoch + 1  # the last one only tells what the others led to
-        actor = policy.actor(
-            policy.meta_params(),
-            len(tasks),
-            1,
-            noise=noise,
-            num_steps=steps,
-            trial_episodes=config.trial_episodes,
-        )
-        return collect_rollout(worlds, actor, steps, autoreset=True)
+        with closing(
+            make_worlds(
+                tasks,
+                1,
+                seed=config.seed,
+                purpose="train-trial",
+                max_episode_steps=config.horizon,
+                push_probability=config.push_probability if batched else 0.0,
+                spread_starts=config.spread_starts if batched else 0.0,
+            )
+        ) as worlds:
+            noise = TaskNoise(config.seed, "train-trial-action", tasks.indices)
+            steps = config.steps_per_epoch + 1  # the last one only tells what the others led to
+            actor = policy.actor(
+                policy.meta_params(),
+                len(tasks),
+                1,
+                noise=noise,
+                num_steps=steps,
+                trial_episodes=config.trial_episodes,
+            )
+            return collect_rollout(worlds, actor, steps, autoreset=True)
 
     @torch.no_grad()
     def _rate(self, rollout: Rollout, expert: Tensor) -> tuple[Sequences, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,12 @@ def train_single_task(
         rollout = run_episodes(
             policy, family, count, seed=config.seed, purpose="single-task", index=episodes
         )
-        advantage = advantages(rollout, gamma=config.gamma, gae_lambda=config.gae_lambda)
+        advantage = advantages(
+            rollout,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            obs_scale=policy.obs_scale,
+        )
         for group in optimizer.param_groups:
             group["lr"] = config.lr * max(FINAL_LR_SHARE, 1 - episodes / config.num_episodes)
         for _ in range(config.update_epochs):
@@ -121,11 +127,11 @@ def run_episodes(
         greedy: Take the likeliest action instead of sampling.
     """
     tasks = Tasks(family, family.task().values, (index,))
-    worlds = make_worlds(tasks, count, seed=seed, purpose=purpose)
-    limit = worlds.max_episode_steps
-    noise = None if greedy else TaskNoise(seed, f"{purpose}-action", tasks.indices)
-    actor = policy.actor(policy.meta_params(), 1, count, noise=noise, num_steps=limit)
-    return collect_rollout(worlds, actor, limit)
+    with closing(make_worlds(tasks, count, seed=seed, purpose=purpose)) as worlds:
+        limit = worlds.max_episode_steps
+        noise = None if greedy else TaskNoise(seed, f"{purpose}-action", tasks.indices)
+        actor = policy.actor(policy.meta_params(), 1, count, noise=noise, num_steps=limit)
+        return collect_rollout(worlds, actor, limit)
 
 
 def save_single_task(

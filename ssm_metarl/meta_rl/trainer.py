@@ -17,7 +17,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,10 +27,10 @@ from ssm_metarl import seeding
 from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
 from ssm_metarl.adaptation.inner_objective import Replay, check_unadapted, task_loss, weigh_replay
 from ssm_metarl.compiled import threads_for_kernels, usual_modes
-from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig
+from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig, PolicyConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
-from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.counted import Counted
@@ -99,18 +100,27 @@ class MetaTrainer(Counted):
     Args:
         config: The settings.
         family: Overrides the family that ``config.family`` names.
+        like: See `architecture`.
     """
 
     @usual_modes()
-    def __init__(self, config: MetaTrainingConfig, family: TaskFamily | None = None) -> None:
+    def __init__(
+        self,
+        config: MetaTrainingConfig,
+        family: TaskFamily | None = None,
+        *,
+        like: PolicyConfig | None = None,
+    ) -> None:
         super().__init__()
-        self.config: MetaTrainingConfig = config
+        self.config: MetaTrainingConfig
         self.family = family or family_of_env(config.family)
+        self.config = replace(config, family=self.family.name)  # what a checkpoint says it is
         self.device = usable_device(config.device)
-        self.policy_config = architecture(config, self.family)
+        self.policy_config = architecture(config, self.family, like=like)
         self.policy = build_policy(
             self.policy_config, seed=config.seed, inner_lr=config.inner_lr
         ).to(self.device)
+        self.policy.trained_on = (self.family.name, fingerprint(self.family))
         self.maml = MetaMAML(self.policy, config)
         self.buffer = ExperienceBuffer(config.buffer_size, self.family.name)
         self.teacher: Policy | None = None
@@ -173,6 +183,7 @@ class MetaTrainer(Counted):
             gae_lambda=config.gae_lambda,
             shared_scale=True,
             told_dims=self.family.told_dims,
+            obs_scale=self.policy.obs_scale,
         )
         update = self.maml.update(
             loss,
@@ -203,15 +214,17 @@ class MetaTrainer(Counted):
 
     def _collect_support(self, tasks: Tasks, num_steps: int) -> Rollout:
         seed = self.config.seed
-        worlds = make_worlds(tasks, 1, seed=seed, purpose="train-support", device=self.device)
-        noise = TaskNoise(seed, "train-support-action", tasks.indices)
-        if self.config.support_policy == "random":
-            actor = random_actor(worlds, noise, num_steps)
-        else:
-            actor = self.policy.actor(
-                self.policy.meta_params(), len(tasks), 1, noise=noise, num_steps=num_steps
-            )
-        return collect_rollout(worlds, actor, num_steps, autoreset=True)
+        with closing(
+            make_worlds(tasks, 1, seed=seed, purpose="train-support", device=self.device)
+        ) as worlds:
+            noise = TaskNoise(seed, "train-support-action", tasks.indices)
+            if self.config.support_policy == "random":
+                actor = random_actor(worlds, noise, num_steps)
+            else:
+                actor = self.policy.actor(
+                    self.policy.meta_params(), len(tasks), 1, noise=noise, num_steps=num_steps
+                )
+            return collect_rollout(worlds, actor, num_steps, autoreset=True)
 
     def _inner_loss(self, support: Rollout) -> TaskLoss:
         config = self.config
@@ -237,23 +250,25 @@ class MetaTrainer(Counted):
     def _collect_query(self, tasks: Tasks, adapted: Params) -> tuple[Rollout, int]:
         config, every = self.config, self.config.full_horizon_every
         full = every > 0 and self.epoch % every == every - 1
-        worlds = make_worlds(
-            tasks,
-            config.episodes_per_task,
-            seed=config.seed,
-            purpose="train-query",
-            max_episode_steps=None if full else config.horizon,
-            # a Gymnasium environment's state is out of reach
-            push_probability=config.push_probability if self.family.dynamics else 0.0,
-            spread_starts=config.spread_starts if self.family.dynamics else 0.0,
-            device=self.device,
-        )
-        horizon = worlds.max_episode_steps
-        noise = TaskNoise(config.seed, "train-query-action", tasks.indices)
-        actor = self.policy.actor(
-            adapted, len(tasks), config.episodes_per_task, noise=noise, num_steps=horizon
-        )
-        return collect_rollout(worlds, actor, horizon), horizon
+        with closing(
+            make_worlds(
+                tasks,
+                config.episodes_per_task,
+                seed=config.seed,
+                purpose="train-query",
+                max_episode_steps=None if full else config.horizon,
+                # a Gymnasium environment's state is out of reach
+                push_probability=config.push_probability if self.family.dynamics else 0.0,
+                spread_starts=config.spread_starts if self.family.dynamics else 0.0,
+                device=self.device,
+            )
+        ) as worlds:
+            horizon = worlds.max_episode_steps
+            noise = TaskNoise(config.seed, "train-query-action", tasks.indices)
+            actor = self.policy.actor(
+                adapted, len(tasks), config.episodes_per_task, noise=noise, num_steps=horizon
+            )
+            return collect_rollout(worlds, actor, horizon), horizon
 
     def _guide(self, support: Rollout, query: Rollout, num_steps: int) -> Guide | None:
         """What the teacher, adapted to the same data, would do in the query episodes."""

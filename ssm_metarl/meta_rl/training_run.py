@@ -24,6 +24,7 @@ from typing import Any
 
 from ssm_metarl.checkpoint import (
     FILE_NAME,
+    FINGERPRINT,
     Checkpoint,
     load_checkpoint,
     load_pretrained,
@@ -34,10 +35,13 @@ from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, plain, rebuild
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.daemon.only_writer import only_writer
+from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer, usable_device
 from ssm_metarl.meta_rl.training_log import LOG_NAME, read_log
 from ssm_metarl.reproducibility import is_reproducible
+from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.task_family import TaskFamily
 
 LOCK_NAME = "training.lock"
 CHECKPOINT_EVERY = 10  # epochs
@@ -105,6 +109,7 @@ class TrainingRun:
         cls,
         out: Path,
         *,
+        family: TaskFamily | None = None,
         num_epochs: int | None = None,
         max_env_steps: int | None = None,
         device: str | None = None,
@@ -114,6 +119,7 @@ class TrainingRun:
 
         Args:
             out: Its folder.
+            family: What it trains on, where that is no family that comes with the package.
             num_epochs: A new limit. With any new limit given, the old ones no longer count.
             max_env_steps: A new limit.
             device: Where to compute from now on; None for where it computed before, or for the
@@ -122,7 +128,9 @@ class TrainingRun:
 
         Raises:
             FileNotFoundError: There is no checkpoint.
-            ValueError: It is damaged, or not that of a training, or another process trains there.
+            ValueError: It is damaged, or not that of a training, or another process trains there,
+                or it is of another family than the one that is handed over or that the package
+                knows by its name.
         """
         seen = _identity(out / FILE_NAME)
         checkpoint = load_checkpoint(out)
@@ -132,8 +140,17 @@ class TrainingRun:
         if num_epochs is not None or max_env_steps is not None:
             config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
         config, fallen_back_from = _on_device(config, device)
-        trainer = make_trainer(config)
-        built, saved = trainer.policy.config, PolicyConfig.from_dict(checkpoint.policy_config)
+        advice = "hand it over: TrainingRun.resume(out, family=...)"
+        known = family or family_of_env(config.family, advice)
+        if checkpoint.trained_on not in (None, (known.name, fingerprint(known))):
+            raise ValueError(
+                f"task family: expected {config.family!r} as it was declared for {out}, received "
+                f"{known.name!r} of another name, other parameters, ranges, sizes or physics; "
+                f"{advice}"
+            )
+        saved = PolicyConfig.from_dict(checkpoint.policy_config)
+        trainer = make_trainer(config, known, like=saved)
+        built = trainer.policy.config
         if built != saved:
             raise ValueError(
                 f"{out}: expected a training of this version's policies, {built}, received one of "
@@ -234,7 +251,8 @@ class TrainingRun:
             Checkpoint(
                 policy_config=asdict(trainer.policy_config),
                 tensors=trainer.tensors(),
-                training=training_record(trainer.config),
+                training=training_record(trainer.config)
+                | {FINGERPRINT: fingerprint(trainer.family)},
                 counters=trainer.counters(),
                 card=card or {},
                 calibration={} if calibration is None else asdict(calibration),
@@ -281,9 +299,13 @@ def _on_device(config: Config, device: str | None) -> tuple[Config, str | None]:
     return config, None
 
 
-def make_trainer(config: Config) -> Trainer:
-    """The training that a configuration describes, fresh."""
-    return InContextTrainer(config) if isinstance(config, InContextConfig) else MetaTrainer(config)
+def make_trainer(
+    config: Config, family: TaskFamily | None = None, *, like: PolicyConfig | None = None
+) -> Trainer:
+    """The training that a configuration describes, fresh; see `MetaTrainer`."""
+    if isinstance(config, InContextConfig):
+        return InContextTrainer(config, family, like=like)
+    return MetaTrainer(config, family, like=like)
 
 
 def training_record(config: Config) -> dict[str, Any]:
@@ -293,11 +315,12 @@ def training_record(config: Config) -> dict[str, Any]:
 
 
 def recorded_config(record: dict[str, Any], what: str) -> Config:
-    """The configuration that :func:`training_record` wrote.
+    """The configuration that :func:`training_record` wrote; a family's fingerprint is left out.
 
     Raises:
         ValueError: Unknown or missing fields, or values of another type.
     """
+    record = {name: value for name, value in record.items() if name != FINGERPRINT}
     if record.get("mode") == "in_context":
         return rebuild(InContextConfig, {n: v for n, v in record.items() if n != "mode"}, what)
     return rebuild(MetaTrainingConfig, record, what)

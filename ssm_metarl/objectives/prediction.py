@@ -16,9 +16,10 @@ from torch import Tensor
 
 from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.objectives.returns import unit_factors
 from ssm_metarl.types import Params, Rollout
 
-MIN_SPREAD = 1e-4  # an observation dimension that hardly moves is not blown up to noise
+MIN_SPREAD = 1e-4  # a dimension that hardly moves, in its unit, is not blown up to noise
 
 
 def target_spread(policy: Policy, rollout: Rollout) -> Tensor:
@@ -27,7 +28,8 @@ def target_spread(policy: Policy, rollout: Rollout) -> Tensor:
     change = (rollout.next_obs - rollout.obs)[..., list(policy.heads.predicted_dims)]
     weight = rollout.mask[..., None].to(change.dtype)
     count = weight.sum(dim=(0, 2)).clamp(min=1)
-    return ((change.square() * weight).sum(dim=(0, 2)) / count).sqrt().clamp(min=MIN_SPREAD)
+    least = MIN_SPREAD / unit_factors(policy.obs_scale)[list(policy.heads.predicted_dims)]
+    return ((change.square() * weight).sum(dim=(0, 2)) / count).sqrt().clamp(min=least.to(change))
 
 
 def silent_dims(policy: Policy, rollout: Rollout) -> Tensor:

@@ -89,11 +89,12 @@ class Training:
     def _trainer(self, start: Checkpoint) -> MetaTrainer:
         """The training, where it was left."""
         from ssm_metarl.checkpoint import FILE_NAME, load_checkpoint
-        from ssm_metarl.config import MetaTrainingConfig, rebuild
+        from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
         from ssm_metarl.meta_rl.trainer import MetaTrainer
 
         config = rebuild(MetaTrainingConfig, start.training, "training")
-        trainer = MetaTrainer(config, self.family)
+        like = PolicyConfig.from_dict(start.policy_config)
+        trainer = MetaTrainer(config, self.family, like=like)
         saved = None
         if self.work is not None and (Path(self.work) / FILE_NAME).is_file():
             saved = load_checkpoint(self.work)

@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ssm_metarl.adaptation.inner_objective import check_unadapted
-from ssm_metarl.checkpoint import Checkpoint, load_model, pack
+from ssm_metarl.checkpoint import FINGERPRINT, Checkpoint, load_model, pack
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.environment import Environment
-from ssm_metarl.evaluation.episodes import can_adapt, check_family
+from ssm_metarl.evaluation.episodes import can_adapt, check_declaration, check_family
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 from ssm_metarl.recursive_self_improvement.candidates import recipe_for
@@ -66,13 +66,15 @@ def generation_zero(
         raise ValueError(
             "model: expected one that sees observations only, received one that adapts in context"
         )
+    check_declaration(checkpoint.trained_on, family)
     recipe = _recipe(checkpoint, family)
     if recipe.adaptation_steps == 0:
         raise ValueError(
             "model: expected one that was meta-trained for a gradient step, received one that was "
             "trained without any"
         )
-    config = architecture(recipe, family)
+    like = PolicyConfig.from_dict(checkpoint.policy_config)
+    config = architecture(recipe, family, like=like)
     checkpoint = replace(
         checkpoint,
         policy_config=asdict(config),
@@ -110,7 +112,8 @@ def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) ->
 def _recipe(checkpoint: Checkpoint, family: TaskFamily) -> MetaTrainingConfig:
     """The training that the model came from, or the default one for its architecture."""
     if checkpoint.training:
-        return rebuild(MetaTrainingConfig, checkpoint.training, "model: training")
+        training = {n: v for n, v in checkpoint.training.items() if n != FINGERPRINT}
+        return rebuild(MetaTrainingConfig, training, "model: training")
     config = PolicyConfig.from_dict(checkpoint.policy_config)
     return MetaTrainingConfig(
         family=family.name,

@@ -24,6 +24,7 @@ pair counts as -1, the worst there is, whichever side it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,9 +141,9 @@ def _adapted_returns(
     from ssm_metarl.env_runner.worlds import make_worlds
 
     adapted, _ = StandardAdapter(trained.adaptation(rollback=False)).adapt_tasks(policy, support)
-    worlds = make_worlds(tasks, 1, seed=seed, purpose=purpose)
-    actor = policy.actor(adapted, len(tasks), 1)
-    rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
+    with closing(make_worlds(tasks, 1, seed=seed, purpose=purpose)) as worlds:
+        actor = policy.actor(adapted, len(tasks), 1)
+        rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
     result = rollout.episode_returns()[:, 0].double().numpy()
     sound = adapted.flat.isfinite().all(dim=1).numpy()
     return np.where(sound, result, np.nan), int(rollout.mask.sum())

@@ -1,32 +1,31 @@
 """Task families over any Gymnasium environment: parameters are attributes of ``env.unwrapped``.
 
-Place in the flow: stage 1, behind `TaskFamily.from_gymnasium` and `TaskFamily.verify`;
-`env_runner.gymnasium_worlds` makes its environments here.
+Place in the flow: stage 1, behind `TaskFamily.from_gymnasium`; `env_runner.gymnasium_worlds` makes
+its environments here.
 
 The trap: an environment may cache what it derives from an attribute. Gymnasium's CartPole computes
 ``total_mass`` once, so a changed ``masscart`` changes nothing, and a changed ``masspole`` changes
-one term of three. `TaskFamily.verify` finds the first kind, nothing finds the second: read the
-environment's ``step`` before declaring a parameter.
+one term of three. `TaskFamily.verify` finds the first kind, and the second where the environment's
+constructor takes the parameter too (`gymnasium_verify`): read the environment's ``step`` before
+declaring a parameter.
 
 Gymnasium is imported inside the functions, to keep ``import ssm_metarl`` cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
+from ssm_metarl.action_space import Continuous, Discrete
+from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Uniform
 
 if TYPE_CHECKING:
     import gymnasium
 
-TRACE_SEEDS = (0, 1)
-TRACE_STEPS = 100
+    from ssm_metarl.action_space import ActionSpace
 
 
 def make_environment(
@@ -62,9 +61,56 @@ def make_environment(
         raise ValueError(
             f"environment: expected {expected}, received {env_id!r} ({reason})"
         ) from None
-    for name, value in (values or {}).items():
-        setattr(env.unwrapped, name, value)
+    try:
+        for name, value in (values or {}).items():
+            setattr(env.unwrapped, name, value)
+    except BaseException:
+        env.close()
+        raise
     return env
+
+
+def spaces_of(env: gymnasium.Env[Any, Any]) -> tuple[int, ActionSpace]:
+    """Observation size and action space of an environment, as the rest of the package names them.
+
+    Raises:
+        ValueError: Observations that are not a box of numbers; actions that are neither discrete
+            nor a box with finite bounds.
+    """
+    from gymnasium import spaces
+
+    name = env.spec.id if env.spec else str(env)
+    observations, actions = env.observation_space, env.action_space
+    obs_dim = 0
+    if isinstance(observations, spaces.Box):
+        obs_dim = int(np.prod(observations.shape))
+    if obs_dim == 0:
+        raise ValueError(
+            f"observation space of {name}: expected a Box of at least one number, received "
+            f"{_in_one_line(observations)}; wrap it before it is registered, such as in "
+            f"gymnasium.wrappers.FlattenObservation"
+        )
+    if isinstance(actions, spaces.Discrete):
+        return obs_dim, Discrete(int(actions.n))
+    if isinstance(actions, spaces.Box) and actions.low.size > 0:
+        if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
+            raise ValueError(
+                f"action space of {name}: expected finite bounds, received "
+                f"{_in_one_line(actions)}; wrap it before it is registered, such as in "
+                f"gymnasium.wrappers.TransformAction with a Box that has bounds"
+            )
+        low, high = (tuple(np.ravel(x).astype(float).tolist()) for x in (actions.low, actions.high))
+        return obs_dim, Continuous(len(low), low, high)
+    raise ValueError(
+        f"action space of {name}: expected Discrete, or a Box with finite bounds, received "
+        f"{_in_one_line(actions)}"
+    )
+
+
+def _in_one_line(space: gymnasium.Space[Any]) -> str:
+    """A space's own words: the bounds of many numbers take several lines, and are left out."""
+    words = " ".join(str(space).split())
+    return words if len(words) <= 200 else f"{words[:200]}..."
 
 
 def declare(
@@ -72,17 +118,27 @@ def declare(
     parameters: Mapping[str, Uniform | Choice],
     ood: Mapping[str, Uniform | Choice],
     name: str | None,
+    max_episode_steps: int | None,
+    obs_scale: Sequence[float] | None,
 ) -> TaskFamily:
     """The body of :meth:`TaskFamily.from_gymnasium`, where arguments and errors are described."""
     if unknown := sorted(set(ood) - set(parameters)):
         raise ValueError(f"ood: expected some of {sorted(parameters)}, received {unknown}")
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise ValueError(f"max_episode_steps: expected at least 1, received {max_episode_steps}")
     env = make_environment(env_id)
     try:
+        obs_dim, _ = spaces_of(env)
+        if max_episode_steps is None and (env.spec is None or env.spec.max_episode_steps is None):
+            raise ValueError(
+                f"max_episode_steps: expected a number for {env_id}, which is registered without "
+                f"a time limit, received None; pass from_gymnasium(..., max_episode_steps=200)"
+            )
         declared = tuple(
             TaskParameter(
                 name=attribute,
                 unit=id_range.unit,
-                default=_default(env, env_id, attribute),
+                default=_default(env, env_id, attribute, id_range),
                 id=id_range,
                 ood=_ood_range(attribute, id_range, ood.get(attribute)),
                 meaning=f"attribute of {env_id}",
@@ -91,10 +147,26 @@ def declare(
         )
     finally:
         env.close()
-    return TaskFamily(name=name or env_id, parameters=declared, gymnasium_id=env_id)
+    if obs_scale is not None:
+        obs_scale = tuple(float(factor) for factor in obs_scale)
+        if len(obs_scale) != obs_dim or not all(0 < f < float("inf") for f in obs_scale):
+            raise ValueError(
+                f"obs_scale: expected {obs_dim} numbers above 0, one for each observation, "
+                f"received {obs_scale}"
+            )
+    return TaskFamily(
+        name=name or env_id,
+        parameters=declared,
+        gymnasium_id=env_id,
+        max_episode_steps=max_episode_steps,
+        obs_scale=obs_scale,
+    )
 
 
-def _default(env: gymnasium.Env[Any, Any], env_id: str, attribute: str) -> float:
+def _default(
+    env: gymnasium.Env[Any, Any], env_id: str, attribute: str, id_range: Uniform | Choice
+) -> float:
+    """The attribute's value, of its own type: what is whole or a switch stays so in every task."""
     if not hasattr(env.unwrapped, attribute):
         known = sorted(k for k, v in vars(env.unwrapped).items() if _is_number(v) and k[0] != "_")
         raise ValueError(
@@ -102,11 +174,18 @@ def _default(env: gymnasium.Env[Any, Any], env_id: str, attribute: str) -> float
             f"{', '.join(known)}), received a name it does not have"
         )
     value = getattr(env.unwrapped, attribute)
+    if isinstance(value, (bool, np.bool_)):
+        if isinstance(id_range, Choice) and set(id_range.values) <= {0, 1}:
+            return bool(value)
+        raise ValueError(
+            f"parameter {attribute!r} of {env_id}: expected a number, or Choice((False, True)) for "
+            f"a switch, received {value!r} as its value"
+        )
     if not _is_number(value):
         raise ValueError(
             f"parameter {attribute!r} of {env_id}: expected a number, received {value!r}"
         )
-    return float(value)
+    return int(value) if isinstance(value, (int, np.integer)) else float(value)
 
 
 def _is_number(value: object) -> bool:
@@ -139,31 +218,3 @@ def _ood_range(
     if high == 0:
         return Uniform(low - below, low, unit=id_range.unit)
     return Uniform(low - below, low, unit=id_range.unit, also=((high, high + above),))
-
-
-def trace(tasks: Tasks) -> Tensor:
-    """What random actions meet in each task: every observation, reward and end.
-
-    Returns:
-        Shape (K, number of values), float64; the tasks meet the same actions and seeds.
-    """
-    from gymnasium.spaces import flatten
-
-    assert tasks.family.gymnasium_id is not None
-    rows = []
-    for values in tasks.as_dicts():
-        env = make_environment(tasks.family.gymnasium_id, values)
-        numbers: list[Any] = []
-        for seed in TRACE_SEEDS:
-            env.action_space.seed(seed)
-            obs, _ = env.reset(seed=seed)
-            numbers.append(flatten(env.observation_space, obs))
-            for _ in range(TRACE_STEPS):
-                obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-                numbers.append(flatten(env.observation_space, obs))
-                numbers.append([float(reward), terminated, truncated])
-                if terminated or truncated:
-                    obs, _ = env.reset()
-        env.close()
-        rows.append(np.concatenate(numbers).astype(np.float64))
-    return torch.from_numpy(np.stack(rows))

@@ -16,10 +16,20 @@ TOLD = {family.name: family for family in map(told, FAMILIES.values())}
 """The same families, their tasks told: for comparison, not offered beside the others."""
 
 
-def family_of_env(env_id: str) -> TaskFamily:
+DECLARE = (
+    "declare your own, such as "
+    'TaskFamily.from_gymnasium("Pendulum-v1", parameters={"g": Uniform(5, 15, unit="m/s²")})'
+)
+
+
+def family_of_env(env_id: str, advice: str = DECLARE) -> TaskFamily:
     """The family of a Gymnasium id (``CartPole-v1``) or of a family's own name (``cartpole``).
 
     With ``_told`` behind the name its tasks are told (``cartpole_told``).
+
+    Args:
+        env_id: The id or the name.
+        advice: What to do about one that is not known, the end of the error's line.
 
     Raises:
         ValueError: No family belongs to it; the one line says how to declare one.
@@ -32,7 +42,4 @@ def family_of_env(env_id: str) -> TaskFamily:
     known = ", ".join(
         f"{f.name} ({f.gymnasium_id})" if f.gymnasium_id else f.name for f in FAMILIES.values()
     )
-    raise ValueError(
-        f"task family: expected one of {known}, received {env_id!r}; declare your own, such as "
-        'TaskFamily.from_gymnasium("Pendulum-v1", parameters={"g": Uniform(5, 15, unit="m/s²")})'
-    )
+    raise ValueError(f"task family: expected one of {known}, received {env_id!r}; {advice}")

@@ -126,8 +126,17 @@ class Tasks:
         )
 
     def as_dicts(self) -> list[dict[str, float]]:
-        """The parameter values, one dictionary a task."""
-        return [{n: float(v[i]) for n, v in self.values.items()} for i in range(len(self))]
+        """The parameter values, one dictionary a task; whole where the unmodified one is."""
+        kinds = {p.name: type(p.default) for p in self.family.parameters}
+        return [
+            {n: _of_kind(float(v[i]), kinds.get(n, float)) for n, v in self.values.items()}
+            for i in range(len(self))
+        ]
+
+
+def _of_kind(value: float, kind: type) -> float:
+    """``value`` as a bool or an int where a parameter is one, and the value can be."""
+    return kind(value) if kind in (bool, int) and value.is_integer() else value
 
 
 class Dynamics(Protocol):
@@ -180,6 +189,8 @@ class TaskFamily:
     told_dims: int = 0
     """Last observation dimensions that tell the task's parameters (`told`): the same at every step
     of a task, and in its mirror."""
+    max_episode_steps: int | None = None
+    """Time limit of Gymnasium environments, in place of their own; None for that."""
 
     @classmethod
     def from_gymnasium(
@@ -189,6 +200,8 @@ class TaskFamily:
         ood: Mapping[str, Uniform | Choice] | None = None,
         *,
         name: str | None = None,
+        max_episode_steps: int | None = None,
+        obs_scale: Sequence[float] | None = None,
     ) -> TaskFamily:
         """A family whose tasks set attributes on a Gymnasium environment.
 
@@ -198,55 +211,72 @@ class TaskFamily:
         Args:
             env_id: A registered Gymnasium id.
             parameters: ID range of each attribute of ``env.unwrapped`` that varies; may be empty,
-                which makes a family of one task, the unmodified environment.
+                which makes a family of one task, the unmodified environment. A whole number or a
+                switch, such as ``Choice((2, 4))`` or ``Choice((False, True))``, stays one.
             ood: OOD ranges. Where one is missing, it is half the ID range's width on either side,
                 but at most half-way to zero, and nothing beyond a bound that is zero: a range
                 keeps its sign. A `Choice` keeps its values.
-            name: Name of the family, by default the id.
+            name: Name of the family, by default the id. Trainings are recorded under it.
+            max_episode_steps: Time limit, in place of the one that the environment is registered
+                with; needed where it has none.
+            obs_scale: See the field. None measures it on random steps whenever a training begins,
+                and then clips nothing.
 
         Raises:
-            ValueError: An unknown id, an attribute that is missing or no number, or an OOD range
-                that overlaps the ID range.
+            ValueError: An unknown id, spaces that no policy fits, no time limit, an attribute that
+                is missing or no number, or an OOD range that overlaps the ID range.
         """
         from ssm_metarl.tasks import gymnasium_family
 
-        return gymnasium_family.declare(env_id, parameters, ood or {}, name)
+        return gymnasium_family.declare(
+            env_id, parameters, ood or {}, name, max_episode_steps, obs_scale
+        )
 
     def verify(self) -> None:
         """Check that every declared parameter changes what a task does.
 
-        Each parameter takes values across its ID range, while random actions run from the same
-        initial states; some observation, reward or end must differ between the values.
+        Each parameter takes values across its ID range, while the same actions run from the same
+        initial states; some observation, reward or end must differ between the values, and nothing
+        between two runs of the same value. Gymnasium environments are driven by random actions,
+        by extreme ones, and along the motion of what is observed.
+
+        Warns:
+            UserWarning: A parameter changes nothing but rewards, which adaptation by prediction
+                cannot see; or the environment's constructor makes something else of its value.
 
         Raises:
-            ValueError: Nothing differs; the message names the parameter.
+            ValueError: Nothing differs, or the environment has randomness of its own; the message
+                names the parameter, and says what was found.
         """
         for parameter in self.parameters:
             probes = [parameter.id.at(quantile) for quantile in PROBES]
+            probes.insert(0, probes[0])  # the first one twice: it must repeat itself
             # The others stand off the middle of their range: a zero there could hide this one.
             values = {p.name: [p.id.at(0.7)] * len(probes) for p in self.parameters}
             values[parameter.name] = probes
-            traces = self._trace({n: torch.tensor(v).double() for n, v in values.items()})
-            if torch.allclose(traces, traces[:1].expand_as(traces), 1e-6, 1e-9, equal_nan=True):
-                raise ValueError(
-                    f"parameter {parameter.name!r} of {self.name}: expected a change of the "
-                    f"dynamics, received the same trajectories from {min(probes):g} to "
-                    f"{max(probes):g} {parameter.unit}".rstrip()
-                    + " (is a value derived from it cached?)"
-                )
+            tensors = {n: torch.tensor(v).double() for n, v in values.items()}
+            tasks = Tasks(self, tensors, (0,) * len(probes))
+            if self.dynamics is None:
+                from ssm_metarl.tasks import gymnasium_verify
 
-    def _trace(self, values: Mapping[str, Tensor]) -> Tensor:
-        """What random actions meet at each of K parameter values, shape (K, ...)."""
-        num_tasks = len(PROBES)
-        if self.dynamics is None:
-            from ssm_metarl.tasks import gymnasium_family
+                gymnasium_verify.verify(tasks, parameter)
+                continue
+            traces = self._trace(tasks)
+            same = [torch.allclose(t, traces[0], 1e-6, 1e-9, equal_nan=True) for t in traces[1:]]
+            if not same[0]:
+                raise ValueError(not_repeated(parameter, self.name))
+            if all(same):
+                raise ValueError(unchanged(parameter, self.name))
 
-            return gymnasium_family.trace(Tasks(self, values, (0,) * num_tasks))
+    def _trace(self, tasks: Tasks) -> Tensor:
+        """What random actions meet in each of K tasks of batched physics, shape (K, ...)."""
+        assert self.dynamics is not None
+        num_tasks = len(tasks)
         rng = seeding.generator(0, "verify")
         num_envs, num_steps = 32, 20
         uniform = torch.from_numpy(rng.random((num_envs, len(self.dynamics.push_scale))))
         state = self.dynamics.initial_state(uniform).expand(num_tasks, -1, -1)
-        parameters = {n: v[:, None].expand(-1, num_envs) for n, v in values.items()}
+        parameters = {n: v[:, None].expand(-1, num_envs) for n, v in tasks.values.items()}
         numbers = []
         for _ in range(num_steps):
             action = torch.from_numpy(rng.integers(self.dynamics.num_actions, size=num_envs))
@@ -306,7 +336,8 @@ class TaskFamily:
                     f"task parameter: expected one of {sorted(known)}, received {in_one_line(name)}"
                 )
             value = plain(value)
-            if isinstance(value, bool) or not isinstance(value, Real):
+            switch = isinstance(known[name].default, bool)
+            if isinstance(value, bool) > switch or not isinstance(value, Real):
                 raise ValueError(
                     f"task parameter {name!r}: expected a number, received {in_one_line(value)}"
                 )
@@ -324,3 +355,21 @@ class TaskFamily:
             {n: torch.tensor([v], dtype=torch.float64) for n, v in values.items()},
             (0,),
         )
+
+
+def unchanged(parameter: TaskParameter, family: str) -> str:
+    """What `TaskFamily.verify` says of a parameter that changes nothing."""
+    probes = [parameter.id.at(quantile) for quantile in PROBES]
+    return (
+        f"parameter {parameter.name!r} of {family}: expected a change of the dynamics, received "
+        f"the same trajectories from {min(probes):g} to {max(probes):g} {parameter.unit}".rstrip()
+    )
+
+
+def not_repeated(parameter: TaskParameter, family: str) -> str:
+    """And of a family whose tasks do not repeat themselves."""
+    return (
+        f"parameter {parameter.name!r} of {family}: expected the same trajectory each time from "
+        f"the same value, seed and actions, received another one: {family} has randomness of its "
+        f"own, which hides what a parameter changes; draw it from the seeded self.np_random"
+    )

@@ -16,6 +16,7 @@ both have had the same number of episodes; a policy that keeps the pole up has s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -221,11 +222,13 @@ def yardstick_scores(family: TaskFamily, tasks: Tasks, protocol: Protocol) -> Sc
             "least_squares", lambda: LeastSquaresActor(family, len(tasks), 1), tasks, protocol
         )
     if can_flip(family):
-        worlds = make_worlds(tasks, 1, seed=protocol.seed, purpose=f"{PURPOSE}-support")
-        noise = TaskNoise(protocol.seed, f"{PURPOSE}-support-action", tasks.indices)
-        support = collect_rollout(
-            worlds, random_actor(worlds, noise, SHORT_STEPS), SHORT_STEPS, autoreset=True
-        )
+        with closing(
+            make_worlds(tasks, 1, seed=protocol.seed, purpose=f"{PURPOSE}-support")
+        ) as worlds:
+            noise = TaskNoise(protocol.seed, f"{PURPOSE}-support-action", tasks.indices)
+            support = collect_rollout(
+                worlds, random_actor(worlds, noise, SHORT_STEPS), SHORT_STEPS, autoreset=True
+            )
         scores["sign_probe", SHORT] = protocol.test(tasks, sign_probe_actor(support, 1))
     return scores
 
@@ -246,17 +249,19 @@ def supports(
     """The data to adapt to: the short episode, then the first whole episode, the first two, ..."""
     yield SHORT, _short(opened, tasks, protocol)
     policy, seed = opened.policy, protocol.seed
-    worlds = make_worlds(tasks, protocol.episodes, seed=seed, purpose=f"{PURPOSE}-episodes")
-    noise = TaskNoise(seed, f"{PURPOSE}-episodes-action", tasks.indices)
-    steps = worlds.max_episode_steps
-    actor = (
-        random_actor(worlds, noise, steps)
-        if opened.trained.support_policy == "random"
-        else policy.actor(
-            policy.meta_params(), len(tasks), protocol.episodes, noise=noise, num_steps=steps
+    with closing(
+        make_worlds(tasks, protocol.episodes, seed=seed, purpose=f"{PURPOSE}-episodes")
+    ) as worlds:
+        noise = TaskNoise(seed, f"{PURPOSE}-episodes-action", tasks.indices)
+        steps = worlds.max_episode_steps
+        actor = (
+            random_actor(worlds, noise, steps)
+            if opened.trained.support_policy == "random"
+            else policy.actor(
+                policy.meta_params(), len(tasks), protocol.episodes, noise=noise, num_steps=steps
+            )
         )
-    )
-    rollout = collect_rollout(worlds, actor, steps)
+        rollout = collect_rollout(worlds, actor, steps)
     for count in range(1, protocol.episodes + 1):
         longest = int(rollout.mask[:, :, :count].sum(dim=0).max())
         yield episodes_label(count), rollout.map(lambda x, n=longest, c=count: x[:n, :, :c])  # type: ignore[misc]
