@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssm_metarl.checkpoint import load_model, save_checkpoint
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import build_policy
@@ -22,6 +23,7 @@ from ssm_metarl.evaluation.episodes import (
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_experience, open_model
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.recursive_self_improvement.generation_zero import generation_zero
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.task_family import TaskFamily
@@ -166,3 +168,14 @@ def test_the_played_direction_is_where_the_unadapted_policy_lasts_longer(
     pendulum = TaskFamily.from_gymnasium("Pendulum-v1", {})
     with pytest.raises(ValueError, match="direction: expected a family with CartPole's state"):
         played_direction(opened.policy, pendulum)
+
+
+def test_a_model_of_a_device_that_is_not_here_adapts_on_the_processor(tmp_path: Path) -> None:
+    checkpoint = load_model("cartpole")
+    elsewhere = replace(checkpoint, training=checkpoint.training | {"device": "cuda:99"})
+    save_checkpoint(tmp_path / "x.safetensors", elsewhere)
+    opened = open_model(str(tmp_path / "x.safetensors"))
+    assert opened.modes == open_model("cartpole").modes != ()
+    config = EvaluationConfig(num_tasks=1, episodes_per_task=1)
+    assert "standard" in opened.evaluate(config, lambda *_: None)["arms"]
+    assert generation_zero(elsewhere, None)[1].name == "cartpole"
