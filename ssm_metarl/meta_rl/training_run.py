@@ -164,6 +164,7 @@ class TrainingRun:
             TrainingDiverged: A number is not finite; the last good checkpoint stays.
         """
         trainer = self.trainer
+        self.out.mkdir(parents=True, exist_ok=True)
         events = _event_writer(self.out, trainer.epoch)
         with contextlib.ExitStack() as files:
             log = files.enter_context(open(self.out / LOG_NAME, "a"))
@@ -194,14 +195,17 @@ class TrainingRun:
     def save(self, card: dict[str, Any] | None = None) -> None:
         """Write the checkpoint."""
         trainer = self.trainer
+        assert trainer.policy.trained_on is not None
         calibration = trainer.policy.calibration
         save_checkpoint(
             self.out / FILE_NAME,
             Checkpoint(
                 policy_config=asdict(trainer.policy_config),
                 tensors=trainer.tensors(),
-                training=training_record(trainer.config)
-                | {FINGERPRINT: fingerprint(trainer.family)},
+                training={
+                    **training_record(trainer.config),
+                    FINGERPRINT: trainer.policy.trained_on[1],
+                },
                 counters=trainer.counters(),
                 card=card or {},
                 calibration={} if calibration is None else asdict(calibration),
