@@ -246,6 +246,9 @@ class TestTimeLimit:
         family = TaskFamily.from_gymnasium(env_id, {}, max_episode_steps=7)
         metrics = MetaTrainer(tiny(full_horizon_every=1), family).run_epoch()
         assert metrics.horizon == 7
+        # a horizon cuts episodes, and lengthens none: what steps on data may have no more of them
+        assert MetaTrainer(tiny(horizon=99), family).run_epoch().horizon == 7
+        assert MetaTrainer(tiny(horizon=99), declare()).run_epoch().horizon == 20
         env = Environment(family)
         env.reset()
         ends = [env.step(env.action_space.low)[3] for _ in range(7)]
