@@ -11,7 +11,13 @@ from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
 from ssm_metarl.core.distributions import Gaussian
 from ssm_metarl.seeding import TaskNoise
 
-SPACES = [Discrete(2), Discrete(5), Continuous(1, -2.0, 2.0), Continuous(3, 0.0, 4.0)]
+SPACES = [
+    Discrete(2),
+    Discrete(5),
+    Continuous(1, -2.0, 2.0),
+    Continuous(3, 0.0, 4.0),
+    Continuous(2, (0.0, -9.0), (4.0, 0.5)),
+]
 
 
 def noise() -> TaskNoise:
@@ -71,6 +77,39 @@ def test_actions_of_other_widths_are_taken() -> None:
     assert small.dtype is torch.int64 and small.tolist() == [[2, 0]]
     wide = Continuous(1).checked(torch.tensor([[[5], [0]]]), (1, 2), "K, N")
     assert wide.dtype is torch.float32 and wide.flatten().tolist() == [5.0, 0.0]
+
+
+def test_every_dimension_may_have_bounds_of_its_own() -> None:
+    space = Continuous(2, low=(-1.0, 0.0), high=(3.0, 0.5))
+    code = space.code(torch.tensor([[-1.0, 0.25], [3.0, 0.5]]))
+    assert code.tolist() == [[-1.0, 0.0], [1.0, 1.0]]
+    middle, half = space.middle_and_half(torch.zeros(1))
+    assert (middle.tolist(), half.tolist()) == ([1.0, 0.25], [2.0, 0.25])
+    action, log_prob = space.draw_random(noise(), 5_000, 2)
+    for dim, (low, high) in enumerate(space.bounds):
+        drawn = action[..., dim]
+        assert low <= drawn.min() < low + 0.01 and high - 0.01 < drawn.max() <= high
+    torch.testing.assert_close(log_prob.exp(), torch.full(log_prob.shape, 1 / (4 * 0.5)))
+
+
+def test_one_box_is_one_space_however_its_bounds_are_written() -> None:
+    assert Continuous(2, (-1.0, -1.0), (2.0, 2.0)) == Continuous(2, -1.0, 2.0)
+    assert Continuous(2, (-1.0, -2.0), 2.0) != Continuous(2, -1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "message"),
+    [
+        ((0.0,), 1.0, r"low: expected one number, or 2, received \(0.0,\)"),
+        (-math.inf, 1.0, r"expected finite bounds, low < high, received \[-inf, 1.0\]"),
+        ((0.0, 1.0), 1.0, "expected finite bounds, low < high"),
+    ],
+)
+def test_bounds_that_are_none_are_refused(
+    low: float | tuple[float, ...], high: float, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Continuous(2, low, high)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)

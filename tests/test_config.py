@@ -252,6 +252,12 @@ def test_a_continuous_policy_needs_a_size_and_bounds() -> None:
     with pytest.raises(ValueError, match=r"^action_high: expected more .* -1.0, received -1.0$"):
         PolicyConfig(obs_scale=(1.0,), action_dim=1, action_high=-1.0)
     assert PolicyConfig(obs_scale=(1.0,), action_dim=3, action_low=-2.0).action_dim == 3
+    bounds: dict[str, Any] = {"action_low": (0.0, -1.0), "action_high": (1.0, 1.0)}
+    assert PolicyConfig(obs_scale=(1.0,), action_dim=2, **bounds).action_low == (0.0, -1.0)
+    with pytest.raises(ValueError, match=r"^action_low: expected one number, or 3, received"):
+        PolicyConfig(obs_scale=(1.0,), action_dim=3, **bounds)
+    with pytest.raises(ValueError, match=r"^action_low: expected the opposite of .* mirror"):
+        PolicyConfig(obs_scale=(1.0,), action_dim=2, mirror=True, **bounds)
 
 
 def test_only_the_diagonal_core_normalises() -> None:

@@ -11,6 +11,7 @@ ended one stays as it is, at no cost, until it is reset.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import gymnasium
@@ -22,7 +23,7 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.entrance import counts, shaped
 from ssm_metarl.tasks.gymnasium_family import make_environment, spaces_of
-from ssm_metarl.tasks.task_family import Tasks
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import EnvStep
 
 
@@ -34,7 +35,8 @@ class GymnasiumWorlds:
         num_envs: N, environments per task.
         seed: Seed of the resets.
         purpose: Names the stream of the resets' seeds, such as "support".
-        max_episode_steps: Time limit; None for the family's, or else the environment's own.
+        max_episode_steps: Time limit, where it is shorter than the family's, or else the
+            environment's own.
         device: Where the tensors that are handed out live.
 
     Raises:
@@ -61,7 +63,7 @@ class GymnasiumWorlds:
         counts(num_envs=num_envs)
         self.num_tasks, self.num_envs = len(tasks), num_envs
         self._envs: list[gymnasium.Env[Any, Any]] = []
-        limit = max_episode_steps or family.max_episode_steps
+        limit = _shorter(family, max_episode_steps)
         try:
             for values in tasks.as_dicts():
                 for _ in range(num_envs):
@@ -148,6 +150,17 @@ class GymnasiumWorlds:
         """A copy of per-environment rows (K * N, ...), shape (K, N, ...)."""
         shaped = rows.reshape(self.num_tasks, self.num_envs, *rows.shape[1:])
         return torch.from_numpy(shaped.copy()).to(self.device)
+
+
+def _shorter(family: TaskFamily, steps: int | None) -> int | None:
+    """``steps``, or the family's own limit where that is less; None where neither is known yet."""
+    assert family.gymnasium_id is not None
+    own = family.max_episode_steps
+    if own is None:
+        # an id that is not known is named by whoever makes the environment
+        with suppress(gymnasium.error.Error, ModuleNotFoundError):
+            own = gymnasium.spec(family.gymnasium_id).max_episode_steps
+    return min((limit for limit in (steps, own) if limit is not None), default=None)
 
 
 def _time_limit(env: gymnasium.Env[Any, Any]) -> int:

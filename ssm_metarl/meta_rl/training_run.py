@@ -175,6 +175,7 @@ class TrainingRun:
             ValueError: Another process trains in the folder, or has since this run was opened.
         """
         trainer = self.trainer
+        self.out.mkdir(parents=True, exist_ok=True)
         with self.alone(), contextlib.ExitStack() as files:
             events = _event_writer(self.out, trainer.epoch)
             log = files.enter_context(open(self.out / LOG_NAME, "a"))
@@ -245,14 +246,17 @@ class TrainingRun:
     def save(self, card: dict[str, Any] | None = None) -> None:
         """Write the checkpoint."""
         trainer = self.trainer
+        assert trainer.policy.trained_on is not None
         calibration = trainer.policy.calibration
         save_checkpoint(
             self.out / FILE_NAME,
             Checkpoint(
                 policy_config=asdict(trainer.policy_config),
                 tensors=trainer.tensors(),
-                training=training_record(trainer.config)
-                | {FINGERPRINT: fingerprint(trainer.family)},
+                training={
+                    **training_record(trainer.config),
+                    FINGERPRINT: trainer.policy.trained_on[1],
+                },
                 counters=trainer.counters(),
                 card=card or {},
                 calibration={} if calibration is None else asdict(calibration),

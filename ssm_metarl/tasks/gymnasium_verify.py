@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +130,15 @@ def verify(tasks: Tasks, parameter: TaskParameter) -> None:
     family = tasks.family
     assert family.gymnasium_id is not None
     values = tasks.as_dicts()
-    limit = family.max_episode_steps
-    envs = [make_environment(family.gymnasium_id, v, max_episode_steps=limit) for v in values]
     steps, changed = 0, set[str]()
-    try:
+    with ExitStack() as opened:
+        envs = []
+        for value in values:
+            env = make_environment(
+                family.gymnasium_id, value, max_episode_steps=family.max_episode_steps
+            )
+            opened.callback(env.close)
+            envs.append(env)
         obs_dim = int(np.prod(envs[0].observation_space.shape or ()))
         for drive in drives(envs[0], obs_dim):
             first, *others = (run(env, drive) for env in envs)
@@ -142,9 +148,6 @@ def verify(tasks: Tasks, parameter: TaskParameter) -> None:
             changed |= set[str]().union(*(first_difference(first, other) for other in others))
             if changed - {"reward"}:
                 break
-    finally:
-        for env in envs:
-            env.close()
     if not changed:
         read = _is_read(family.gymnasium_id, values[-1], parameter.name, obs_dim)
         found = {
@@ -200,25 +203,22 @@ def _is_made_otherwise(env_id: str, values: list[dict[str, float]], name: str) -
     """
     import gymnasium
 
-    env = make_environment(env_id)
-    try:
-        taken = inspect.signature(type(env.unwrapped)).parameters.get(name)
-        kwargs = env.spec.kwargs if env.spec else {}
+    with ExitStack() as opened:
+        plain = make_environment(env_id)
+        opened.callback(plain.close)
+        taken = inspect.signature(type(plain.unwrapped)).parameters.get(name)
+        kwargs = plain.spec.kwargs if plain.spec else {}
         default = kwargs.get(name, taken.default if taken else None)
-        if taken is None or default != getattr(env.unwrapped, name):
+        if taken is None or default != getattr(plain.unwrapped, name):
             return False
-    finally:
-        env.close()
-    others = {n: v for n, v in values[-1].items() if n != name}
-    given: dict[str, Any] = {name: values[-1][name]}
-    made = gymnasium.make(env_id, disable_env_checker=True, **given)
-    for attribute, value in others.items():
-        setattr(made.unwrapped, attribute, value)
-    was_set = make_environment(env_id, values[-1])
-    try:
+        given: dict[str, Any] = {name: values[-1][name]}
+        made = gymnasium.make(env_id, disable_env_checker=True, **given)
+        opened.callback(made.close)
+        for attribute, value in values[-1].items():
+            if attribute != name:
+                setattr(made.unwrapped, attribute, value)
+        was_set = make_environment(env_id, values[-1])
+        opened.callback(was_set.close)
         return any(
             first_difference(run(was_set, drive), run(made, drive)) for drive in drives(made, 0)
         )
-    finally:
-        made.close()
-        was_set.close()

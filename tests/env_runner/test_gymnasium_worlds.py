@@ -128,6 +128,28 @@ def test_the_time_limit_is_known(recorder_id):
     assert GymnasiumWorlds(task, 1, **options, max_episode_steps=4).max_episode_steps == 4
 
 
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_boxes_of_any_shape_get_arrays_of_it(recorder_id, monkeypatch, shape):
+    box = spaces.Box(0, 5, shape, np.int64)
+    received = []
+
+    def step(self, action):
+        received.append(action)
+        return np.zeros((2, 2)), 0.0, False, False, {}
+
+    monkeypatch.setattr(Recorder, "action_space", box)
+    monkeypatch.setattr(Recorder, "step", step)
+    worlds = GymnasiumWorlds(
+        TaskFamily.from_gymnasium(recorder_id, {}).task(), 1, seed=0, purpose="test"
+    )
+    size = int(np.prod(shape))
+    assert worlds.action_space == Continuous(size, 0.0, 5.0)
+    worlds.reset()
+    worlds.step(torch.full((1, 1, size), 2.7))
+    assert isinstance(received[0], np.ndarray) and box.contains(received[0])
+    assert (received[0] == 3).all()  # the nearest whole number
+
+
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [

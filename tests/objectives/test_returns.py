@@ -11,7 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ssm_metarl.objectives import returns
 from ssm_metarl.objectives.returns import (
+    DUAL_FROM,
+    MOST_PAIRED,
+    RIDGE,
     advantages,
     baseline_features,
     fit_linear_baseline,
@@ -136,6 +140,50 @@ def test_features_are_constant_linear_and_quadratic_in_the_observation() -> None
     features = baseline_features(torch.tensor([2.0, 3.0]))
     assert sorted(features.tolist()) == [1.0, 2.0, 3.0, 4.0, 6.0, 9.0]
     assert baseline_features(torch.tensor([1e6])).tolist() == [10.0, 100.0, 1.0]
+
+
+def test_wide_observations_have_squares_and_no_pairs() -> None:
+    assert baseline_features(torch.zeros(MOST_PAIRED)).shape == (32 + 33 * 16 + 1,)
+    wide = baseline_features(torch.arange(3.0, 36.0).clamp(max=9))
+    assert wide.shape == (2 * 33 + 1,)
+    assert wide[[0, 1, 33, 34, 66]].tolist() == [3.0, 4.0, 9.0, 16.0, 1.0]
+
+
+def test_fewer_rows_than_features_give_the_same_weights_by_the_smaller_system() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 30, n, generator=g, dtype=torch.float64) for n in (DUAL_FROM, 1))
+    x[1, 20:], y[1, 20:] = 0, 0  # steps that were never taken
+    count = torch.tensor([30.0, 20.0], dtype=torch.float64)[:, None, None]
+    gram = x.transpose(1, 2) @ x / count + RIDGE * torch.eye(DUAL_FROM, dtype=torch.float64)
+    expected = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)
+    torch.testing.assert_close(returns._ridge(x, y, count), expected, rtol=1e-8, atol=1e-10)
+
+
+def test_few_features_are_solved_as_ever_to_the_last_bit(make_rollout: MakeRollout) -> None:
+    """CartPole's, whatever the number of steps and within the factors that it declares."""
+    for steps in (3, 40):
+        rollout = make_rollout(steps)
+        plain = fit_linear_baseline(rollout, GAMMA)[0]
+        scale = torch.tensor([0.2, 0.5, 5.0, 0.5])
+        assert torch.equal(fit_linear_baseline(rollout, GAMMA, obs_scale=scale)[0], plain)
+    x, y = torch.randn(1, 8, 15), torch.randn(1, 8, 1)
+    gram = x.transpose(1, 2) @ x / 8 + RIDGE * torch.eye(15)
+    primal = torch.linalg.solve(gram, x.transpose(1, 2) @ y / 8)
+    assert torch.equal(returns._ridge(x, y, torch.full((1, 1, 1), 8.0)), primal)
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1e4])
+def test_a_baseline_sees_other_units_through_the_policys_factors(
+    make_rollout: MakeRollout, unit: float
+) -> None:
+    rollout = make_rollout(40)
+    plain, _ = fit_linear_baseline(rollout, GAMMA)
+    other = replace(rollout, obs=rollout.obs * unit, next_obs=rollout.next_obs * unit)
+    scale = torch.full((4,), 1 / unit)
+    seen, _ = fit_linear_baseline(other, GAMMA, obs_scale=scale)
+    torch.testing.assert_close(seen, plain, rtol=1e-2, atol=1e-3)
+    blind, _ = fit_linear_baseline(other, GAMMA)
+    assert (blind - plain).abs().max() > 10 * (seen - plain).abs().max()
 
 
 @settings(
