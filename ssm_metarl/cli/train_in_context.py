@@ -32,7 +32,7 @@ class TrainInContext(TrainingCommand, InContextConfig):
     resume: Path | None = None
     """Continue the training in this folder, up to its old limits or to those given beside."""
     reproducible: bool = False
-    """Give the same bits on every x86-64 processor with AVX2, a little slower."""
+    """Give the same bits on every x86-64 processor with AVX2."""
     json: bool = False
     """Print the result as one JSON object."""
 
