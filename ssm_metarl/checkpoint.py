@@ -107,6 +107,11 @@ class Checkpoint:
         return policy
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The training's configuration alone."""
+        return {name: value for name, value in self.training.items() if name != FINGERPRINT}
+
+    @property
     def trained_on(self) -> tuple[str, str] | None:
         """Name and fingerprint of the training's family; None where they were not recorded."""
         recorded = self.training.get("family"), self.training.get(FINGERPRINT)

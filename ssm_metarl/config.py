@@ -247,10 +247,11 @@ class PolicyConfig:
                 require(not isinstance(bound, tuple) or len(bound) == self.action_dim, name,
                         f"one number, or {self.action_dim}", bound)  # fmt: skip
             low, high = (
-                x if isinstance(x, tuple) else (x,) * self.action_dim
-                for x in (self.action_low, self.action_high)
+                x if isinstance(x, tuple) else (x,) for x in (self.action_low, self.action_high)
             )
-            pairs = list(zip(low, high, strict=True))
+            pairs = [
+                (low[i % len(low)], high[i % len(high)]) for i in range(max(map(len, (low, high))))
+            ]
             require(all(below < above for below, above in pairs), "action_high",
                     f"more than action_low = {self.action_low}", self.action_high)  # fmt: skip
             require(not self.mirror or all(below == -above for below, above in pairs),

@@ -70,6 +70,11 @@ def small(command: list[str]) -> list[str]:
     return [*command, *SMALL.get(name, [])]
 
 
+def assert_done(command: list[str]) -> None:
+    """Run it, small. A model of seconds may learn no step that `adapt` keeps: exit code 4."""
+    assert main(small(command)) in ((0, 4) if command[0] == "adapt" else (0,)), command
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `make demo` has run, and then the README's first training, both small."""
@@ -79,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for command in [*recipe, commands(block_with("ssm-metarl train"))[0]]:
-            assert main(small(command)) == 0, command
+            assert_done(command)
     return folder
 
 
@@ -89,7 +94,7 @@ def test_the_commands_run_after_the_demo(folder: Path, monkeypatch: pytest.Monke
     assert train[0] == "train"
     assert {command[0] for command in others} == {"adapt", "evaluate", "verify", "models"}
     for command in others:
-        assert main(small(command)) == 0, command
+        assert_done(command)
 
 
 def test_the_commands_with_a_shipped_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,7 +329,7 @@ class RecursiveSelfImprovementAgent:
 
         lineage, generation = self.lineage, self.lineage.generation + 1
         parent = unpack(self.store.get(lineage.champion), "champion")
-        recipe = rebuild(MetaTrainingConfig, parent.training, "champion: training")
+        recipe = rebuild(MetaTrainingConfig, parent.settings, "champion: training")
         proposals = propose(
             recipe,
             lineage.history,

@@ -92,7 +92,7 @@ class Training:
         from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
         from ssm_metarl.meta_rl.trainer import MetaTrainer
 
-        config = rebuild(MetaTrainingConfig, start.training, "training")
+        config = rebuild(MetaTrainingConfig, start.settings, "training")
         like = PolicyConfig.from_dict(start.policy_config)
         trainer = MetaTrainer(config, self.family, like=like)
         saved = None
@@ -130,14 +130,14 @@ def prepare(
 
     if unknown := sorted(set(changes) - set(MOVES)):
         raise ValueError(f"changes: expected fields among {sorted(MOVES)}, received {unknown}")
-    old = rebuild(MetaTrainingConfig, parent.training, "training")
+    old = rebuild(MetaTrainingConfig, parent.settings, "training")
     sizes = {name: changes[name] for name in ARCHITECTURE if name in changes}
     before = PolicyConfig.from_dict(parent.policy_config)
     grown = parent
     if sizes:
         now = {name: getattr(before, name) for name in ARCHITECTURE}
         grown = resize(parent, grown_config(before, **now | sizes), seed=seed)
-        old = rebuild(MetaTrainingConfig, grown.training, "training")
+        old = rebuild(MetaTrainingConfig, grown.settings, "training")
     shrunk = any(value < getattr(before, name) for name, value in sizes.items())
     if sizes and not shrunk:
         # In float64: how far float32 rounds the same function depends on the processor.

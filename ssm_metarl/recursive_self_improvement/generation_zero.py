@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ssm_metarl.adaptation.inner_objective import check_unadapted
-from ssm_metarl.checkpoint import FINGERPRINT, Checkpoint, load_model, pack
+from ssm_metarl.checkpoint import Checkpoint, load_model, pack
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
@@ -89,7 +89,7 @@ def generation_zero(
             f"model: expected one that can adapt by {recipe.objective}, received one without the "
             f"outputs that it needs"
         )
-    trainer = MetaTrainer(rebuild(MetaTrainingConfig, checkpoint.training, "training"), family)
+    trainer = MetaTrainer(rebuild(MetaTrainingConfig, checkpoint.settings, "training"), family)
     tensors = trainer.tensors() | checkpoint.tensors  # an optimiser and a buffer, if it has none
     return pack(replace(checkpoint, tensors=tensors)), family, policy.num_parameters()
 
@@ -112,7 +112,7 @@ def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) ->
 def _recipe(checkpoint: Checkpoint, family: TaskFamily) -> MetaTrainingConfig:
     """The training that the model came from, or the default one for its architecture."""
     if checkpoint.training:
-        training = {n: v for n, v in checkpoint.training.items() if n != FINGERPRINT}
+        training = checkpoint.settings
         return rebuild(MetaTrainingConfig, training, "model: training")
     config = PolicyConfig.from_dict(checkpoint.policy_config)
     return MetaTrainingConfig(

@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,12 @@ def test_adapt_leaves_the_model_alone(cli: Cli, model: Path) -> None:
 
 
 def test_hybrid_adaptation_needs_experience(cli: Cli, model: Path) -> None:
-    assert cli("adapt", "--model", model, "--no_rollback").code == 0
-    flags = ("--model", "adapted.safetensors", "--mode", "hybrid", "--out", "b.safetensors")
+    whole = load_checkpoint(model)
+    weights = {n: v for n, v in whole.tensors.items() if not n.startswith("experience.")}
+    save_checkpoint("bare.safetensors", replace(whole, tensors=weights))
+    flags = ("--model", "bare.safetensors", "--mode", "hybrid", "--no_rollback")
     assert "without experience" in cli("adapt", *flags).refusal()
-    assert "hybrid" not in evaluate(cli, "adapted.safetensors")["arms"]
+    assert "hybrid" not in evaluate(cli, "bare.safetensors")["arms"]
     beside = cli("adapt", *flags, "--experience", model, "--json").json
     assert 0 < beside["report"]["replay_trust"] <= 1
 

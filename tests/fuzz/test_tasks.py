@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssm_metarl.cli import main
-from ssm_metarl.cli.adapt import Adapt, parse_task
+from ssm_metarl.cli.adapt import parse_task
 from ssm_metarl.tasks.registry import FAMILIES
 
 from .junk import ODD_NUMBERS, damaged, json_value, pick, rng_of
@@ -53,7 +53,11 @@ def test_the_command_line_says_so_in_one_line(
 ) -> None:
     """In this process, up to where the model would adapt."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Adapt, "_support", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ssm_metarl.evaluation.episodes.collect_support", stop)
     for index in range(count):
         code = main(["adapt", "--model", "cartpole", f"--task={task_text(index)}"])
         told = capsys.readouterr()

@@ -33,7 +33,7 @@ def training(parent, changes=None, **settings):
 
 def test_a_control_is_the_plain_training_gone_on_with(parent):
     trained = training(parent)()
-    config = recipe_for(rebuild(MetaTrainingConfig, parent.training, "x"), 3, STEPS)
+    config = recipe_for(rebuild(MetaTrainingConfig, parent.settings, "x"), 3, STEPS)
     plain = MetaTrainer(config, FAMILY)
     plain.restore(parent.tensors, {"epoch": 0, "env_steps": 0, "recent_return": 0.0})
     plain.train()
