@@ -105,7 +105,12 @@ class Continuous:
                     )
                 if len(set(bound)) == 1:  # the same box, whichever way it was written
                     object.__setattr__(self, name, bound[0])
-        for low, high in self.bounds:
+        # one pair is enough where both are numbers, however many dimensions a file claims
+        if isinstance(self.low, tuple) or isinstance(self.high, tuple):
+            bounds = self.bounds
+        else:
+            bounds = ((self.low, self.high),)
+        for low, high in bounds:
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ValueError(
                     f"action space: expected finite bounds, low < high, received "

@@ -10,7 +10,6 @@ keeps the state that it began with.
 from __future__ import annotations
 
 import copy
-import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -203,7 +202,7 @@ class LiveRun:
     def _unadapted(self) -> Actor:
         if not self.policy.in_context:
             return _FrozenActor(self.policy)
-        blind = replace(self.online, num_adapt_steps=0, max_surprise=math.inf)
+        blind = replace(self.online, num_adapt_steps=0, max_surprise=1e30)
         return OnlineAdapter(self.policy, blind)
 
     def _fresh(self, episode: int) -> Tensor:
