@@ -127,9 +127,14 @@ def check_log(family: TaskFamily, log: Rollout, *, period: float | None = None) 
     if silent.any():
         still = ", ".join(n for n, s in zip(names, silent, strict=True) if s)
         _refuse_without_excitation(family, prior, silent, still)
-        notes.append(f"{still}: never changes (a frozen or missing sensor?), and carries no weight")
+        notes.append(
+            f"{still}: never changes (a frozen or missing sensor?), and carries no "
+            "weight; nothing else was looked at"
+        )
         return LogFindings(log, tuple(notes), "")
     log, frozen = _without_frozen_rows(prior, log)
+    if log.num_steps == 0:
+        raise LogRefused("no excitation", "frozen or missing sensor: nothing moves in the log")
     if frozen:
         notes.append(f"{frozen} rows in which no sensor moves are left out")
     verdict, log, changed = _explained(family, prior, log)

@@ -180,6 +180,11 @@ def test_single_sensors_that_stand_still_are_told_of(tmp_path: Path) -> None:
     assert refused.value.reason == "no excitation"
 
 
+def test_a_single_step_in_which_nothing_moves_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LogRefused, match="nothing moves in the log"):
+        checked(tmp_path / "a.csv", [(np.full((2, 4), 0.01), np.array([1]))])
+
+
 def test_rows_that_nothing_explains_are_left_out_and_split_the_log(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     log = frozen_for(run(CARTPOLE.default_task, 60, rng), rng)
