@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ssm_metarl.action_space import ActionSpace, Discrete
+from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.gymnasium_family import make_environment, spaces_of
@@ -112,7 +112,7 @@ def _range(values: Uniform | Choice) -> list[Any]:
 def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
     """Observation size O and action space of a family's tasks: what a policy for it must fit."""
     if family.dynamics is not None:
-        return family.dynamics.obs_dim, Discrete(family.dynamics.num_actions)
+        return family.dynamics.obs_dim, family.dynamics.action_space
     if family.gymnasium_id is None:
         raise ValueError(
             f"task family {family.name!r}: expected batched physics or a Gymnasium id, "
