@@ -8,7 +8,8 @@ from pathlib import Path
 
 from update_readme import replace_between
 
-from ssm_metarl.benchmarks.results import RESULTS, Measurement, ratio_text
+from benchmarks.results import Measurement, ratio_text
+from ssm_metarl.app.handlers.comparing import RESULTS
 
 ROOT = Path(__file__).parents[1]
 LOOP = "MAML as a loop over tasks and time steps"

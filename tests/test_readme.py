@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssm_metarl import Environment
-from ssm_metarl.benchmarks.results import RESULTS
+from ssm_metarl.app.handlers.comparing import RESULTS
 from ssm_metarl.cli import main
 from ssm_metarl.evaluation.report import results_table
 
