@@ -1,4 +1,4 @@
-"""Put the benchmark's ratios into the README: `make bench` calls it.
+"""Put the benchmark's ratios into the README: `make bench` calls it, with PYTHONPATH=. set.
 
 Only ratios: a bare time says more about the machine than about the program.
 """
