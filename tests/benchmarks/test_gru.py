@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gru import GRUModel, gru_policy, gru_trainer, pieces
 from float32 import assert_only_rounded
 from ssm_metarl.action_space import Continuous
-from ssm_metarl.benchmarks.gru import GRUModel, gru_policy, gru_trainer, pieces
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
@@ -84,7 +84,7 @@ def test_sequences_give_the_probabilities_of_acting(mirror: bool) -> None:
 
 
 def family(mirror: bool) -> TaskFamily:
-    return replace(CARTPOLE, mirror=mirror)
+    return CARTPOLE if mirror else replace(CARTPOLE, reflection=())
 
 
 def test_it_is_symmetric_where_the_family_is() -> None:
