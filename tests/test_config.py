@@ -58,6 +58,7 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "obs_scale": ((), (1.0, NAN), (float("inf"),)),
         "obs_limit": ((1.0,), (1.0, 0.0), (1.0, NAN)),
         "told_dims": (-1, 4),
+        "reflection": ((-1.0, -1.0),),
         "num_actions": COUNT,
         "predicted_dims": ((2,), (0, -1)),
     },

@@ -115,7 +115,7 @@ def gru_policy(like: Policy, *, seed: int, width: int | None = None) -> Policy:
         heads,
         obs_scale=tuple(like.obs_scale.tolist()),
         obs_limit=tuple(like.obs_limit.tolist()),
-        mirror=like.mirror,
+        reflection=like.config.reflection if like.config is not None else (),
         in_context=True,
         inner_lr=INNER_LR,
     )

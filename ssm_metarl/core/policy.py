@@ -35,7 +35,12 @@ from ssm_metarl.core.plain_actor import PlainActor
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.task_linear import task_linear, task_vector
 from ssm_metarl.core.trial_actor import TrialActor
-from ssm_metarl.core.trial_input import reflection, trial_input_dim, trial_inputs, trial_starts
+from ssm_metarl.core.trial_input import (
+    input_reflection,
+    trial_input_dim,
+    trial_inputs,
+    trial_starts,
+)
 from ssm_metarl.entrance import counts, parameters, sequence, shaped
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import FlatParams, Params, Rollout, SequenceModel, SizedActor, flatten
@@ -169,14 +174,15 @@ class Policy(nn.Module):
         obs_limit: Bound of each observation dimension, either side of zero; empty for none. A
             plant out of the training range moves faster than any that the model has seen, and its
             weights say nothing about such inputs.
-        mirror: Average each output with that of the mirrored history, mirrored back: van der Pol
-            et al. 2020 (arXiv 2006.16908), for the group of one reflection. A policy that is not
-            symmetric leans to one side, and a plant with a weak actuator falls that way.
+        reflection: Factor, -1 or 1, of each observation dimension in a mirrored history; empty for
+            a policy that sees none. Else each output is averaged with that of the mirrored history,
+            mirrored back: van der Pol et al. 2020 (arXiv 2006.16908), for the group of one
+            reflection. A policy that is not symmetric leans to one side, and a plant with a weak
+            actuator falls that way.
         in_context: The core's input is that of `trial_input`, and its state runs through all
             episodes of a trial.
         memory: Whether the state is kept from step to step. Without, every step is cleared like an
             episode's first one.
-        told_dims: Last observation dimensions that a mirrored history leaves as they are.
         inner_lr: Initial step size of every parameter.
         config: The architecture as data, where the policy is to be saved.
     """
@@ -184,6 +190,9 @@ class Policy(nn.Module):
     obs_scale: Tensor
     obs_limit: Tensor
     reflection: Tensor
+    """Factor of each of the core's inputs in a mirrored history, shape (I,)."""
+    prediction_reflection: Tensor
+    """Factor of each predicted dimension there."""
     adapted = False
     """Whether its parameters are a task's: no start for another adaptation."""
 
@@ -194,10 +203,9 @@ class Policy(nn.Module):
         *,
         obs_scale: tuple[float, ...],
         obs_limit: tuple[float, ...] = (),
-        mirror: bool = False,
+        reflection: tuple[float, ...] = (),
         in_context: bool = False,
         memory: bool = True,
-        told_dims: int = 0,
         inner_lr: float,
         config: PolicyConfig | None = None,
     ) -> None:
@@ -214,7 +222,7 @@ class Policy(nn.Module):
                 f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
             )
         self.core, self.heads, self.config = core, heads, config
-        self.mirror, self.in_context, self.memory = mirror, in_context, memory
+        self.mirror, self.in_context, self.memory = bool(reflection), in_context, memory
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
         self.trained_on: tuple[str, str] | None = None
@@ -222,19 +230,19 @@ class Policy(nn.Module):
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
         limits = obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
-        signs = -torch.ones(core.input_dim)
+        factors = torch.tensor(reflection or (1.0,) * len(obs_scale))
+        predicted = factors[list(heads.predicted_dims)]
+        self.register_buffer("prediction_reflection", predicted, persistent=False)
         if in_context:
-            signs = reflection(len(obs_scale), heads.action_space.code_dim)
-        elif told_dims > 0:
-            signs[-told_dims:] = 1.0
-        self.register_buffer("reflection", signs, persistent=False)
+            factors = input_reflection(factors, heads.action_space.code_dim)
+        self.register_buffer("reflection", factors, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
         self.kernel = core.kernel(
             [(spans[f"heads.{n}.weight"][0], h.out_features) for n, h in heads.readouts.items()]
         )
         self._num_parameters = sum(shape.numel() for shape in self._shapes.values())
-        self._sizes = (core.input_dim, core.hidden_size * (2 if mirror else 1))
+        self._sizes = (core.input_dim, core.hidden_size * (2 if self.mirror else 1))
         self.step_size = nn.Parameter(torch.full((self._num_parameters,), float(inner_lr)))
 
     @property
@@ -369,7 +377,7 @@ class Policy(nn.Module):
             return self._predict(output, code)
         here, image = output.chunk(2, dim=2)
         mirrored = self._predict(image, self.action_space.mirror_code(code))
-        return (self._predict(here, code) - mirrored) / 2
+        return (self._predict(here, code) + self.prediction_reflection * mirrored) / 2
 
     def _predict(self, output: Tensor, code: Tensor) -> Tensor:
         alone, of_action = self.heads.effects(output)
@@ -484,10 +492,9 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             heads,
             obs_scale=config.obs_scale,
             obs_limit=config.obs_limit,
-            mirror=config.mirror,
+            reflection=config.reflection,
             in_context=config.in_context,
             memory=config.memory,
-            told_dims=config.told_dims,
             inner_lr=inner_lr,
             config=config,
         )

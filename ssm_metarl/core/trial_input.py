@@ -41,15 +41,19 @@ def trial_input_dim(obs_dim: int, code_dim: int) -> int:
     return 2 * obs_dim + actions + obs_dim * (obs_dim + actions) + 3
 
 
-def reflection(obs_dim: int, code_dim: int) -> Tensor:
+def input_reflection(observed: Tensor, code_dim: int) -> Tensor:
     """What the mirrored history's input is, factor by factor, shape (I,).
 
-    Observations and actions change sign. Rewards, ends, and the coefficients by which ones move the
-    others stay.
+    An action changes sign. So does the coefficient by which one number moves another where just one
+    of the two does. Rewards and ends stay.
+
+    Args:
+        observed: Factor of each observation, -1 or 1, shape (O,).
+        code_dim: Numbers an action.
     """
-    signs = torch.ones(trial_input_dim(obs_dim, code_dim))
-    signs[: 2 * obs_dim + ACTIONS_SEEN * code_dim] = -1.0
-    return signs
+    actions = -observed.new_ones(ACTIONS_SEEN * code_dim)
+    moves = torch.cat([observed, actions])[:, None] * observed
+    return torch.cat([observed, observed, actions, moves.flatten(), observed.new_ones(3)])
 
 
 def step_input(

@@ -59,7 +59,7 @@ def architecture(
             f"on each other is an input, received {obs_dim} of {family.name}; meta-train it for a "
             f"gradient step alone"
         )
-    obs_limit = tuple(1 / scale for scale in family.obs_scale or ())
+    obs_limit = family.limits
     if nonlinear:
         obs_scale = (1.0,) * obs_dim
     elif family.obs_scale is not None:
@@ -79,6 +79,7 @@ def architecture(
         obs_limit=obs_limit,
         predicted_dims=family.effect_dims if nonlinear else (),
         mirror=family.mirror,
+        reflection=family.reflection,
         in_context=meta.in_context,
         memory=meta.memory,
         told_dims=family.told_dims,
