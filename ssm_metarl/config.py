@@ -221,6 +221,10 @@ class PolicyConfig:
     """Factor, -1 or 1, of each observation dimension in a mirrored history (see
     `TaskFamily.reflection`). Filled in where `mirror` is set and a file does not say: all change
     sign but what is told."""
+    actions_seen: int = 3
+    """Last actions that an in-context policy is told, newest first (see `trial_input`)."""
+    identifies: bool = True
+    """Whether an in-context policy is told what least squares finds of the plant."""
 
     def __post_init__(self) -> None:
         check_types(self, finite=False)
@@ -231,7 +235,7 @@ class PolicyConfig:
         require(self.core in ("diagonal", "state_space"), "core",
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
         require(self.memory or not self.in_context, "memory", "True in context", self.memory)
-        for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
+        for name in ("state_dim", "hidden_dim", "num_layers", "output_dim", "actions_seen"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
         require(not self.in_context or self.core == "diagonal", "in_context",

@@ -116,7 +116,7 @@ def gru_policy(like: Policy, *, seed: int, width: int | None = None) -> Policy:
         obs_scale=tuple(like.obs_scale.tolist()),
         obs_limit=tuple(like.obs_limit.tolist()),
         reflection=like.config.reflection if like.config is not None else (),
-        in_context=True,
+        trial_input=like.trial_input,
         inner_lr=INNER_LR,
     )
 

@@ -35,12 +35,7 @@ from ssm_metarl.core.plain_actor import PlainActor
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.task_linear import task_linear, task_vector
 from ssm_metarl.core.trial_actor import TrialActor
-from ssm_metarl.core.trial_input import (
-    input_reflection,
-    trial_input_dim,
-    trial_inputs,
-    trial_starts,
-)
+from ssm_metarl.core.trial_input import TrialInput, trial_starts
 from ssm_metarl.entrance import counts, parameters, sequence, shaped
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import FlatParams, Params, Rollout, SequenceModel, SizedActor, flatten
@@ -179,8 +174,8 @@ class Policy(nn.Module):
             mirrored back: van der Pol et al. 2020 (arXiv 2006.16908), for the group of one
             reflection. A policy that is not symmetric leans to one side, and a plant with a weak
             actuator falls that way.
-        in_context: The core's input is that of `trial_input`, and its state runs through all
-            episodes of a trial.
+        trial_input: For an in-context policy, whose state runs through all episodes of a trial:
+            what its core's input holds. None for one that sees observations alone.
         memory: Whether the state is kept from step to step. Without, every step is cleared like an
             episode's first one.
         inner_lr: Initial step size of every parameter.
@@ -204,7 +199,7 @@ class Policy(nn.Module):
         obs_scale: tuple[float, ...],
         obs_limit: tuple[float, ...] = (),
         reflection: tuple[float, ...] = (),
-        in_context: bool = False,
+        trial_input: TrialInput | None = None,
         memory: bool = True,
         inner_lr: float,
         config: PolicyConfig | None = None,
@@ -213,16 +208,17 @@ class Policy(nn.Module):
         holder: object = core  # apart, or the type checker takes `core` for a Module alone
         if not isinstance(holder, nn.Module):
             raise TypeError(f"core: expected a torch module, received {type(core).__name__}")
-        if in_context:
-            needed = trial_input_dim(len(obs_scale), heads.action_space.code_dim)
-            if core.input_dim != needed:
-                raise ValueError(f"core: expected {needed} inputs, received {core.input_dim}")
+        if trial_input is not None:
+            if core.input_dim != trial_input.size:
+                raise ValueError(
+                    f"core: expected {trial_input.size} inputs, received {core.input_dim}"
+                )
         elif core.input_dim != len(obs_scale):
             raise ValueError(
                 f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
             )
         self.core, self.heads, self.config = core, heads, config
-        self.mirror, self.in_context, self.memory = bool(reflection), in_context, memory
+        self.mirror, self.trial_input, self.memory = bool(reflection), trial_input, memory
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
         self.trained_on: tuple[str, str] | None = None
@@ -233,8 +229,8 @@ class Policy(nn.Module):
         factors = torch.tensor(reflection or (1.0,) * len(obs_scale))
         predicted = factors[list(heads.predicted_dims)]
         self.register_buffer("prediction_reflection", predicted, persistent=False)
-        if in_context:
-            factors = input_reflection(factors, heads.action_space.code_dim)
+        if trial_input is not None:
+            factors = trial_input.reflection(factors)
         self.register_buffer("reflection", factors, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
@@ -244,6 +240,11 @@ class Policy(nn.Module):
         self._num_parameters = sum(shape.numel() for shape in self._shapes.values())
         self._sizes = (core.input_dim, core.hidden_size * (2 if self.mirror else 1))
         self.step_size = nn.Parameter(torch.full((self._num_parameters,), float(inner_lr)))
+
+    @property
+    def in_context(self) -> bool:
+        """Whether it remembers from episode to episode, and sees what its actions brought."""
+        return self.trial_input is not None
 
     @property
     def obs_dim(self) -> int:
@@ -328,9 +329,12 @@ class Policy(nn.Module):
             rollout: Steps in K x N environments.
             trial_start: True where a trial starts, shape (T, K, N).
         """
+        assert self.trial_input is not None
         code = self.action_space.code(rollout.action).to(rollout.obs.dtype)
         z, limit = rollout.obs * self.obs_scale, self.obs_limit * self.obs_scale
-        return trial_inputs(z, limit, code, rollout.reward, rollout.reset, trial_start)
+        return self.trial_input.of_sequences(
+            z, limit, code, rollout.reward, rollout.reset, trial_start
+        )
 
     def look(self, params: Params, rollout: Rollout) -> PolicyOutput:
         """What it says about a (cleaned) rollout, from an empty memory.
@@ -457,7 +461,11 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
         if config.num_actions is None
         else Discrete(config.num_actions)
     )
-    obs_dim = len(config.obs_scale)
+    obs_dim, trial_input = len(config.obs_scale), None
+    if config.in_context:
+        trial_input = TrialInput(
+            obs_dim, action_space.code_dim, config.actions_seen, config.identifies
+        )
     # torch's initialisers draw from the global generator: fork it, so that it is left as it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeding.generator(seed, "initial-weights").integers(2**63)))
@@ -478,7 +486,7 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             )
         else:
             core = DiagonalSSM(
-                trial_input_dim(obs_dim, action_space.code_dim) if config.in_context else obs_dim,
+                obs_dim if trial_input is None else trial_input.size,
                 config.hidden_dim,
                 config.state_dim,
                 config.num_layers,
@@ -493,7 +501,7 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             obs_scale=config.obs_scale,
             obs_limit=config.obs_limit,
             reflection=config.reflection,
-            in_context=config.in_context,
+            trial_input=trial_input,
             memory=config.memory,
             inner_lr=inner_lr,
             config=config,
