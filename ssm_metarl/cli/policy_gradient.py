@@ -40,7 +40,7 @@ class TrainPolicyGradient(SingleTaskConfig):
     def run(self) -> int:
         """Train, then run greedy episodes."""
         from ssm_metarl.cli.outputs import new_folder, only_writer_of
-        from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+        from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
         from ssm_metarl.meta_rl.single_task import save_single_task, train_single_task
         from ssm_metarl.tasks.task_family import TaskFamily
 

@@ -56,7 +56,7 @@ class TrainingCommand(ABC):
         import torch  # noqa: F401  (what the training's memory is measured above)
 
         memory_before = peak_memory()
-        from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+        from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
 
         with contextlib.ExitStack() as held:
             with Reporter("meta-training") as reporter:

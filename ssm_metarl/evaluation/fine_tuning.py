@@ -16,11 +16,11 @@ The trap: the greedy episodes are measurements, not data. Only what a task learn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Literal
 
 import numpy as np
 import torch
@@ -33,8 +33,9 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.episodes import can_adapt, check_family, run_arm
+from ssm_metarl.meta_rl.gradient_steps import GradientSteps, Optimizer
 from ssm_metarl.meta_rl.meta_maml import query_parts
-from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
+from ssm_metarl.objectives.ppo import clipped_policy_loss
 from ssm_metarl.objectives.prediction import PredictionLoss
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
@@ -42,9 +43,10 @@ from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import FlatParams, Params, Rollout
 
 PURPOSE = "fine-tuning"
+Part = tuple[Tensor, Callable[[FlatParams], Tensor]]
+"""Some of the tasks, shape (K',), and their losses (K',) as a function of their parameters."""
 SOLVED = 475.0
 """Return at which CartPole-v1 counts as solved, in Gymnasium's own words."""
-Optimizer = Literal["adam", "sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +192,12 @@ class _Learner:
         params = expand_to_tasks(policy.meta_params() if start is None else start, len(tasks))
         flat = params.flat.detach().clone().requires_grad_()  # (K, P)
         self.params = params.at(flat)
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam([flat], lr=config.lr, eps=1e-5)
-            if config.optimizer == "adam"
-            else torch.optim.SGD([flat], lr=config.lr)
+        self.steps = GradientSteps(
+            {"flat": flat},
+            config.lr,
+            config.max_grad_norm,
+            optimizer=config.optimizer,
+            each_row=True,
         )
         self.active = np.ones(len(tasks), dtype=bool)
         self.env_steps = [np.zeros(len(tasks), dtype=np.int64)]
@@ -204,15 +208,8 @@ class _Learner:
         """Learn from ``count`` episodes of every task that is not done."""
         rows = torch.from_numpy(np.flatnonzero(self.active))
         rollout = self._collect(rows, count)
-        flat = self.params.flat
-        for parts in self._losses(rollout):
-            flat.grad = torch.zeros_like(flat)
-            for chosen, loss in parts:
-                own = flat.detach()[rows[chosen]].requires_grad_()
-                # Task k's loss depends on row k alone, so the sum's gradient is each task's own.
-                (gradient,) = torch.autograd.grad(loss(self.params.at(own)).sum(), own)
-                flat.grad[rows[chosen]] = self._clipped(gradient)
-            self.optimizer.step()
+        backward = partial(self._backward, rows, self._losses(rollout))
+        self.steps.take([backward] * self.config.update_epochs)
         steps = self.env_steps[-1].copy()
         steps[self.active] += rollout.steps_taken().numpy()
         self.env_steps.append(steps)
@@ -231,10 +228,21 @@ class _Learner:
                 actor = self.policy.actor(params, len(tasks), count, noise=noise, num_steps=limit)
             return collect_rollout(worlds, actor, limit)
 
-    def _losses(
-        self, rollout: Rollout
-    ) -> Iterator[list[tuple[Tensor, Callable[[FlatParams], Tensor]]]]:
-        """For each gradient step: some of the tasks, and their losses as functions of theirs."""
+    def _backward(self, rows: Tensor, parts: list[Part]) -> Tensor:
+        """Each task's gradient into its row; the sum of the losses that are finite."""
+        flat = self.params.flat
+        flat.grad = torch.zeros_like(flat)
+        total = flat.new_zeros(())
+        for chosen, loss in parts:
+            own = flat.detach()[rows[chosen]].requires_grad_()
+            losses = loss(self.params.at(own))
+            # Task k's loss depends on row k alone, so the sum's gradient is each task's own.
+            (flat.grad[rows[chosen]],) = torch.autograd.grad(losses.sum(), own)
+            total = total + losses.detach()[losses.isfinite()].sum()
+        return total
+
+    def _losses(self, rollout: Rollout) -> list[Part]:
+        """Some of the tasks at a time, and their losses as functions of their parameters."""
         config, policy = self.config, self.policy
         advantage = torch.zeros_like(rollout.reward)
         if config.objective == "policy_gradient":
@@ -245,7 +253,7 @@ class _Learner:
                 told_dims=self.tasks.family.told_dims,
                 obs_scale=policy.obs_scale,
             )
-        parts: list[tuple[Tensor, Callable[[FlatParams], Tensor]]] = []
+        parts: list[Part] = []
         for part in query_parts(rollout, advantage):
             if config.objective == "prediction":
                 parts.append((part.tasks, PredictionLoss(policy, part.query)))
@@ -260,15 +268,7 @@ class _Learner:
                 )  # fmt: skip
 
             parts.append((part.tasks, loss))
-        for _ in range(config.update_epochs):
-            yield parts
-
-    def _clipped(self, gradient: Tensor) -> Tensor:
-        """Each task's gradient (K', P) clipped by itself; one that is not finite is none."""
-        norm = gradient.norm(dim=1, keepdim=True)
-        clipped = gradient * (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        result: Tensor = clipped.masked_fill(~norm.isfinite(), 0.0)
-        return result
+        return parts
 
     def _measure(self) -> None:
         """One greedy episode of every task that is not done, and who is done now."""

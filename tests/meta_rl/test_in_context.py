@@ -18,8 +18,8 @@ from ssm_metarl.config_in_context import DEFAULT_ENV_STEPS, InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import run_trials
 from ssm_metarl.meta_rl import training_run
-from ssm_metarl.meta_rl.in_context import NO_EXPERT, InContextTrainer, Sequences, ppo_loss
-from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
+from ssm_metarl.meta_rl.in_context import InContextTrainer, Sequences, ppo_loss
 from ssm_metarl.meta_rl.training_run import LOG_NAME, TrainingRun, recorded_config, training_record
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
@@ -41,9 +41,6 @@ def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_run, "_event_writer", lambda *_: None)
 
 
-NOBODY = torch.full((49, 4, 1), NO_EXPERT)
-
-
 def collected(trainer: InContextTrainer) -> Any:
     tasks = trainer.family.sample("train", trainer.config.tasks_per_epoch, seed=0)
     return trainer._collect(tasks)
@@ -52,7 +49,7 @@ def collected(trainer: InContextTrainer) -> Any:
 def test_sequences_start_from_the_states_that_acting_had() -> None:
     trainer = InContextTrainer(tiny())
     rollout = collected(trainer)
-    sequences, _ = trainer._rate(rollout, NOBODY)
+    sequences, _ = trainer._rate(rollout, None)
     assert sequences.inputs.shape[:2] == (16, 3 * 4)
 
     def log_prob(policy: Policy, inputs: Tensor, hidden: Tensor) -> Tensor:
@@ -72,7 +69,7 @@ def test_sequences_start_from_the_states_that_acting_had() -> None:
 def test_an_episodes_end_is_an_input_and_a_trials_end_clears() -> None:
     trainer = InContextTrainer(tiny(trial_episodes=2))
     rollout = collected(trainer)
-    sequences, _ = trainer._rate(rollout, NOBODY)
+    sequences, _ = trainer._rate(rollout, None)
     starts = rollout.reset[:48, :, 0].reshape(3, 16, 4).transpose(0, 1).flatten(1)
     flags = sequences.inputs[..., -2:]
     assert torch.equal(flags[..., 0].bool(), sequences.reset)
@@ -84,7 +81,7 @@ def test_an_episodes_end_is_an_input_and_a_trials_end_clears() -> None:
 def test_one_step_of_ppo_is_the_policy_gradient() -> None:
     # At the weights that acted the ratio is 1 everywhere: clipping changes nothing.
     trainer = InContextTrainer(tiny())
-    sequences, _ = trainer._rate(collected(trainer), NOBODY)
+    sequences, _ = trainer._rate(collected(trainer), None)
 
     def gradient(clip_coef: float, policy: Policy, columns: dict[str, Tensor]) -> Tensor:
         config = replace(trainer.config, clip_coef=clip_coef, value_coef=0.0, entropy_coef=0.0)

@@ -10,7 +10,7 @@ import torch
 from ssm_metarl.checkpoint import FILE_NAME, load_checkpoint, load_pretrained
 from ssm_metarl.config import SingleTaskConfig
 from ssm_metarl.meta_rl import single_task
-from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
 from ssm_metarl.meta_rl.single_task import (
     UpdateMetrics,
     run_episodes,

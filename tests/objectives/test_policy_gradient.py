@@ -12,12 +12,8 @@ from torch import Tensor
 
 from ssm_metarl.core.distributions import Categorical
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.objectives.policy_gradient import (
-    MAX_RATIO,
-    Guide,
-    clipped_policy_loss,
-    policy_gradient_loss,
-)
+from ssm_metarl.objectives.policy_gradient import MAX_RATIO, policy_gradient_loss
+from ssm_metarl.objectives.ppo import Guide, clipped_policy_loss
 from ssm_metarl.types import Rollout
 
 MakeRollout = Callable[..., Rollout]

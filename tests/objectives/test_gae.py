@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from ssm_metarl.objectives.returns import generalized_advantage
-from ssm_metarl.objectives.trial_advantage import trial_advantage
+from ssm_metarl.objectives.gae import episode_advantage, trial_advantage
 from ssm_metarl.types import Rollout
 
 GAMMA, STEPS = 0.9, 7
@@ -57,7 +56,7 @@ def expected(to_go):
 def test_without_an_end_it_is_generalized_advantage_estimation():
     data = rollout()
     following = torch.cat([VALUE[1:], torch.zeros_like(VALUE[:1])])
-    usual = generalized_advantage(data, VALUE, following, gamma=GAMMA, gae_lambda=1.0)
+    usual = episode_advantage(data, VALUE, following, gamma=GAMMA, gae_lambda=1.0)
     # Both bootstrap from the value at the last step.
     usual = usual[:-1] - (usual[-1] * GAMMA ** torch.arange(6, 0, -1)[:, None, None])
     assert advantage(data, VALUE) == pytest.approx(usual.flatten().tolist())
