@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.compiled import threads_for_kernels
-from ssm_metarl.config import EvaluationConfig, Objective, SupportPolicy, check_types, require
+from ssm_metarl.config import EvaluationConfig, Objective, PpoSettings, SupportPolicy
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
@@ -39,6 +39,7 @@ from ssm_metarl.objectives.ppo import clipped_policy_loss
 from ssm_metarl.objectives.prediction import PredictionLoss
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.settings import Count, Positive, require
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import FlatParams, Params, Rollout
 
@@ -50,14 +51,14 @@ SOLVED = 475.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningConfig:
+class FineTuningConfig(PpoSettings):
     """How each task is trained on."""
 
     rounds: tuple[int, ...] = (1, 2, 7)
     """Episodes of each round."""
-    lr: float
+    lr: Positive
     """Learning rate, the same throughout."""
-    update_epochs: int = 10
+    update_epochs: Count = 10
     """Gradient steps after each round, all on its episodes."""
     objective: Objective = "policy_gradient"
     """What they descend: the clipped surrogate of PPO, or the reward-free loss of prediction."""
@@ -67,39 +68,15 @@ class FineTuningConfig:
     """Who acts in the episodes that are learnt from: the policy, sampled, or uniform actions."""
     stop_return: float | None = None
     """A task whose greedy return is at least this is done; None for never."""
-    max_env_steps: int | None = None
+    max_env_steps: Count | None = None
     """A task that has learnt from so many environment steps is done; None for never."""
-    clip_coef: float = 0.2
-    """Clipping range of the likelihood ratio."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    gamma: float = 0.99
-    """Discount factor."""
-    gae_lambda: float = 0.98
-    """Bias-variance trade-off of generalised advantage estimation."""
-    max_grad_norm: float = 1.0
-    """The norm of each task's gradient is clipped to this."""
     seed: int = 0
     """Names all episodes: the greedy ones are those of `EvaluationConfig.seed`."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         require(len(self.rounds) > 0 and min(self.rounds) >= 1, "rounds",
                 "at least one, of at least 1 episode", self.rounds)  # fmt: skip
-        for name in ("lr", "clip_coef", "max_grad_norm"):
-            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        require(self.update_epochs >= 1, "update_epochs", "at least 1", self.update_epochs)
-        require(self.entropy_coef >= 0, "entropy_coef", "at least 0", self.entropy_coef)
-        for name in ("gamma", "gae_lambda"):
-            require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
-        require(self.max_env_steps is None or self.max_env_steps >= 1, "max_env_steps",
-                "None or at least 1", self.max_env_steps)  # fmt: skip
-        for name, allowed in (
-            ("objective", ("prediction", "policy_gradient")),
-            ("optimizer", ("adam", "sgd")),
-            ("behaviour", ("random", "policy")),
-        ):
-            require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
         require(self.objective == "prediction" or self.behaviour == "policy", "behaviour",
                 "'policy' where objective is 'policy_gradient'", self.behaviour)  # fmt: skip
 

@@ -31,7 +31,7 @@ from ssm_metarl.checkpoint import (
     save_checkpoint,
 )
 from ssm_metarl.command_line import command_line
-from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, plain, rebuild
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.daemon.only_writer import only_writer
@@ -40,6 +40,7 @@ from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer, usable_device
 from ssm_metarl.meta_rl.training_log import LOG_NAME, read_log
 from ssm_metarl.reproducibility import is_reproducible
+from ssm_metarl.settings import plain, rebuild
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 

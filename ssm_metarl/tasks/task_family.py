@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import in_one_line, plain
+from ssm_metarl.settings import in_one_line, plain
 
 Split = Literal["train", "id", "ood"]
 Interval = tuple[float, float]

@@ -14,7 +14,7 @@ from torch import Tensor
 from float32 import EPS, TIMES, assert_identity, assert_only_rounded
 from ssm_metarl.checkpoint import load_checkpoint, load_pretrained
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.config_in_context import DEFAULT_ENV_STEPS, InContextConfig
+from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import run_trials
 from ssm_metarl.meta_rl import training_run
@@ -187,7 +187,7 @@ def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
 
 
 def test_the_default_limit() -> None:
-    assert InContextConfig().env_step_limit == DEFAULT_ENV_STEPS
+    assert InContextConfig().env_step_limit == 2_000_000
     assert InContextConfig(num_epochs=5).env_step_limit is None
 
 

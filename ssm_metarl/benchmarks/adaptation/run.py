@@ -32,8 +32,8 @@ from ssm_metarl.benchmarks.adaptation.scoring import Scoring
 from ssm_metarl.benchmarks.adaptation.tables import as_markdown
 from ssm_metarl.benchmarks.adaptation.training import Training
 from ssm_metarl.benchmarks.machine import machine
-from ssm_metarl.config import require
 from ssm_metarl.recursive_self_improvement.executor import LocalExecutor, Outcome
+from ssm_metarl.settings import require
 from ssm_metarl.tasks.task_family import Split
 from ssm_metarl.version import __version__
 
