@@ -32,13 +32,14 @@ from ssm_metarl import seeding
 from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.core.policy import LinearHeads, Policy, build_policy
 from ssm_metarl.core.trial_input import trial_starts
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.meta_rl.epochs import EpochTrainer, on_family
 from ssm_metarl.meta_rl.gradient_steps import GradientSteps
+from ssm_metarl.meta_rl.value_scale import ValueScale
 from ssm_metarl.objectives.gae import trial_advantage
 from ssm_metarl.objectives.ppo import clipped_gain, value_loss
 from ssm_metarl.seeding import TaskNoise
@@ -140,6 +141,7 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
         )
         self.policy.trained_on = (self.family.name, fingerprint(self.family))
         self.steps = GradientSteps(self.policy.meta_params(), config.lr, config.max_grad_norm)
+        self.value_scale = ValueScale()
 
     @threads_for_kernels()
     @torch.enable_grad()
@@ -157,6 +159,8 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
         expert = None
         if config.imitation_coef > 0:
             expert = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
+        assert isinstance(self.policy.heads, LinearHeads)  # no other has a value
+        self.value_scale.update(rollout.reward, self.policy.heads.value, epoch=self.epoch)
         sequences, value_error = self._rate(rollout, expert)
         loss, entropy, norm = self._update(sequences)
 
@@ -220,7 +224,8 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
             cut = reset[first : first + len(part)]
             out, hidden = policy.unroll(policy.meta_params(), part, hidden, cut)
             values.append(policy.value(out.output))
-        value = torch.cat(values) / (1 - config.gamma)
+        unit = self.value_scale.size  # of the head: a mean reward over the rewards' size
+        value = torch.cat(values) / (1 - config.gamma) * unit
         advantage = trial_advantage(
             flat,
             value,
@@ -237,7 +242,7 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
             "action": flat.action,
             "log_prob": flat.log_prob,
             "advantage": scaled,
-            "target": target * (1 - config.gamma),  # the head's unit: a mean reward
+            "target": target * (1 - config.gamma) / unit,
         }
 
         def cut_up(x: Tensor) -> Tensor:
@@ -252,6 +257,15 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
             **{name: cut_up(x) for name, x in columns.items()},
         )
         return sequences, float(advantage.var() / target.var().clamp(min=1e-8))
+
+    def counters(self) -> dict[str, int | float]:
+        """With the rewards' size, whose unit the value head speaks."""
+        return super().counters() | {"mean_square_reward": self.value_scale.mean_square}
+
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, int | float]) -> None:
+        """Put back what :meth:`tensors` and :meth:`counters` gave; older files had the unit 1."""
+        super().restore(tensors, counters)
+        self.value_scale = ValueScale(counters.get("mean_square_reward", 1.0))
 
     def _update(self, sequences: Sequences) -> tuple[float, float, float]:
         """PPO's gradient steps; gives the last one's loss, entropy and gradient norm."""

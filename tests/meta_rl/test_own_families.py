@@ -392,3 +392,15 @@ def test_a_fingerprint_is_of_what_is_declared(declare: Declare) -> None:
         ),
     ):
         assert fingerprint(other) != fingerprint(family)
+
+
+@pytest.mark.parametrize("name", ["push_probability", "spread_starts"])
+def test_what_a_simulator_cannot_do_is_refused_and_its_default_recorded_as_none(
+    declare: Declare, tiny: MakeConfig, name: str
+) -> None:
+    family = declare()
+    for trainer, config in ((MetaTrainer, tiny), (InContextTrainer, InContextConfig)):
+        with pytest.raises(ValueError, match=rf"^{name}: expected 0 for .* received 0.123$"):
+            trainer(config(**{name: 0.123}), family)  # type: ignore[operator]
+        assert getattr(trainer(config(), family).config, name) == 0.0  # type: ignore[operator]
+        assert getattr(trainer(config(**{name: 0.123})).config, name) == 0.123  # type: ignore[operator]

@@ -1,8 +1,10 @@
-"""Advantages over trials: known answers for each kind of end, and that the wrong one differs."""
+"""Advantages: known answers for each kind of end, over episodes and trials, and wrong variants."""
 
 import pytest
 import torch
 
+from planted import planted
+from ssm_metarl.objectives import gae
 from ssm_metarl.objectives.gae import episode_advantage, trial_advantage
 from ssm_metarl.types import Rollout
 
@@ -102,3 +104,121 @@ def test_right_values_leave_no_advantage():
     data = rollout(terminated=(2, 5))
     assert advantage(data, value, (0, 6)) == pytest.approx([0.0] * 6)
     assert max(advantage(data, value, (0,))) > 1  # with the trial's end missed, it is not so
+
+
+# By hand, with a fault in each line.
+
+HALF = 0.5  # gamma and lambda
+REWARD = torch.tensor([1.0, 2.0, 4.0, 8.0]).double()[:, None, None]
+WORTH = torch.tensor([1.0, 3.0, 5.0, 7.0]).double()[:, None, None]
+LED_TO = torch.tensor([3.0, 11.0, 7.0, 13.0]).double()[:, None, None]
+
+
+def flags(*steps):
+    return torch.tensor([t in steps for t in range(4)])[:, None, None]
+
+
+def check_ends(module):
+    """Step 1 terminates, or is cut with something worth 11 to come; then two steps more."""
+    last = 8 + HALF * 13 - 7  # 7.5
+    third = 4 + HALF * 7 - 5 + HALF * HALF * last  # 2.5 + 1.875
+    options = {"gamma": HALF, "gae_lambda": HALF}
+    for terminated, second in ((flags(1), 2 - 3), (flags(), 2 + HALF * 11 - 3)):
+        first = 1 + HALF * 3 - 1 + HALF * HALF * second
+        ends = {"terminated": terminated, "ended": flags(1, 3)}
+        received = module.gae(REWARD, WORTH, LED_TO, **ends, **options)
+        assert received.flatten().tolist() == pytest.approx([first, second, third, last])
+
+
+def check_mask(module):
+    """What stands where there was no step, NaN, reaches no other step."""
+    taken = flags(0, 1)
+    spoiled = torch.where(taken, REWARD, torch.nan)
+    received = module.gae(
+        spoiled, WORTH, LED_TO, terminated=flags(), ended=flags(), gamma=HALF, gae_lambda=HALF,
+        taken=taken,
+    )  # fmt: skip
+    second = 2 + HALF * 11 - 3
+    first = 1 + HALF * 3 - 1 + HALF * HALF * second
+    assert received.flatten().tolist() == pytest.approx([first, second, 0.0, 0.0])
+
+
+def check_episode(module):
+    """Two episodes in a row: the first terminates, the second is cut by the recording's end."""
+    data = rollout(terminated=(2,), reward=2.0)
+    following = torch.cat([VALUE[1:], VALUE[:1]])
+    received = module.episode_advantage(data, VALUE, following, gamma=GAMMA, gae_lambda=1.0)
+    value, to_go = VALUE.flatten().tolist(), []
+    after = {6: value[0], 2: 0.0}  # of what follows each episode's last step
+    for t in reversed(range(STEPS)):
+        to_go.append(2 + GAMMA * after.get(t, to_go[-1] if to_go else 0.0))
+    expected_all = [g - v for g, v in zip(reversed(to_go), value, strict=True)]
+    assert received.flatten().tolist() == pytest.approx(expected_all)
+
+
+def check_trial(module):
+    """A trial of a terminated and a truncated episode, then another trial."""
+    data = rollout(terminated=(1,), truncated=(3,))
+    starts = torch.tensor([t in (0, 5) for t in range(STEPS)])[:, None, None]
+    received = module.trial_advantage(
+        data, VALUE, starts, gamma=GAMMA, episode_gamma=HALF, gae_lambda=1.0
+    )
+    value = VALUE.flatten().tolist()
+    fourth = 1 + GAMMA * value[3]  # would have gone on
+    second = 1 + GAMMA * HALF * (1 + GAMMA * fourth)
+    to_go = [1 + GAMMA * second, second, 1 + GAMMA * fourth, fourth, 1.0, 1 + GAMMA * value[6]]
+    assert received.flatten().tolist() == expected(to_go)
+
+
+CHECKS = {"ends": check_ends, "mask": check_mask, "episode": check_episode, "trial": check_trial}
+FAULTS = {
+    "value subtracted": ("ends", "alive * following - value", "alive * following + value"),
+    "sign flipped": ("ends", "delta = reward + gamma", "delta = reward - gamma"),
+    "wrong value": ("ends", "gamma * alive * following", "gamma * alive * value"),
+    "termination bootstraps": (
+        "ends",
+        "alive, goes_on = (~terminated)",
+        "alive, goes_on = (~ended)",
+    ),
+    "no end of the sum": ("ends", "(~ended).to(", "torch.ones_like(ended).to("),
+    "lambda left out": ("ends", "gamma * gae_lambda * goes_on", "gamma * goes_on"),
+    "gamma left out": ("ends", "gamma * gae_lambda * goes_on", "gae_lambda * goes_on"),
+    "mask ignored": ("mask", "if taken is not None:", "if False:"),
+    "mask inverted": ("mask", "delta = torch.where(taken", "delta = torch.where(~taken"),
+    "episodes run on": ("episode", "ended=~continues(rollout)", "ended=rollout.truncated"),
+    "a cut terminates": (
+        "episode",
+        "terminated=rollout.terminated",
+        "terminated=~continues(rollout)",
+    ),
+    "an episode's end is a step": ("trial", "gamma * episode_gamma), gamma", "gamma), gamma"),
+    "an episode's end cuts": (
+        "trial",
+        "ended=last | truncated",
+        "ended=last | rollout.terminated[:-1]",
+    ),
+    "trials run on": ("trial", "ended=last | truncated", "ended=truncated"),
+    "a truncation ends all": (
+        "trial",
+        "terminated=last & ~truncated",
+        "terminated=last | truncated",
+    ),
+    "a truncation runs on": ("trial", "ended=last | truncated", "ended=last"),
+    "the next episode follows a cut": (
+        "trial",
+        "torch.where(truncated, value[:-1],",
+        "torch.where(truncated, value[1:],",
+    ),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_known_answers(check):
+    CHECKS[check](gae)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_fails(fault, monkeypatch):
+    check, right, wrong = FAULTS[fault]
+    with pytest.raises(AssertionError):
+        CHECKS[check](planted(monkeypatch, gae, right, wrong))
