@@ -31,6 +31,9 @@ from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Rollout
 
+GREEDY_EPISODES = 50
+"""Episodes that a trained policy is measured on."""
+
 
 @dataclass(frozen=True)
 class UpdateMetrics:
@@ -132,6 +135,20 @@ def run_episodes(
         noise = None if greedy else TaskNoise(seed, f"{purpose}-action", tasks.indices)
         actor = policy.actor(policy.meta_params(), 1, count, noise=noise, num_steps=limit)
         return collect_rollout(worlds, actor, limit)
+
+
+def greedy_figures(policy: Policy, family: TaskFamily, *, seed: int) -> dict[str, float]:
+    """What `GREEDY_EPISODES` greedy episodes of the default task return."""
+    purpose = "single-task-evaluation"
+    rollout = run_episodes(policy, family, GREEDY_EPISODES, seed=seed, purpose=purpose, greedy=True)
+    returns = rollout.episode_returns()
+    return {
+        "greedy_episodes": returns.numel(),
+        "mean": float(returns.mean()),
+        "std": float(returns.std(correction=0)),
+        "min": float(returns.min()),
+        "max": float(returns.max()),
+    }
 
 
 def save_single_task(

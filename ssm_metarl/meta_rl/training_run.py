@@ -74,7 +74,7 @@ class TrainingRun:
         on_eval: OnEval | None = None,
     ) -> None:
         self.trainer, self.out = trainer, out
-        self._on_epoch, self._on_eval = on_epoch, on_eval
+        self.on_epoch, self.on_eval = on_epoch, on_eval
         self._stop_requested = False
         self.stopped = False
         self.damaged_lines = 0
@@ -85,8 +85,16 @@ class TrainingRun:
         self._seen: tuple[int, ...] | None = None  # the checkpoint that it stands at
 
     @classmethod
-    def start(cls, config: Config, out: Path, **callbacks: Any) -> TrainingRun:
+    def start(
+        cls, config: Config, out: Path, *, family: TaskFamily | None = None, **callbacks: Any
+    ) -> TrainingRun:
         """A new training in a folder that holds none yet.
+
+        Args:
+            config: The settings.
+            out: The folder.
+            family: What it trains on; None for the one that the settings name.
+            callbacks: As in the constructor.
 
         Raises:
             ValueError: The folder holds a training already; nothing is overwritten. Or the model
@@ -94,7 +102,7 @@ class TrainingRun:
             FileNotFoundError: There is no model to start from.
         """
         _refuse_training_in(out)
-        trainer = make_trainer(config)
+        trainer = make_trainer(config, family)
         if isinstance(trainer, MetaTrainer) and trainer.config.start is not None:
             trainer.start_from(load_pretrained(trainer.config.start))
         out.mkdir(parents=True, exist_ok=True)
@@ -187,10 +195,10 @@ class TrainingRun:
                 metrics = trainer.run_epoch()
                 line: dict[str, Any] = asdict(metrics)
                 passed = int(trainer.progress * NUM_EVALUATIONS) > due
-                if self._on_eval is not None and (passed or trainer.epoch == 1):
+                if self.on_eval is not None and (passed or trainer.epoch == 1):
                     line |= {
                         f"eval_{k}": plain(v)
-                        for k, v in self._on_eval(trainer.policy_on_cpu()).items()
+                        for k, v in self.on_eval(trainer.policy_on_cpu()).items()
                     }
                 log.write(json.dumps(line) + "\n")
                 log.flush()
@@ -199,8 +207,8 @@ class TrainingRun:
                         events.add_scalar(name, value, trainer.epoch)
                 if trainer.epoch % CHECKPOINT_EVERY == 0:
                     self.save()
-                if self._on_epoch is not None:
-                    self._on_epoch(metrics, line)
+                if self.on_epoch is not None:
+                    self.on_epoch(metrics, line)
             self.stopped = trainer.progress < 1
             self.save()
         return trainer.policy

@@ -118,7 +118,7 @@ def test_trainings_repeat_bit_for_bit_and_resume_as_if_nothing_had_been(tmp_path
     whole = TrainingRun.start(config, tmp_path / "whole")
     whole.train()
     broken = TrainingRun.start(config, tmp_path / "broken")
-    broken._on_epoch = lambda metrics, _: metrics.epoch == 2 and broken.request_stop()
+    broken.on_epoch = lambda metrics, _: metrics.epoch == 2 and broken.request_stop()
     broken.train()
     assert broken.stopped
     TrainingRun.resume(tmp_path / "broken").train()
