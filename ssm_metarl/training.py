@@ -61,7 +61,7 @@ OnProgress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What came of a training."""
 
     policy: Policy
@@ -77,7 +77,7 @@ def train(
     *,
     family: TaskFamily | None = None,
     on_progress: OnProgress = lambda share, message: None,
-) -> Trained:
+) -> TrainedModel:
     """Train, set the limits of adaptation, verify, save and evaluate.
 
     Args:
@@ -93,7 +93,7 @@ def train(
     out = Path(out)
     if isinstance(config, SingleTaskConfig):
         policy, result = train_one_task(config, family=family, on_progress=on_progress, out=out)
-        return Trained(policy, out, result)
+        return TrainedModel(policy, out, result)
     run = TrainingRun.start(config, out, family=family)
     with run.alone():
         report(run, on_progress)
@@ -116,7 +116,9 @@ def _curve_point(policy: Policy, trainer: Trainer) -> dict[str, float]:
     return in_context_curve_point(policy, trainer.family)
 
 
-def finish(run: TrainingRun, *, on_progress: OnProgress = lambda share, message: None) -> Trained:
+def finish(
+    run: TrainingRun, *, on_progress: OnProgress = lambda share, message: None
+) -> TrainedModel:
     """What comes after the last epoch: limits, verification, and an evaluation."""
     complete(run)
     return evaluated(run, on_progress)
@@ -153,13 +155,15 @@ def complete(
     export_pth(run.out)
 
 
-def evaluated(run: TrainingRun, on_progress: OnProgress = lambda share, message: None) -> Trained:
+def evaluated(
+    run: TrainingRun, on_progress: OnProgress = lambda share, message: None
+) -> TrainedModel:
     """Evaluate what a run has saved, on held-out tasks."""
     trainer = run.trainer
     opened = open_model(str(run.out), trainer.family)
     result = opened.evaluate(EvaluationConfig(num_tasks=FINAL_TASKS), on_progress)
     result |= {"epochs": trainer.epoch, "env_steps": trainer.env_steps}
-    return Trained(opened.policy, run.out, result)
+    return TrainedModel(opened.policy, run.out, result)
 
 
 def _remark(family: TaskFamily, resumed_further: bool) -> str:

@@ -157,6 +157,8 @@ class TrainingRun:
                 f"{known.name!r} of another name, other parameters, ranges, sizes or physics; "
                 f"{advice}"
             )
+        if known.dynamics is None:  # older files record what did nothing there
+            config = replace(config, push_probability=0.0, spread_starts=0.0)
         saved = PolicyConfig.from_dict(checkpoint.policy_config)
         trainer = make_trainer(config, known, like=saved)
         built = trainer.policy.config
