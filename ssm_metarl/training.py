@@ -18,11 +18,11 @@ limits and verification. Whoever is interrupted between has a model that can be 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.checkpoint import load_checkpoint, save_checkpoint
+from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from ssm_metarl.command_line import command_line
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig, SingleTaskConfig
 from ssm_metarl.config_in_context import InContextConfig
@@ -40,7 +40,6 @@ from ssm_metarl.evaluation.opened_model import open_model
 from ssm_metarl.meta_rl.single_task import (
     UpdateMetrics,
     greedy_figures,
-    save_single_task,
     train_single_task,
 )
 from ssm_metarl.meta_rl.training_run import (
@@ -212,7 +211,13 @@ def train_one_task(
 
     Returns:
         The policy, and its figures.
+
+    Raises:
+        ValueError: The folder holds a checkpoint.
+        TrainingDiverged: A number is not finite; nothing is saved.
     """
+    if out is not None and (out / FILE_NAME).exists():
+        raise ValueError(f"out: expected a folder without a checkpoint, received {out}")
     if family is None:
         family = TaskFamily.from_gymnasium(config.env_name, parameters={})
     else:
@@ -235,7 +240,13 @@ def train_one_task(
         **greedy_figures(policy, family, seed=config.seed),
     }
     if out is not None:
+        assert policy.config is not None
         command = command_line("train --mode policy_gradient", config)
-        save_single_task(out, policy, config, result, command)
+        checkpoint = Checkpoint(
+            policy_config=asdict(policy.config),
+            tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},
+            card={"command": command, "single_task": asdict(config), "result": dict(result)},
+        )
+        save_checkpoint(out / FILE_NAME, checkpoint)
         result["model"] = str(out)
     return policy, result

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, save_checkpoint
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import SingleTaskConfig
 from ssm_metarl.core.policy import Policy, build_policy
@@ -149,25 +146,3 @@ def greedy_figures(policy: Policy, family: TaskFamily, *, seed: int) -> dict[str
         "min": float(returns.min()),
         "max": float(returns.max()),
     }
-
-
-def save_single_task(
-    out: Path, policy: Policy, config: SingleTaskConfig, result: dict[str, Any], command: str
-) -> None:
-    """Write the policy as a checkpoint; a training in ``out`` is not overwritten.
-
-    Raises:
-        ValueError: The folder holds a checkpoint already.
-    """
-    path = out / FILE_NAME
-    if path.exists():
-        raise ValueError(f"out: expected a folder without a checkpoint, received {out}")
-    assert policy.config is not None
-    save_checkpoint(
-        path,
-        Checkpoint(
-            policy_config=asdict(policy.config),
-            tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},
-            card={"command": command, "single_task": asdict(config), "result": result},
-        ),
-    )

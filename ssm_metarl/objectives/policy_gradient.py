@@ -22,25 +22,14 @@ from ssm_metarl.types import Params, Rollout
 MAX_RATIO = 10.0  # behaviour far from the policy (random actions) must not dominate by one step
 
 
-def policy_gradient_loss(
-    policy: Policy, params: Params, rollout: Rollout, advantage: Tensor
-) -> Tensor:
-    """Negative mean of ratio x advantage, for each task.
+class PolicyGradientLoss:
+    """Negative mean of ratio x advantage, for each task, as a function of the parameters.
 
     Args:
         policy: Scores the actions taken.
-        params: Shared or per-task parameters.
         rollout: Steps with the log-probabilities of the behaviour that took them.
         advantage: Shape (T, K, N), no gradient.
-
-    Returns:
-        Shape (K,).
     """
-    return PolicyGradientLoss(policy, rollout, advantage)(params)
-
-
-class PolicyGradientLoss:
-    """`policy_gradient_loss` as a function of the parameters."""
 
     def __init__(self, policy: Policy, rollout: Rollout, advantage: Tensor) -> None:
         self._policy, self._rollout = policy, rollout.cleaned()
