@@ -29,11 +29,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import Calibration, PolicyConfig, in_one_line, rebuild
+from ssm_metarl.config import Calibration, PolicyConfig
 from ssm_metarl.core.policy import Policy, as_policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.reproducibility import is_reproducible
+from ssm_metarl.settings import in_one_line, rebuild
 from ssm_metarl.version import __version__
 
 FORMAT = "ssm-metarl-checkpoint-1"

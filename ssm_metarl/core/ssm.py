@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssm_metarl.config import in_one_line
 from ssm_metarl.core.fused import can_fuse, fused_unroll
 from ssm_metarl.core.ssm_kernel import SSMKernel
 from ssm_metarl.core.task_linear import task_linear
 from ssm_metarl.entrance import sequence
+from ssm_metarl.settings import in_one_line
 from ssm_metarl.types import Params, flatten
 
 DIMENSIONS = ("state_dim", "input_dim", "output_dim", "hidden_dim")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.checkpoint import Checkpoint, load_model, pack
-from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.environment import Environment
@@ -18,6 +18,7 @@ from ssm_metarl.evaluation.episodes import can_adapt, check_declaration, check_f
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 from ssm_metarl.recursive_self_improvement.candidates import recipe_for
+from ssm_metarl.settings import rebuild
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 
