@@ -30,7 +30,8 @@ from torch import Tensor
 
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import Calibration, PolicyConfig, in_one_line, rebuild
-from ssm_metarl.core.policy import Policy, as_policy, build_policy
+from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.reproducibility import is_reproducible

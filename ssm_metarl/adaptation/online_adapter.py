@@ -42,7 +42,8 @@ from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import OnlineAdaptationConfig
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.readings import Readings
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.trial_memory import TrialMemory

@@ -18,7 +18,8 @@ from ssm_metarl.benchmarks.results import Measurement, compare
 from ssm_metarl.benchmarks.settings import Settings
 from ssm_metarl.benchmarks.timing import Series, interleave
 from ssm_metarl.config import Core, MetaTrainingConfig
-from ssm_metarl.core.policy import LinearHeads, Policy, build_policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.meta_rl.architecture import architecture

@@ -19,7 +19,8 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import LinearHeads, Policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.meta_rl.in_context import INNER_LR, InContextTrainer
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Params

@@ -11,7 +11,8 @@ from pathlib import Path
 from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.checkpoint import Checkpoint, load_model, pack
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.environment import Environment
 from ssm_metarl.evaluation.episodes import can_adapt, check_declaration, check_family

@@ -14,7 +14,8 @@ from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import load_pretrained
 from ssm_metarl.config import OnlineAdaptationConfig
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
-from ssm_metarl.core.policy import LinearHeads, Policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.types import Params
 
 LAYER = ["log_rate", "D", "B.weight", "B.bias", "C.weight", "C.bias", "gate.weight", "gate.bias"]

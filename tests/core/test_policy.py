@@ -14,7 +14,8 @@ from ssm_metarl.action_space import Continuous, Discrete
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
-from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads, build_policy
+from ssm_metarl.core.heads import LinearHeads, SliceHeads
+from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import Params

@@ -11,7 +11,8 @@ from torch import Tensor
 from float32 import double
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
-from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads
+from ssm_metarl.core.heads import LinearHeads, SliceHeads
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.types import Rollout
 
