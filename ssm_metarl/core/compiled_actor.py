@@ -110,7 +110,8 @@ class CompiledActor:
         run.forward(self._out, run.hidden)
         noise = self._none
         if self._noise is not None:
-            noise = next(self._noise).numpy().reshape(*self._rows, -1)
+            noise = next(self._noise).numpy()
+            noise = noise if memory is None else noise.reshape(*self._rows, -1)
         # NumPy's memory, for PyTorch's takes half a microsecond longer to get, of thirteen
         log_prob = np.empty(self._rows, np.float32)
         if self._gaussian:

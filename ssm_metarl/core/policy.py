@@ -202,7 +202,8 @@ class Policy(nn.Module):
         if self.mirror:
             hidden = torch.cat(hidden.chunk(2, dim=1), dim=-1)
             distribution = distribution.mirror_mean()
-        return PolicyOutput(distribution.transpose(0, 1), output.transpose(0, 1)), hidden
+        distribution = distribution.map(lambda x: x.transpose(0, 1))
+        return PolicyOutput(distribution, output.transpose(0, 1)), hidden
 
     def scaled(self, obs: Tensor) -> Tensor:
         """Observations (..., O), clipped and scaled."""
