@@ -19,7 +19,7 @@ from ssm_metarl.entrance import shaped
 from ssm_metarl.types import FlatParams
 
 if TYPE_CHECKING:
-    from ssm_metarl.core.policy import Policy
+    from ssm_metarl.core.policy import Policy, PolicyOutput
 
 
 class ActingState:
@@ -59,10 +59,8 @@ class ActingState:
         other.memory = None if self.memory is None else self.memory.copy()
         return other
 
-    def advance(
-        self, params: FlatParams, obs: Tensor, reset: Tensor, noise: Iterator[Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Take a step; arguments as of `Policy.step`, but for an iterator of noise."""
+    def observe(self, params: FlatParams, obs: Tensor, reset: Tensor) -> PolicyOutput:
+        """What the policy says, (1, K, N, ...), about the next observations (K, N, O)."""
         lead = (self.num_tasks, self.num_envs)
         obs_shape = (*lead, self._policy.obs_dim)
         seen = shaped("obs", obs, obs_shape, params.flat.dtype, "K, N, O")
@@ -73,6 +71,15 @@ class ActingState:
             seen, cleared = self.memory.observe(seen.flatten(0, 1), cleared.flatten())
             seen, cleared = seen.view(*lead, -1), cleared.view(lead)
         out, self.hidden = self._policy.unroll(params, seen[None], self.hidden, cleared[None])
+        return out
+
+    def act(self, out: PolicyOutput, noise: Iterator[Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Actions (K, N[, A]), and their log-probabilities (K, N), of what it said.
+
+        Args:
+            out: From `observe`.
+            noise: Gives the step's numbers (K, N, .) to sample with; None acts greedily.
+        """
         if noise is None:
             action = out.distribution.mode()
         else:
@@ -117,4 +124,4 @@ class PlainActor:
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, N[, A]) and their log-probabilities for observations (K, N, O)."""
-        return self.state.advance(self._params, obs, reset, self._noise)
+        return self.state.act(self.state.observe(self._params, obs, reset), self._noise)

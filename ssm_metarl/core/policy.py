@@ -328,8 +328,8 @@ class Policy(nn.Module):
         if reward is not None:
             after.rewarded(reward)
         drawn = None if noise is None else iter((noise,))
-        action, log_prob = after.advance(FlatParams(flat, self._shapes), obs, reset, drawn)
-        return action, log_prob, after
+        said = after.observe(FlatParams(flat, self._shapes), obs, reset)
+        return *after.act(said, drawn), after
 
     @usual_modes()
     def actor(

@@ -256,7 +256,7 @@ def driven(
         seen = obs.clone()
         spoil(t, seen)
         action, log_prob = online(seen, ended)
-        assert online._hidden.isfinite().all() and log_prob.isfinite().all()
+        assert online._state.hidden.isfinite().all() and log_prob.isfinite().all()
         step = worlds.step(action)
         online.rewarded(step.reward * reward)
         up += int(not step.terminated) if up == t else 0
