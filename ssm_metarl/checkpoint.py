@@ -343,7 +343,6 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
         tensors.update({f"policy.core.{n}": v for n, v in model.state_dict().items()})
         return Checkpoint(**{**asdict_shallow(checkpoint), "tensors": tensors})
     policy = as_policy(model)
-    assert policy.config is not None
     return Checkpoint(
         policy_config=asdict(policy.config),
         tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},

@@ -49,24 +49,17 @@ class PolicyOutput:
 class Policy(nn.Module):
     """A sequence model with heads, and a learned step size for each parameter.
 
+    Where it has a reflection, each output is averaged with that of the mirrored history, mirrored
+    back: van der Pol et al. 2020 (arXiv 2006.16908), for the group of one reflection. A policy that
+    is not symmetric leans to one side, and a plant with a weak actuator falls that way. Where it is
+    in context, the core's input is that of `trial_input`, and its state runs through all episodes
+    of a trial.
+
     Args:
-        core: The sequence model; its input is the clipped observation times ``obs_scale``.
+        core: The sequence model; its input is the clipped observation times ``config.obs_scale``.
         heads: What reads the output.
-        obs_scale: Fixed factor for each observation dimension.
-        obs_limit: Bound of each observation dimension, either side of zero; empty for none. A
-            plant out of the training range moves faster than any that the model has seen, and its
-            weights say nothing about such inputs.
-        reflection: Factor, -1 or 1, of each observation dimension in a mirrored history; empty for
-            a policy that sees none. Else each output is averaged with that of the mirrored history,
-            mirrored back: van der Pol et al. 2020 (arXiv 2006.16908), for the group of one
-            reflection. A policy that is not symmetric leans to one side, and a plant with a weak
-            actuator falls that way.
-        trial_input: For an in-context policy, whose state runs through all episodes of a trial:
-            what its core's input holds. None for one that sees observations alone.
-        memory: Whether the state is kept from step to step. Without, every step is cleared like an
-            episode's first one.
+        config: The architecture as data: what the two are, and all that surrounds them.
         inner_lr: Initial step size of every parameter.
-        config: The architecture as data, where the policy is to be saved.
     """
 
     obs_scale: Tensor
@@ -82,42 +75,33 @@ class Policy(nn.Module):
         self,
         core: SequenceModel,
         heads: LinearHeads | SliceHeads,
+        config: PolicyConfig,
         *,
-        obs_scale: tuple[float, ...],
-        obs_limit: tuple[float, ...] = (),
-        reflection: tuple[float, ...] = (),
-        trial_input: TrialInput | None = None,
-        memory: bool = True,
         inner_lr: float,
-        config: PolicyConfig | None = None,
     ) -> None:
         super().__init__()
         holder: object = core  # apart, or the type checker takes `core` for a Module alone
         if not isinstance(holder, nn.Module):
             raise TypeError(f"core: expected a torch module, received {type(core).__name__}")
-        if trial_input is not None:
-            if core.input_dim != trial_input.size:
-                raise ValueError(
-                    f"core: expected {trial_input.size} inputs, received {core.input_dim}"
-                )
-        elif core.input_dim != len(obs_scale):
-            raise ValueError(
-                f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
-            )
+        self.trial_input = TrialInput.of(config, heads.action_space.code_dim)
+        obs_scale = torch.tensor(config.obs_scale)
+        needed = len(obs_scale) if self.trial_input is None else self.trial_input.size
+        if core.input_dim != needed:
+            raise ValueError(f"core: expected {needed} inputs, received {core.input_dim}")
         self.core, self.heads, self.config = core, heads, config
-        self.mirror, self.trial_input, self.memory = bool(reflection), trial_input, memory
+        self.mirror, self.memory = config.mirror, config.memory
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
         self.trained_on: tuple[str, str] | None = None
         """Name and fingerprint of the task family that it was trained on, where they are known."""
-        self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
-        limits = obs_limit or (torch.inf,) * len(obs_scale)
+        self.register_buffer("obs_scale", obs_scale, persistent=False)
+        limits = config.obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
-        factors = torch.tensor(reflection or (1.0,) * len(obs_scale))
+        factors = torch.tensor(config.reflection or (1.0,) * len(obs_scale))
         predicted = factors[list(heads.predicted_dims)]
         self.register_buffer("prediction_reflection", predicted, persistent=False)
-        if trial_input is not None:
-            factors = trial_input.reflection(factors)
+        if self.trial_input is not None:
+            factors = self.trial_input.reflection(factors)
         self.register_buffer("reflection", factors, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
@@ -396,11 +380,8 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
         if config.num_actions is None
         else Discrete(config.num_actions)
     )
-    obs_dim, trial_input = len(config.obs_scale), None
-    if config.in_context:
-        trial_input = TrialInput(
-            obs_dim, action_space.code_dim, config.actions_seen, config.identifies
-        )
+    obs_dim = len(config.obs_scale)
+    trial_input = TrialInput.of(config, action_space.code_dim)
     # torch's initialisers draw from the global generator: fork it, so that it is left as it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeding.generator(seed, "initial-weights").integers(2**63)))
@@ -430,14 +411,4 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             heads = LinearHeads(
                 config.hidden_dim, action_space, obs_dim, scaled=config.action_scaled
             )
-        return Policy(
-            core,
-            heads,
-            obs_scale=config.obs_scale,
-            obs_limit=config.obs_limit,
-            reflection=config.reflection,
-            trial_input=trial_input,
-            memory=config.memory,
-            inner_lr=inner_lr,
-            config=config,
-        )
+        return Policy(core, heads, config, inner_lr=inner_lr)

@@ -37,4 +37,4 @@ def as_policy(model: Policy | StateSpaceModel) -> Policy:
         predicted_dims=CARTPOLE_VELOCITIES if cartpole_shaped else (),
     )
     heads = SliceHeads(model.output_dim, Discrete(2), config.predicted_dims)
-    return Policy(model, heads, obs_scale=config.obs_scale, inner_lr=0.01, config=config)
+    return Policy(model, heads, config, inner_lr=0.01)

@@ -145,7 +145,6 @@ def save_single_task(
     path = out / FILE_NAME
     if path.exists():
         raise ValueError(f"out: expected a folder without a checkpoint, received {out}")
-    assert policy.config is not None
     save_checkpoint(
         path,
         Checkpoint(

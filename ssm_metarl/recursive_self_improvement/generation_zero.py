@@ -102,8 +102,6 @@ def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) ->
         return load_model(model)
     policy = as_policy(model)
     check_unadapted(policy)
-    if policy.config is None:
-        raise ValueError("model: expected a policy with its configuration, received one without")
     return Checkpoint(
         policy_config=asdict(policy.config),
         tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},
