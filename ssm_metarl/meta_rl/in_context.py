@@ -32,7 +32,8 @@ from ssm_metarl import seeding
 from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import LinearHeads, Policy, build_policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.trial_input import trial_starts
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds

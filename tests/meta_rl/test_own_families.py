@@ -20,7 +20,8 @@ from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import FINGERPRINT, load_checkpoint, load_pretrained, save_checkpoint
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig, PolicyConfig, SingleTaskConfig
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import LinearHeads, build_policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import build_policy
 from ssm_metarl.env_runner.environment import Environment
 from ssm_metarl.env_runner.observation_scale import measured_scale
 from ssm_metarl.env_runner.worlds import fingerprint
