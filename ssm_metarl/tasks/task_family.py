@@ -11,10 +11,10 @@ ID-test and OOD-test tasks can never overlap.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import in_one_line, plain
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 
 Split = Literal["train", "id", "ood"]
 Interval = tuple[float, float]
@@ -72,6 +77,19 @@ class Choice:
         return self.values[min(int(quantile * len(self.values)), len(self.values) - 1)]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A parameter of a Gymnasium environment that does not stand under its own name."""
+
+    at: str | Callable[[Any, Any], None]
+    """A path from ``env.unwrapped``, such as ``model.body_mass[1]``; or a function that sets a
+    value on ``env.unwrapped``, which is called once the environment is built."""
+    values: Uniform | Choice
+    """Its ID range."""
+    default: float | None = None
+    """The value of the unmodified environment; None for what stands at the path."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskParameter:
     """One declared parameter of a family."""
@@ -102,6 +120,11 @@ class TaskParameter:
             )
         return value
 
+    def of_kind(self, value: float) -> float:
+        """A value as a bool or a whole number where the default is one, and it can be."""
+        kind = type(self.default)
+        return kind(value) if kind in (bool, int) and float(value).is_integer() else value
+
 
 @dataclass(frozen=True)
 class Tasks:
@@ -127,16 +150,11 @@ class Tasks:
 
     def as_dicts(self) -> list[dict[str, float]]:
         """The parameter values, one dictionary a task; whole where the unmodified one is."""
-        kinds = {p.name: type(p.default) for p in self.family.parameters}
+        kinds = {p.name: p.of_kind for p in self.family.parameters}
         return [
-            {n: _of_kind(float(v[i]), kinds.get(n, float)) for n, v in self.values.items()}
+            {n: kinds.get(n, float)(float(v[i])) for n, v in self.values.items()}
             for i in range(len(self))
         ]
-
-
-def _of_kind(value: float, kind: type) -> float:
-    """``value`` as a bool or an int where a parameter is one, and the value can be."""
-    return kind(value) if kind in (bool, int) and value.is_integer() else value
 
 
 class Dynamics(Protocol):
@@ -171,6 +189,9 @@ class TaskFamily:
     dynamics: Dynamics | None = None
     """Batched physics; None where Gymnasium environments do the stepping."""
     gymnasium_id: str | None = None
+    plant: GymnasiumPlant | None = None
+    """How Gymnasium environments are made, and where their parameters stand; None for attributes of
+    the one with that id."""
     obs_scale: tuple[float, ...] | None = None
     """Factors that bring a task's observations into [-1, 1]: what a model sees is clipped there.
     None where that is not known: for 1, and no clipping."""
@@ -195,41 +216,46 @@ class TaskFamily:
     @classmethod
     def from_gymnasium(
         cls,
-        env_id: str,
-        parameters: Mapping[str, Uniform | Choice],
+        environment: str | Callable[..., gymnasium.Env[Any, Any]],
+        parameters: Mapping[str, Uniform | Choice | Setting],
         ood: Mapping[str, Uniform | Choice] | None = None,
         *,
+        kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
         max_episode_steps: int | None = None,
         obs_scale: Sequence[float] | None = None,
     ) -> TaskFamily:
-        """A family whose tasks set attributes on a Gymnasium environment.
+        """A family whose tasks are Gymnasium environments, each built with its own parameters.
 
         Example: ``TaskFamily.from_gymnasium("Pendulum-v1", {"g": Uniform(5, 15, unit="m/s²")})``.
         Call :meth:`verify` on it: not every attribute changes what an environment does.
 
         Args:
-            env_id: A registered Gymnasium id.
-            parameters: ID range of each attribute of ``env.unwrapped`` that varies; may be empty,
-                which makes a family of one task, the unmodified environment. A whole number or a
-                switch, such as ``Choice((2, 4))`` or ``Choice((False, True))``, stays one.
+            environment: A registered Gymnasium id, or a callable that returns an environment.
+            parameters: ID range of each parameter that varies. Its name is an attribute of
+                ``env.unwrapped`` or a path from it (``model.body_mass[1]``); a `Setting` names
+                another place, or a function. May be empty, which makes a family of one task, the
+                unmodified environment. A whole number or a switch, such as ``Choice((2, 4))`` or
+                ``Choice((False, True))``, stays one.
             ood: OOD ranges. Where one is missing, it is half the ID range's width on either side,
                 but at most half-way to zero, and nothing beyond a bound that is zero: a range
                 keeps its sign. A `Choice` keeps its values.
+            kwargs: Keyword arguments with which every environment is made.
             name: Name of the family, by default the id. Trainings are recorded under it.
-            max_episode_steps: Time limit, in place of the one that the environment is registered
-                with; needed where it has none.
+            max_episode_steps: Time limit, in place of the environment's own; needed where it has
+                none.
             obs_scale: See the field. None measures it on random steps whenever a training begins,
                 and then clips nothing.
 
         Raises:
-            ValueError: An unknown id, spaces that no policy fits, no time limit, an attribute that
-                is missing or no number, or an OOD range that overlaps the ID range.
+            ValueError: An unknown id, an environment that cannot be made, spaces that no policy
+                fits, no time limit, a parameter that is missing, no number, or shared by all
+                environments, or an OOD range that overlaps the ID range.
         """
         from ssm_metarl.tasks import gymnasium_family
 
         return gymnasium_family.declare(
-            env_id, parameters, ood or {}, name, max_episode_steps, obs_scale
+            environment, parameters, ood or {}, kwargs or {}, name, max_episode_steps, obs_scale
         )
 
     def verify(self) -> None:
@@ -242,11 +268,14 @@ class TaskFamily:
 
         Warns:
             UserWarning: A parameter changes nothing but rewards, which adaptation by prediction
-                cannot see; or the environment's constructor makes something else of its value.
+                cannot see; or it is half-cached: set on an environment that is built it is not
+                what it is in one that is built with it, as tasks are, or the constructor makes
+                something else of its value.
 
         Raises:
-            ValueError: Nothing differs, or the environment has randomness of its own; the message
-                names the parameter, and says what was found.
+            ValueError: Nothing differs (the parameter is inert, or never reached), the environment
+                has randomness of its own, or is none that can be stepped; the message names the
+                parameter, and says what was found.
         """
         for parameter in self.parameters:
             probes = [parameter.id.at(quantile) for quantile in PROBES]

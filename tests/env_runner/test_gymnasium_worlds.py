@@ -10,7 +10,8 @@ from gymnasium import spaces
 
 from ssm_metarl import seeding
 from ssm_metarl.action_space import Continuous, Discrete
-from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds, spaces_of
+from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds
+from ssm_metarl.tasks.gymnasium_spaces import spaces_of
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 
 
