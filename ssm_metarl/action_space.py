@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,6 +73,10 @@ class Discrete:
     def draw_noise(self, noise: TaskNoise, num_steps: int, num_envs: int) -> Tensor:
         """Uniform numbers, shape (num_steps, K, num_envs, 1)."""
         return noise.uniform(num_steps, num_envs, 1)
+
+    def random(self, rng: np.random.Generator, num: int) -> Tensor:
+        """Uniformly random actions, shape (num,)."""
+        return torch.from_numpy(rng.integers(self.n, size=num))
 
     def draw_random(self, noise: TaskNoise, num_steps: int, num_envs: int) -> tuple[Tensor, Tensor]:
         """Uniformly random actions and their log-probability, each (num_steps, K, num_envs)."""
@@ -181,6 +186,11 @@ class Continuous:
     def draw_noise(self, noise: TaskNoise, num_steps: int, num_envs: int) -> Tensor:
         """Standard normal numbers, shape (num_steps, K, num_envs, dim)."""
         return noise.normal(num_steps, num_envs, self.dim)
+
+    def random(self, rng: np.random.Generator, num: int) -> Tensor:
+        """Uniformly random actions, shape (num, dim), float64."""
+        low, high = np.array(self.bounds).T
+        return torch.from_numpy(rng.uniform(low, high, size=(num, self.dim)))
 
     def draw_random(self, noise: TaskNoise, num_steps: int, num_envs: int) -> tuple[Tensor, Tensor]:
         """Uniform actions (num_steps, K, num_envs, dim) and their log-density, one axis less."""

@@ -22,7 +22,7 @@ from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.tasks.cartpole import CARTPOLE
 
 WIDTH = 128
-FAMILY = replace(CARTPOLE, mirror=False)
+FAMILY = replace(CARTPOLE, reflection=())
 """Without the mirrored histories, which would double the work of either model."""
 
 

@@ -6,7 +6,6 @@ still holds the pole afterwards.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ssm_metarl.env_runner.task_batch import TaskBatch
@@ -21,7 +20,8 @@ class ChangingTaskBatch(TaskBatch):
         tasks: K tasks, as they begin.
         later: What they become.
         at: Steps that a task takes before it changes, shape (K,), counted over all episodes.
-        over: Steps that the change takes, each parameter moving evenly; 1 for a jump.
+        over: Steps that the change takes, each range moving evenly and each category jumping
+            half-way; 1 for a jump of all.
         seed: Seed of the noise streams, which are those of a `TaskBatch` of ``tasks``.
         purpose: Names them.
         max_episode_steps: Time limit; None for the family's own.
@@ -50,6 +50,7 @@ class ChangingTaskBatch(TaskBatch):
         )  # fmt: skip
         self._before = self._parameters
         self._later = {n: v.to(self._state)[:, None] for n, v in later.values.items()}
+        self._kinds = {p.name: p for p in tasks.family.parameters}
         self._at, self._over, self._steps_done = at[:, None], over, 0
 
     def step(self, action: Tensor) -> EnvStep:
@@ -57,7 +58,7 @@ class ChangingTaskBatch(TaskBatch):
         moved = self._steps_done + 1 - self._at
         share = (moved / self._over).clamp(0, 1).to(self._state)  # (K, 1)
         self._parameters = {
-            name: torch.lerp(before, self._later[name], share)
+            name: self._kinds[name].between(before, self._later[name], share)
             for name, before in self._before.items()
         }
         self._steps_done += 1

@@ -22,6 +22,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from ssm_metarl.action_space import Discrete
 from ssm_metarl.config import plain
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.gymnasium_family import plant_of
@@ -120,7 +121,12 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
         self._batch: TaskBatch | None = None
         self._running = False
         self.observation_space = spaces.Box(-np.inf, np.inf, (dynamics.obs_dim,), np.float32)
-        self.action_space = spaces.Discrete(dynamics.num_actions)
+        space = dynamics.action_space
+        if isinstance(space, Discrete):
+            self.action_space: spaces.Space[Any] = spaces.Discrete(space.n)
+        else:
+            low, high = np.array(space.bounds, np.float32).T
+            self.action_space = spaces.Box(low, high)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -147,9 +153,14 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
         """
         if self._batch is None or not self._running:
             raise gymnasium.error.ResetNeeded("step: expected a running episode; call reset()")
-        if not self.action_space.contains(action):
-            raise ValueError(f"action: expected one of {self.action_space}, received {action!r}")
-        step = self._batch.step(torch.tensor([[int(action)]], device="cpu"))
+        if isinstance(self.action_space, spaces.Discrete):
+            if not self.action_space.contains(action):
+                expected = f"action: expected one of {self.action_space}"
+                raise ValueError(f"{expected}, received {action!r}")
+            chosen = torch.tensor(int(action), device="cpu")
+        else:  # out of bounds is no error: the plant clips, as Gymnasium's own do
+            chosen = torch.as_tensor(np.asarray(action, np.float64), device="cpu")
+        step = self._batch.step(chosen[None, None])
         terminated, truncated = bool(step.terminated), bool(step.truncated)
         self._running = not (terminated or truncated)
         obs = step.obs[0, 0].numpy().astype(np.float32)

@@ -63,7 +63,7 @@ class TaskBatch:
         self.dynamics = tasks.family.dynamics
         self.num_tasks, self.num_envs = len(tasks), num_envs
         self.obs_dim = self.dynamics.obs_dim
-        self.action_space: ActionSpace = Discrete(self.dynamics.num_actions)
+        self.action_space: ActionSpace = self.dynamics.action_space
         self.device = torch.device(device)
         self._compiled = self.device.type == "cpu"
         self.max_episode_steps = max_episode_steps or self.dynamics.max_episode_steps
@@ -116,7 +116,7 @@ class TaskBatch:
         """Step every environment that has not ended.
 
         Args:
-            action: Shape (K, N), int64.
+            action: Shape (K, N), int64, or (K, N, A).
 
         Returns:
             The observation that the step led to (K, N, O) and reward, terminated and truncated
@@ -126,12 +126,23 @@ class TaskBatch:
             ValueError: Another shape, or no actions of the action space; no step was taken.
         """
         if self._compiled and kernels_apply():
-            action = fitted("action", action, self._ended.shape, torch.int64, "K, N")
-            if not within(action.numpy(), self.dynamics.num_actions):
-                self.action_space.checked(action, self._ended.shape, "K, N")
+            action = self._checked(action)
             return self._settled(*self.dynamics.step(self._state, action, self._parameters))
         action = self.action_space.checked(action, self._ended.shape, "K, N")
         return self._settled_plainly(*self.dynamics.step(self._state, action, self._parameters))
+
+    def _checked(self, action: Tensor) -> Tensor:
+        """Actions as compiled code takes them."""
+        space, lead = self.action_space, self._ended.shape
+        if isinstance(space, Discrete):
+            action = fitted("action", action, lead, torch.int64, "K, N")
+            return (
+                action if within(action.numpy(), space.n) else space.checked(action, lead, "K, N")
+            )
+        return fitted(
+            "action", space.checked(action, lead, "K, N"), (*lead, space.dim), self._state.dtype,
+            "K, N, A",
+        )  # fmt: skip
 
     def close(self) -> None:
         """Nothing: it holds tensors alone."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ssm_metarl.action_space import ActionSpace, Discrete
+from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.tasks.gymnasium_family import plant_of
@@ -121,7 +121,7 @@ def _range(values: Uniform | Choice) -> list[Any]:
 def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
     """Observation size O and action space of a family's tasks: what a policy for it must fit."""
     if family.dynamics is not None:
-        return family.dynamics.obs_dim, Discrete(family.dynamics.num_actions)
+        return family.dynamics.obs_dim, family.dynamics.action_space
     plant = plant_of(family)
     if plant.spaces is not None:
         return plant.spaces

@@ -3,7 +3,7 @@
 Place in the flow: stage 7, arms that the evaluator runs beside the policy's. Each is an `Actor`
 without chance in it.
 
-- `lqr_actor`: the regulator of `tasks.regulator`, told every parameter of its task.
+- `expert_actor`: the first expert that the family declares, told every parameter of its task.
 - `sign_probe_actor`: one fixed controller for all tasks, which knows only the actuator's sign,
   as read from the support data. What it scores needs no adaptation beyond one bit.
 
@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssm_metarl.tasks.cartpole_scrambled import LONGEST_DELAY
-from ssm_metarl.tasks.regulator import Expert, expert_for
-from ssm_metarl.tasks.task_family import Tasks
+from ssm_metarl.action_space import Discrete
+from ssm_metarl.env_runner.worlds import observation_and_action
+from ssm_metarl.tasks.task_family import Expert, Tasks, teacher
 from ssm_metarl.types import Actor, Rollout
 
 SIGN_PROBE_GAIN = (0.0055, 0.015, 23.0, 1.39)
@@ -26,43 +26,50 @@ SIGN_PROBE_GAIN = (0.0055, 0.015, 23.0, 1.39)
 
 
 class ExpertActor:
-    """An expert as an actor: it remembers what an action's way to the plant may take.
+    """An expert as an actor: it remembers the actions that may still be under way.
 
     Args:
         expert: Of K tasks.
-        num_tasks: K.
+        tasks: They.
         num_envs: N.
     """
 
-    def __init__(self, expert: Expert, num_tasks: int, num_envs: int) -> None:
+    def __init__(self, expert: Expert, tasks: Tasks, num_envs: int) -> None:
         self._expert = expert
-        shape = (LONGEST_DELAY, num_tasks, num_envs)
-        self._actions = torch.zeros(shape, dtype=torch.int64)
+        _, space = observation_and_action(tasks.family)
+        shape = (tasks.family.dead_time, len(tasks), num_envs)
+        self._nothing = (
+            torch.zeros(1, *shape[1:], dtype=torch.int64)
+            if isinstance(space, Discrete)
+            else torch.zeros(1, *shape[1:], space.dim)
+        )
+        self._actions = self._nothing.repeat(shape[0], *(1,) * (self._nothing.dim() - 1))
         self._starts = torch.ones(shape, dtype=torch.bool)
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions (K, N) for observations (K, N, O), and 0."""
+        """Actions (K, N[, A]) for observations (K, N, O), and 0."""
         starts = torch.cat([self._starts, reset[None]])
-        actions = torch.cat([self._actions, torch.zeros_like(self._actions[:1])])
+        actions = torch.cat([self._actions, self._nothing])
         action = self._expert(obs.expand(len(starts), *obs.shape), actions, starts)[-1]
-        self._actions, self._starts = torch.cat([self._actions[1:], action[None]]), starts[1:]
-        return action, torch.zeros(action.shape)
+        self._actions = torch.cat([self._actions, action[None]])[1:]
+        self._starts = starts[1:]
+        return action, torch.zeros(obs.shape[:2])
 
 
-def lqr_actor(tasks: Tasks, num_envs: int) -> Actor:
-    """A regulator told each task's parameters, the actuator's sign included.
+def expert_actor(tasks: Tasks, num_envs: int) -> Actor:
+    """The family's first expert, told each task's parameters.
 
     Args:
         tasks: K tasks of a family with an expert.
         num_envs: N, environments per task.
 
     Returns:
-        ``(obs (K, N, O), reset (K, N)) -> (action (K, N) int64, log_prob (K, N) = 0)``.
+        ``(obs (K, N, O), reset (K, N)) -> (action (K, N[, A]), log_prob (K, N) = 0)``.
 
     Raises:
         ValueError: There is no expert for these tasks.
     """
-    return ExpertActor(expert_for(tasks), len(tasks), num_envs)
+    return ExpertActor(teacher(tasks), tasks, num_envs)
 
 
 def read_sign(support: Rollout) -> Tensor:

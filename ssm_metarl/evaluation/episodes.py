@@ -140,9 +140,9 @@ def can_adapt(policy: Policy, objective: Objective) -> bool:
 
 def can_flip(family: TaskFamily) -> bool:
     """Whether a family has CartPole's state, to be drawn, and an actuator that can be flipped."""
-    # A subclass may observe something else than the state: the exact type is asked for.
-    physics = type(family.dynamics) is CartPoleDynamics
-    return physics and any(parameter.name == "sign" for parameter in family.parameters)
+    return isinstance(family.dynamics, CartPoleDynamics) and any(
+        parameter.name == "sign" for parameter in family.parameters
+    )
 
 
 def collect_support(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssm_metarl.core.identification import Identification
 from ssm_metarl.tasks.cartpole_scrambled import LONGEST_DELAY
-from ssm_metarl.tasks.regulator import solve_riccati
+from ssm_metarl.tasks.control import solve_riccati
 from ssm_metarl.tasks.task_family import TaskFamily
 
 PROBE = (1.0, 1.0, -1.0, -1.0, 1.0, -1.0)

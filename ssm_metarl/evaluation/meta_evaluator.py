@@ -36,7 +36,7 @@ from ssm_metarl.core.policy import Policy, as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.baselines import lqr_actor, sign_probe_actor
+from ssm_metarl.evaluation.baselines import expert_actor, sign_probe_actor
 from ssm_metarl.evaluation.episodes import (
     PURPOSE,
     MetaTrained,
@@ -54,7 +54,6 @@ from ssm_metarl.evaluation.least_squares import LeastSquaresActor
 from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize, worst_tenth
 from ssm_metarl.evaluation.worth import measure_worth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.tasks.regulator import has_expert
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 from ssm_metarl.version import __version__
@@ -267,8 +266,8 @@ def _arms(
     if policy.in_context and "standard" in adapted:
         arms["both"] = trial(lambda: policy.actor(adapted["standard"]()[0], len(tasks), 1))
     arms["random"] = run(lambda: uniform_actor(tasks, config))
-    if has_expert(tasks.family):
-        arms["lqr"] = run(lambda: lqr_actor(tasks, num_envs))
+    if tasks.family.experts:
+        arms[next(iter(tasks.family.experts))] = run(lambda: expert_actor(tasks, num_envs))
         if policy.in_context:  # which is what an arm without training should be compared with
             arms["least_squares"] = trial(lambda: LeastSquaresActor(tasks.family, len(tasks), 1))
     if can_flip(tasks.family):

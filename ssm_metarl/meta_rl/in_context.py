@@ -9,7 +9,7 @@ Place in the flow: stage 5, a sibling of `trainer` behind the same interface. On
 arXiv 1707.06347). The policy is told what it did and what came of it (`core.trial_input`); adapting
 is what its hidden state does, and at test time no weight changes.
 
-Where the family has a regulator that is told the task (`tasks.regulator`), the policy may also
+Where the family has a regulator that is told the task (`TaskFamily.experts`), the policy may also
 imitate it in the states that it gets into itself (Ross et al. 2011, arXiv 1011.0686): the
 parameters are known in training, and a label at every step says more than the episode's length.
 
@@ -43,8 +43,7 @@ from ssm_metarl.meta_rl.optimizer_state import optimizer_tensors, restore_optimi
 from ssm_metarl.objectives.trial_advantage import trial_advantage
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.registry import family_of_env
-from ssm_metarl.tasks.regulator import expert_for
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks, teacher
 from ssm_metarl.types import Rollout
 
 NO_EXPERT = -1
@@ -133,7 +132,7 @@ class InContextTrainer(Counted):
         self.family = family or family_of_env(config.family)
         self.config = replace(config, family=self.family.name)  # what a checkpoint says it is
         if config.imitation_coef > 0:
-            expert_for(self.family.task())  # whoever asks for one that is not there hears it now
+            teacher(self.family.task())  # whoever asks for one that is not there hears it now
         self.policy_config = in_context_architecture(config, self.family, like=like)
         self.policy = policy or build_policy(
             self.policy_config, seed=config.seed, inner_lr=INNER_LR
@@ -166,7 +165,7 @@ class InContextTrainer(Counted):
         rollout = self._collect(tasks)
         expert = torch.full_like(rollout.action, NO_EXPERT)
         if config.imitation_coef > 0:
-            expert = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
+            expert = teacher(tasks)(rollout.obs, rollout.action, rollout.reset)
         sequences, value_error = self._rate(rollout, expert)
         loss, entropy, norm = self._update(sequences)
 

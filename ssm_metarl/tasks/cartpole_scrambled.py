@@ -9,7 +9,7 @@ Of its state s and the chosen actions u = 2 a - 1 a task shows and does::
 `order` names which of the 24 ways to place the sensors a task has. In `cartpole` one bit is hidden
 and one fixed controller, told that bit, is enough. Here the same observation asks for one push in
 one task and for the other in the next, whatever the controller: `tests/tasks` measures that no
-fixed linear controller keeps the pole up, and `evaluation.baselines.told_actor` that one which is
+fixed linear controller keeps the pole up, and `ScrambledExpert` that one which is
 told the wiring does.
 
 The trap: an action that waits in the line is part of the state. Whoever rates an action by the
@@ -25,10 +25,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import compiled
 from ssm_metarl.entrance import fitted, shaped
-from ssm_metarl.tasks.cartpole import CARTPOLE, CartPoleDynamics, leading, spread
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Uniform
+from ssm_metarl.tasks.cartpole import (
+    CARTPOLE,
+    CartPoleDynamics,
+    CartPoleExpert,
+    leading,
+    spread,
+)
+from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
 
 SENSORS = CARTPOLE.obs_names
 LONGEST_DELAY = 3  # steps
@@ -46,7 +53,7 @@ class CartPoleScrambledDynamics:
     """Batched. State = (x, dx/dt, theta, dtheta/dt, u_{t-1}, u_{t-2}, u_{t-3})."""
 
     obs_dim = len(SENSORS)
-    num_actions = 2
+    action_space = Discrete(2)
     max_episode_steps = 500
     push_scale: Sequence[float] = (*CartPoleDynamics.push_scale, *(0.0,) * LONGEST_DELAY)
     start_spread: Sequence[float] = (*CartPoleDynamics.start_spread, *(0.0,) * LONGEST_DELAY)
@@ -179,13 +186,63 @@ def _wiring() -> tuple[TaskParameter, ...]:
     )
 
 
+class ScrambledExpert:
+    """See `Expert`; it is told the wiring, too.
+
+    Args:
+        tasks: K tasks of CartPole behind unknown wiring.
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        values = tasks.values
+        self._regulator, self._physics = CartPoleExpert(tasks), CartPoleDynamics()
+        self._values = values
+        self._place = torch.from_numpy(PLACES)[values["order"].long()]  # (K, 4)
+        factors = [values[f"sensor_sign_{n}"] * values[f"gain_{n}"] for n in SENSORS]
+        self._factor = torch.stack(factors, dim=-1)[:, None]  # (K, 1, 4)
+
+    def __call__(self, obs: Tensor, action: Tensor, episode_start: Tensor) -> Tensor:
+        """What the regulator does where the plant will be when an action arrives."""
+        steps, tasks, envs, _ = obs.shape
+        place = self._place[:, None].expand(steps, -1, envs, -1).to(obs.device)
+        cart = obs.gather(-1, place) / self._factor.to(obs)
+        rows = cart.transpose(0, 1).flatten(1, 2)  # (K, T N, 4): the physics know no time axis
+        parameters = {
+            n: v.to(rows)[:, None].expand(-1, rows.shape[1]).contiguous()
+            for n, v in self._values.items()
+        }
+        push = torch.ones(rows.shape[:2], dtype=torch.int64, device=obs.device)
+        # Whatever was chosen `delay` steps ago arrives first.
+        for ago in range(LONGEST_DELAY, 0, -1):
+            waiting = _chosen(action, episode_start, ago).to(rows)
+            arriving = parameters["sign"] * waiting.transpose(0, 1).flatten(1, 2)
+            after, _, _ = self._physics.step(rows, push, {**parameters, "sign": arriving})
+            rows = torch.where((parameters["delay"] >= ago)[..., None], after, rows)
+        ahead = rows.view(tasks, steps, envs, -1).transpose(0, 1)
+        return self._regulator(ahead, action, episode_start)
+
+
+def _chosen(action: Tensor, episode_start: Tensor, ago: int) -> Tensor:
+    """2 a - 1 of so many steps before, 0 before the episode, shape (T, K, N)."""
+    code = 2 * action - 1
+    for _ in range(ago):
+        code = torch.cat([torch.zeros_like(code[:1]), code[:-1]]).masked_fill(episode_start, 0)
+    return code
+
+
 CARTPOLE_SCRAMBLED = TaskFamily(
     name="cartpole_scrambled",
     dynamics=CartPoleScrambledDynamics(),
     obs_scale=(0.2,) * len(SENSORS),
     obs_names=tuple(f"sensor_{place}" for place in range(len(SENSORS))),
     effect_dims=tuple(range(len(SENSORS))),
+    reflection=(-1.0,) * len(SENSORS),
+    time_step=CARTPOLE.time_step,
+    dead_time=LONGEST_DELAY,
     return_bounds=CARTPOLE.return_bounds,
-    mirror=True,
+    solved=CARTPOLE.solved,
+    disturbances=CARTPOLE.disturbances,
+    experts={"lqr": ScrambledExpert},
+    sketch=CARTPOLE.sketch,
     parameters=(*CARTPOLE.parameters, *_wiring()),
 )

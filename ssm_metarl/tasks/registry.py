@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.tasks.told import told
 
-FAMILIES = {family.name: family for family in (CARTPOLE, CARTPOLE_SCRAMBLED)}
+FAMILIES = {family.name: family for family in (CARTPOLE, CARTPOLE_SCRAMBLED, PENDULUM)}
 TOLD = {family.name: family for family in map(told, FAMILIES.values())}
 """The same families, their tasks told: for comparison, not offered beside the others."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
+from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import in_one_line, plain
+from ssm_metarl.tasks.sketch import Sketch
 
 if TYPE_CHECKING:
     import gymnasium
@@ -104,6 +106,23 @@ class TaskParameter:
     """Values that make physical sense; a task outside is refused."""
     meaning: str = ""
 
+    @property
+    def is_category(self) -> bool:
+        """Whether only declared values make sense of it: nothing lies between two of them."""
+        return isinstance(self.id, Choice)
+
+    def between(self, before: Tensor, after: Tensor, share: Tensor) -> Tensor:
+        """Values on the way from one to another: a category jumps half-way, a range moves evenly.
+
+        Args:
+            before: Values at the start, any shape.
+            after: At the end.
+            share: How much of the way is done, in [0, 1].
+        """
+        if self.is_category:
+            return torch.where(share < 0.5, before, after)
+        return torch.lerp(before, after, share)
+
     def check(self, value: float) -> float:
         """Return ``value``, or raise ValueError naming what was expected."""
         if isinstance(self.id, Choice):
@@ -148,6 +167,10 @@ class Tasks:
             tuple(self.indices[i] for i in rows),
         )
 
+    def changed(self, **values: Tensor) -> Tasks:
+        """The same tasks with other values of some parameters, shape (K,) each."""
+        return Tasks(self.family, {**self.values, **values}, self.indices)
+
     def as_dicts(self) -> list[dict[str, float]]:
         """The parameter values, one dictionary a task; whole where the unmodified one is."""
         kinds = {p.name: p.of_kind for p in self.family.parameters}
@@ -161,12 +184,15 @@ class Dynamics(Protocol):
     """Batched physics: pure functions of state, action and parameters, each (K, N, ...)."""
 
     obs_dim: int
-    num_actions: int
     max_episode_steps: int
     push_scale: Sequence[float]
     """Standard deviation of a random push on each state dimension (0: never pushed)."""
     start_spread: Sequence[float]
     """How far from an initial state a training episode may start, on each state dimension."""
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """What `step` takes; it clips continuous actions itself."""
 
     def initial_state(self, uniform: Tensor) -> Tensor:
         """States (..., S) from uniform numbers (..., S) in [0, 1)."""
@@ -180,9 +206,29 @@ class Dynamics(Protocol):
         """Observations (K, N, O) of states (K, N, S) in tasks of these parameters."""
 
 
+class Expert(Protocol):
+    """A controller of K tasks that was told their parameters, but sees only what a policy sees."""
+
+    def __call__(self, obs: Tensor, action: Tensor, episode_start: Tensor) -> Tensor:
+        """What it would do at each step of a rollout.
+
+        Args:
+            obs: Before each step, shape (T, K, N, O).
+            action: What was done there, shape (T, K, N[, A]); the last step's is not looked at.
+            episode_start: True at the first step of an episode, shape (T, K, N).
+
+        Returns:
+            Actions, shape (T, K, N[, A]).
+        """
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskFamily:
-    """A set of tasks that differ in declared parameters."""
+    """A set of tasks that differ in declared parameters: all that others need to know of a plant.
+
+    Raises:
+        ValueError: A field that speaks of observations has another number of them than the rest.
+    """
 
     name: str
     parameters: tuple[TaskParameter, ...]
@@ -192,26 +238,73 @@ class TaskFamily:
     plant: GymnasiumPlant | None = None
     """How Gymnasium environments are made, and where their parameters stand; None for attributes of
     the one with that id."""
-    obs_scale: tuple[float, ...] | None = None
-    """Factors that bring a task's observations into [-1, 1]: what a model sees is clipped there.
-    None where that is not known: for 1, and no clipping."""
     obs_names: tuple[str, ...] = ()
     """What the observations are called in a plant's log; empty for obs_0, obs_1, ..."""
+    obs_units: tuple[str, ...] = ()
+    """Their units; empty where they are not known."""
+    obs_scale: tuple[float, ...] | None = None
+    """Factors that bring a task's observations into [-1, 1]. None where that is not known."""
+    obs_limit: tuple[float, ...] | None = None
+    """Bound of each observation, either side of zero, at which a model's input is clipped. None
+    for where `obs_scale` makes it 1; without that too, nothing is clipped."""
+    reflection: tuple[float, ...] = ()
+    """The plant's reflection: the factor, -1 or 1, of each observation which, with all actions
+    mirrored (n - 1 - a, or -a), turns each history of a task into one that is as likely in the same
+    task. Empty where there is no such symmetry."""
     effect_dims: tuple[int, ...] = ()
     """Observation dimensions that an action changes at once: what a `StateSpaceModel`, which has
-    no room for more, predicts (cartpole: the two velocities)."""
-    time_step: float | None = None
-    """Seconds between two observations; None where that is not known."""
-    return_bounds: Interval | None = None
-    """The least and the greatest return that an episode can have; None where that is not known."""
-    mirror: bool = False
-    """Whether negating all observations and mirroring all actions (n - 1 - a, or -a) turns each
-    history of a task into one that is as likely in the same task."""
+    no room for more, predicts."""
     told_dims: int = 0
     """Last observation dimensions that tell the task's parameters (`told`): the same at every step
     of a task, and in its mirror."""
+    time_step: float | None = None
+    """Seconds between two observations; None where that is not known."""
+    dead_time: int = 0
+    """The most steps that pass between the choice of an action and its effect, beyond the one that
+    any action takes. Whoever identifies a plant looks so many actions further back."""
+    return_bounds: Interval | None = None
+    """The least and the greatest return that an episode can have; None where that is not known."""
+    solved: float | None = None
+    """Return from which a task counts as solved; None where nobody has said."""
+    end_is_failure: bool = True
+    """Whether an episode that ends before its time limit has failed."""
     max_episode_steps: int | None = None
     """Time limit of Gymnasium environments, in place of their own; None for that."""
+    disturbances: Mapping[str, Callable[[Tasks], Tasks]] = field(default_factory=dict)
+    """Named changes that may come over a plant while it runs, such as "flip": the tasks that given
+    ones become."""
+    experts: Mapping[str, Callable[[Tasks], Expert]] = field(default_factory=dict)
+    """Controllers that are told the task; the first is the one that a training may imitate."""
+    sketch: Sketch | None = None
+    """How to draw a state."""
+
+    def __post_init__(self) -> None:
+        sizes = {
+            name: len(getattr(self, name) or ())
+            for name in ("obs_names", "obs_units", "obs_scale", "obs_limit", "reflection")
+        }
+        if self.dynamics is not None:
+            sizes["dynamics.obs_dim"] = self.dynamics.obs_dim
+        known = {name: size for name, size in sizes.items() if size}
+        if len(set(known.values())) > 1:
+            raise ValueError(
+                f"task family {self.name!r}: expected as many observations everywhere, received "
+                + ", ".join(f"{name} of {size}" for name, size in known.items())
+            )
+        if any(factor not in (-1.0, 1.0) for factor in self.reflection):
+            raise ValueError(
+                f"reflection of {self.name!r}: expected factors -1 or 1, received {self.reflection}"
+            )
+
+    @property
+    def mirror(self) -> bool:
+        """Whether the plant has a reflection."""
+        return bool(self.reflection)
+
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """`obs_limit`, or where `obs_scale` makes it 1; empty where nothing is clipped."""
+        return self.obs_limit or tuple(1 / scale for scale in self.obs_scale or ())
 
     @classmethod
     def from_gymnasium(
@@ -308,9 +401,9 @@ class TaskFamily:
         parameters = {n: v[:, None].expand(-1, num_envs) for n, v in tasks.values.items()}
         numbers = []
         for _ in range(num_steps):
-            action = torch.from_numpy(rng.integers(self.dynamics.num_actions, size=num_envs))
+            action = self.dynamics.action_space.random(rng, num_envs)
             state, reward, terminated = self.dynamics.step(
-                state, action.expand(num_tasks, -1), parameters
+                state, action.expand(num_tasks, *action.shape), parameters
             )
             observed = self.dynamics.observe(state, parameters)
             numbers += [observed.flatten(1), reward, terminated.double()]
@@ -384,6 +477,20 @@ class TaskFamily:
             {n: torch.tensor([v], dtype=torch.float64) for n, v in values.items()},
             (0,),
         )
+
+
+def teacher(tasks: Tasks) -> Expert:
+    """The expert of K tasks that a policy may imitate: the first that their family declares.
+
+    Raises:
+        ValueError: It declares none.
+    """
+    for expert in tasks.family.experts.values():
+        return expert(tasks)
+    raise ValueError(
+        f"teacher: expected a family with an expert that is told the task, received "
+        f"{tasks.family.name!r}, which declares none"
+    )
 
 
 def unchanged(parameter: TaskParameter, family: str) -> str:

@@ -73,7 +73,10 @@ class ToldDynamics:
         self.codes = {p.name: ParameterCode(p) for p in parameters}
         self.told_dims = sum(code.dim for code in self.codes.values())
         self.obs_dim = dynamics.obs_dim + self.told_dims
-        self.num_actions, self.max_episode_steps = dynamics.num_actions, dynamics.max_episode_steps
+        self.action_space, self.max_episode_steps = (
+            dynamics.action_space,
+            dynamics.max_episode_steps,
+        )
         self.push_scale, self.start_spread = dynamics.push_scale, dynamics.start_spread
 
     def initial_state(self, uniform: Tensor) -> Tensor:
@@ -119,5 +122,9 @@ def told(family: TaskFamily) -> TaskFamily:
         dynamics=dynamics,
         obs_scale=family.obs_scale and (*family.obs_scale, *(1.0,) * dynamics.told_dims),
         obs_names=(*family.obs_names, *names) if family.obs_names else (),
+        obs_units=(*family.obs_units, *("",) * dynamics.told_dims) if family.obs_units else (),
+        obs_limit=family.obs_limit and (*family.obs_limit, *(1.0,) * dynamics.told_dims),
+        reflection=(*family.reflection, *(1.0,) * dynamics.told_dims) if family.mirror else (),
         told_dims=dynamics.told_dims,
+        experts={},
     )

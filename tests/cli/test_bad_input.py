@@ -40,7 +40,7 @@ def test_a_task_that_makes_no_sense(cli: Cli, model: Path, tmp_path: Path, task:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("family", ["Pendulum-v1", "NoSuch-v9", "cart pole"])
+@pytest.mark.parametrize("family", ["MountainCar-v0", "NoSuch-v9", "cart pole"])
 def test_no_family(cli: Cli, model: Path, tmp_path: Path, family: str) -> None:
     for arguments in (
         ("train", "--env_name", family),
@@ -143,7 +143,7 @@ DAMAGES = {
     "architecture without sizes": edited(policy_config={}),
     "architecture of another type": edited(policy_config={"obs_scale": 4, "num_actions": 2}),
     "unknown objective": edited(training={"objective": "guess"}),
-    "unknown family": edited(training={"family": "Pendulum-v1"}),
+    "unknown family": edited(training={"family": "MountainCar-v0"}),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.evaluation.baselines import lqr_actor, read_sign, sign_probe_actor
+from ssm_metarl.evaluation.baselines import expert_actor, read_sign, sign_probe_actor
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
@@ -34,18 +34,18 @@ def _flipped(tasks: Tasks) -> Tasks:
 @pytest.mark.parametrize(("split", "least"), [("id", 499.0), ("ood", 480.0)])
 def test_lqr_balances(split, least):
     tasks = CARTPOLE.sample(split, 40, seed=SEED)
-    assert _returns(tasks, lqr_actor(tasks, 2)).mean() > least
+    assert _returns(tasks, expert_actor(tasks, 2)).mean() > least
 
 
 @pytest.mark.parametrize(("split", "least"), [("id", 499.0), ("ood", 450.0)])
 def test_lqr_balances_behind_unknown_wiring(split, least):
     tasks = CARTPOLE_SCRAMBLED.sample(split, 40, seed=SEED)
-    assert _returns(tasks, lqr_actor(tasks, 2)).mean() > least
+    assert _returns(tasks, expert_actor(tasks, 2)).mean() > least
 
 
 def test_lqr_told_the_wrong_sign_fails():
     tasks = CARTPOLE.sample("id", 20, seed=SEED)
-    assert _returns(tasks, lqr_actor(_flipped(tasks), 2)).max() < 50
+    assert _returns(tasks, expert_actor(_flipped(tasks), 2)).max() < 50
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -53,7 +53,7 @@ def test_a_pole_leaning_right_is_pushed_right(sign):
     tasks = CARTPOLE.task({"sign": sign})
     leaning = torch.tensor([0.0, 0.0, 0.05, 0.0]).expand(1, 1, 4)
     reset = torch.zeros(1, 1, dtype=torch.bool)
-    action, log_prob = lqr_actor(tasks, 1)(leaning, reset)
+    action, log_prob = expert_actor(tasks, 1)(leaning, reset)
     assert action.item() == (1 if sign > 0 else 0)
     assert log_prob.item() == 0.0
 
@@ -63,15 +63,15 @@ def test_flipping_the_sign_flips_every_action():
     obs = TaskNoise(SEED, "obs", tasks.indices).normal(6, 4)[0]
     obs = obs[:, None].expand(-1, 6, -1) * torch.linspace(-1, 1, 6)[:, None]
     reset = torch.zeros(10, 6, dtype=torch.bool)
-    told, flipped = lqr_actor(tasks, 6), lqr_actor(_flipped(tasks), 6)
+    told, flipped = expert_actor(tasks, 6), expert_actor(_flipped(tasks), 6)
     assert torch.equal(told(obs, reset)[0], 1 - flipped(obs, reset)[0])
 
 
 def test_lqr_refuses_another_plant():
-    family = replace(CARTPOLE, name="other", dynamics=None)
+    family = replace(CARTPOLE, name="other", experts={})
     tasks = replace(CARTPOLE.sample("id", 2, seed=SEED), family=family)
     with pytest.raises(ValueError, match="'other'"):
-        lqr_actor(tasks, 1)
+        expert_actor(tasks, 1)
 
 
 @pytest.mark.parametrize("split", ["id", "ood"])
@@ -116,7 +116,7 @@ def test_sign_probe_balances(split, least):
 def test_order_of_tasks_changes_nothing():
     tasks = CARTPOLE.sample("ood", 6, seed=SEED)
     order = [4, 1, 5, 0, 3, 2]
-    for make in (lambda t: lqr_actor(t, 2), lambda t: sign_probe_actor(_support(t), 2)):
+    for make in (lambda t: expert_actor(t, 2), lambda t: sign_probe_actor(_support(t), 2)):
         straight, shuffled = (
             _returns(tasks, make(tasks)),
             _returns(tasks[order], make(tasks[order])),

@@ -35,7 +35,7 @@ class Sorting:
     start_spread: Sequence[float] = (0.0,)
 
     def __init__(self, num_actions: int) -> None:
-        self.num_actions = num_actions
+        self.action_space = Discrete(num_actions)
 
     def initial_state(self, uniform: Tensor) -> Tensor:
         return 2 * uniform - 1
@@ -46,7 +46,8 @@ class Sorting:
     def step(
         self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        place = ((state[..., 0] + 1) / 2 * self.num_actions).long().clamp(max=self.num_actions - 1)
+        n = self.action_space.n
+        place = ((state[..., 0] + 1) / 2 * n).long().clamp(max=n - 1)
         after = torch.remainder(state + 1 + 0.618, 2) - 1
         return after, (action == place).to(state.dtype), torch.zeros_like(action, dtype=torch.bool)
 

@@ -6,9 +6,9 @@ import torch
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.evaluation.episodes import run_trials
 from ssm_metarl.evaluation.least_squares import PUSH_COST, LeastSquaresActor, regulator_gain
-from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole import CARTPOLE, linearised_cartpole
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
-from ssm_metarl.tasks.regulator import linearised_cartpole, solve_riccati
+from ssm_metarl.tasks.control import solve_riccati
 
 
 def test_the_gain_of_an_identified_plant_is_that_of_the_plant():

@@ -23,8 +23,7 @@ from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
 from ssm_metarl.meta_rl.training_run import LOG_NAME, TrainingRun, recorded_config, training_record
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
-from ssm_metarl.tasks.regulator import expert_for
-from ssm_metarl.tasks.task_family import TaskFamily, Uniform
+from ssm_metarl.tasks.task_family import TaskFamily, Uniform, teacher
 
 
 def tiny(**changes: Any) -> InContextConfig:
@@ -200,7 +199,7 @@ def test_imitation_makes_the_experts_actions_likelier() -> None:
     trainer = InContextTrainer(config, family)
     tasks = family.sample("train", 4, seed=0)
     rollout = trainer._collect(tasks)
-    expert = expert_for(tasks)(rollout.obs, rollout.action, rollout.reset)
+    expert = teacher(tasks)(rollout.obs, rollout.action, rollout.reset)
     sequences, _ = trainer._rate(rollout, expert)
     untouched = replace(sequences, advantage=torch.zeros_like(sequences.advantage))
 
@@ -216,7 +215,7 @@ def test_imitation_makes_the_experts_actions_likelier() -> None:
 
 def test_imitation_needs_an_expert() -> None:
     family = TaskFamily.from_gymnasium("Pendulum-v1", {})
-    with pytest.raises(ValueError, match="received family 'Pendulum-v1'"):
+    with pytest.raises(ValueError, match="received 'Pendulum-v1'"):
         InContextTrainer(tiny(imitation_coef=1.0), family)
 
 

@@ -27,7 +27,7 @@ from ssm_metarl.config import EvaluationConfig, ReplayWeights, require
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.baselines import lqr_actor, sign_probe_actor
+from ssm_metarl.evaluation.baselines import expert_actor, sign_probe_actor
 from ssm_metarl.evaluation.episodes import (
     PURPOSE,
     can_flip,
@@ -40,7 +40,6 @@ from ssm_metarl.evaluation.fine_tuning import FineTuningConfig, fine_tune
 from ssm_metarl.evaluation.least_squares import LeastSquaresActor
 from ssm_metarl.evaluation.opened_model import OpenedModel
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.tasks.regulator import has_expert
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 
@@ -216,8 +215,8 @@ def yardstick_scores(family: TaskFamily, tasks: Tasks, protocol: Protocol) -> Sc
     """What needs no training: chance, and controllers that are told something or identify it."""
     config = EvaluationConfig(seed=protocol.seed, episodes_per_task=1)
     scores = {("random", NOTHING): protocol.test(tasks, uniform_actor(tasks, config))}
-    if has_expert(family):
-        scores["lqr", NOTHING] = protocol.test(tasks, lqr_actor(tasks, 1))
+    if family.experts:
+        scores["lqr", NOTHING] = protocol.test(tasks, expert_actor(tasks, 1))
         scores |= trial_scores(
             "least_squares", lambda: LeastSquaresActor(family, len(tasks), 1), tasks, protocol
         )

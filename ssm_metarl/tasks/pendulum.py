@@ -1,0 +1,262 @@
+"""Pendulum swing-up with hidden physics: rod, gravity, damping, a motor's gain and its sign.
+
+Place in the flow: stage 1, a family of tasks (`task_family`). The equations are those of
+Gymnasium's ``Pendulum-v1`` (semi-implicit Euler, 0.05 s) with friction in the joint and a motor
+that gives ``sign * gain`` times the torque that is asked for; at the default parameters a step
+equals Gymnasium's within 1e-9 in float64. Of the state (theta, dtheta/dt), theta = 0 upright, a
+task shows (cos theta, sin theta, dtheta/dt), and::
+
+    I dtheta'/dt = m g l/2 sin theta + sign gain u - c dtheta/dt      I = m l^2 / 3, |u| <= 2 N m
+    reward = -(theta^2 + 0.1 (dtheta/dt)^2 + 0.001 u^2)               theta in [-pi, pi)
+
+The torque is too weak to lift the pendulum at once: it has to be swung up.
+
+The traps. The reflection: theta to -theta leaves the cosine as it is. And the reward charges the
+torque that was asked for, clipped to what the motor takes, not what the motor makes of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssm_metarl.action_space import Continuous
+from ssm_metarl.compiled import compiled, kernels_apply
+from ssm_metarl.entrance import fitted
+from ssm_metarl.tasks.cartpole import leading, spread
+from ssm_metarl.tasks.control import lqr
+from ssm_metarl.tasks.sketch import Shape, Sketch
+from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
+
+TIME_STEP = 0.05  # s
+MAX_TORQUE = 2.0  # N m, asked for
+MAX_SPEED = 8.0  # rad/s
+PARAMETERS = ("mass", "length", "gravity", "gain", "sign", "damping")
+
+
+class PendulumDynamics:
+    """Batched pendulum. State = (theta [rad], dtheta/dt), observation = (cos, sin, dtheta/dt)."""
+
+    obs_dim = 3
+    action_space = Continuous(1, -MAX_TORQUE, MAX_TORQUE)
+    max_episode_steps = 200
+    push_scale: Sequence[float] = (0.0, 0.5)
+    start_spread: Sequence[float] = (0.0, 4.0)
+
+    def initial_state(self, uniform: Tensor) -> Tensor:
+        """Any angle, and a speed uniform in [-1, 1), as in Gymnasium; shape (..., 2)."""
+        return (2 * uniform - 1) * uniform.new_tensor([math.pi, 1.0])
+
+    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Cosine, sine and speed, in every task, shape (..., 3)."""
+        theta, speed = state.unbind(-1)
+        return torch.stack((torch.cos(theta), torch.sin(theta), speed), dim=-1)
+
+    def step(
+        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of 0.05 s.
+
+        Args:
+            state: Shape (K, N, 2).
+            action: Torque asked for [N m], shape (K, N, 1); clipped to [-2, 2].
+            parameters: mass [kg], length [m], gravity [m/s^2], gain, sign and damping [N m s], each
+                broadcast to (K, N).
+
+        Returns:
+            Next state (K, N, 2), reward (K, N) and terminated (K, N), which is nowhere True.
+
+        Raises:
+            ValueError: A shape does not fit.
+        """
+        lead, kind = leading(state, 2)
+        if state.is_cpu and kernels_apply():
+            state = fitted("state", state, state.shape, kind, "K, N, 2")
+            action = fitted("action", action, (*lead, 1), kind, "K, N, 1")
+            values = spread(PARAMETERS, parameters, lead, kind)
+            after, reward = torch.empty_like(state), state.new_empty(lead)
+            _step(state.numpy(), action.numpy(), *values, after.numpy(), reward.numpy())
+            return after, reward, torch.from_numpy(np.zeros(lead, bool))
+        return self.step_plainly(state, action, parameters)
+
+    def step_plainly(
+        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same by PyTorch's own operations, on any device."""
+        theta, speed = state.unbind(-1)
+        torque = action[..., 0].clamp(-MAX_TORQUE, MAX_TORQUE)
+        angle = torch.remainder(theta + math.pi, 2 * math.pi) - math.pi
+        reward = -(angle.square() + 0.1 * speed.square() + 0.001 * torque.square())
+        mass, length = parameters["mass"], parameters["length"]
+        driven = parameters["sign"] * parameters["gain"] * torque - parameters["damping"] * speed
+        acceleration = (
+            1.5 * parameters["gravity"] / length * torch.sin(theta)
+            + 3 / (mass * length.square()) * driven
+        )
+        speed = (speed + TIME_STEP * acceleration).clamp(-MAX_SPEED, MAX_SPEED)
+        state = torch.stack((theta + TIME_STEP * speed, speed), dim=-1)
+        return state, reward, torch.zeros_like(reward, dtype=torch.bool)
+
+
+@compiled
+def _step(  # type: ignore[no-untyped-def]
+    state, action, mass, length, gravity, gain, sign, damping, after, reward
+):
+    """`PendulumDynamics.step_plainly`, number by number."""
+    for k in range(state.shape[0]):
+        for n in range(state.shape[1]):
+            theta, speed = state[k, n]
+            torque = min(max(action[k, n, 0], -MAX_TORQUE), MAX_TORQUE)
+            angle = theta + math.pi
+            angle -= 2 * math.pi * math.floor(angle / (2 * math.pi)) + math.pi
+            reward[k, n] = -(angle * angle + 0.1 * speed * speed + 0.001 * torque * torque)
+            driven = sign[k, n] * gain[k, n] * torque - damping[k, n] * speed
+            acceleration = (
+                1.5 * gravity[k, n] / length[k, n] * math.sin(theta)
+                + 3 / (mass[k, n] * length[k, n] * length[k, n]) * driven
+            )
+            speed = min(max(speed + TIME_STEP * acceleration, -MAX_SPEED), MAX_SPEED)
+            after[k, n, 0] = theta + TIME_STEP * speed
+            after[k, n, 1] = speed
+
+
+STATE_COST = (1.0, 0.1)  # per rad^2, (rad/s)^2: the reward's own
+TORQUE_COST = 0.001  # per (N m)^2
+
+
+class PendulumExpert:
+    """Swing up by energy, then hold by the linear-quadratic regulator (see `Expert`).
+
+    Åström & Furuta 2000: torque along the speed while the energy is below that of the upright rest,
+    against it while it is above. The regulator takes over where it can hold the pendulum within
+    the motor's torque.
+
+    Args:
+        tasks: K pendulums.
+    """
+
+    def __init__(self, tasks: Tasks) -> None:
+        v = tasks.values
+        self._inertia = (v["mass"] * v["length"].square() / 3)[:, None]
+        self._weight = (v["mass"] * v["gravity"] * v["length"] / 2)[:, None]  # N m
+        self._damping = v["damping"][:, None]
+        self._motor = (v["sign"] * v["gain"])[:, None]
+        a = torch.zeros(len(tasks), 2, 2, dtype=torch.float64)
+        a[:, 0, 1] = 1.0
+        a[:, 1, 0] = (self._weight / self._inertia)[:, 0]
+        a[:, 1, 1] = -(self._damping / self._inertia)[:, 0]
+        b = torch.zeros(len(tasks), 2, 1, dtype=torch.float64)
+        b[:, 1, 0] = (self._motor / self._inertia)[:, 0]
+        # Semi-implicit Euler: the new speed moves the angle.
+        step = torch.tensor([[1.0, TIME_STEP], [0.0, 1.0]], dtype=torch.float64)
+        push = torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        a = step @ (torch.eye(2, dtype=torch.float64) + TIME_STEP * push @ a)
+        b = step @ (TIME_STEP * b)
+        cost = torch.diag(torch.tensor(STATE_COST, dtype=torch.float64))
+        self._gain = lqr(a, b, cost, TORQUE_COST)[:, None]
+
+    def __call__(self, obs: Tensor, action: Tensor, episode_start: Tensor) -> Tensor:
+        """Torques (T, K, N, 1), within what the motor takes."""
+        cos, sin, speed = obs.unbind(-1)
+        theta = torch.atan2(sin, cos)
+        energy = 0.5 * self._inertia.to(obs) * speed.square() + self._weight.to(obs) * cos
+        missing = self._weight.to(obs) - energy
+        motor = self._motor.to(obs)
+        pumping = MAX_TORQUE * torch.tanh(4 * missing) * torch.sign(speed * motor)
+        holding = -(self._gain.to(obs) * torch.stack((theta, speed), dim=-1)).sum(-1)
+        holds = (holding.abs() < 1.5 * MAX_TORQUE) & (cos > 0.8)
+        torque = torch.where(holds, holding, pumping).clamp(-MAX_TORQUE, MAX_TORQUE)
+        return torque[..., None]
+
+
+def flip(tasks: Tasks) -> Tasks:
+    """The same pendulums, their motors the other way round."""
+    return tasks.changed(sign=-tasks.values["sign"])
+
+
+def draw(state: Sequence[float], parameters: Mapping[str, float]) -> list[Shape]:
+    """The rod, in metres, upright at theta = 0."""
+    theta, length = state[0], parameters["length"]
+    # Gymnasium turns positive angles to the left.
+    tip = (-length * math.sin(theta), length * math.cos(theta))
+    return [
+        Shape("line", ((0.0, 0.0), tip), 0.12, "part"),
+        Shape("disc", ((0.0, 0.0),), 0.08, "joint"),
+    ]
+
+
+PENDULUM = TaskFamily(
+    name="pendulum",
+    gymnasium_id="Pendulum-v1",
+    dynamics=PendulumDynamics(),
+    obs_names=("cos_theta", "sin_theta", "theta_dot"),
+    obs_units=("", "", "rad/s"),
+    obs_scale=(1.0, 1.0, 0.125),
+    reflection=(1.0, -1.0, -1.0),
+    effect_dims=(2,),
+    time_step=TIME_STEP,
+    # (pi^2 + 0.1 * 8^2 + 0.001 * 2^2) * 200 steps
+    return_bounds=(-3255.6, 0.0),
+    disturbances={"flip": flip},
+    experts={"energy": PendulumExpert},
+    sketch=Sketch((-1.7, 1.7, -1.7, 1.7), draw),
+    parameters=(
+        TaskParameter(
+            name="mass",
+            unit="kg",
+            default=1.0,
+            id=Uniform(0.7, 1.3),
+            ood=Uniform(0.5, 0.7, also=((1.3, 1.6),)),
+            physical=(0.05, 20.0),
+            meaning="mass of the rod",
+        ),
+        TaskParameter(
+            name="length",
+            unit="m",
+            default=1.0,
+            id=Uniform(0.8, 1.2),
+            ood=Uniform(0.6, 0.8, also=((1.2, 1.4),)),
+            physical=(0.1, 10.0),
+            meaning="length of the rod",
+        ),
+        TaskParameter(
+            name="gravity",
+            unit="m/s^2",
+            default=10.0,
+            id=Uniform(8, 12),
+            ood=Uniform(6, 8, also=((12, 14),)),
+            physical=(0.1, 100.0),
+            meaning="gravitational acceleration",
+        ),
+        TaskParameter(
+            name="gain",
+            unit="",
+            default=1.0,
+            id=Uniform(0.7, 1.4),
+            ood=Uniform(0.5, 0.7, also=((1.4, 1.8),)),
+            physical=(0.01, 100.0),
+            meaning="torque of the motor per torque asked for",
+        ),
+        TaskParameter(
+            name="sign",
+            unit="",
+            default=1.0,
+            id=Choice((-1.0, 1.0)),
+            ood=Choice((-1.0, 1.0)),
+            meaning="direction in which the motor turns on a positive torque",
+        ),
+        TaskParameter(
+            name="damping",
+            unit="N m s",
+            default=0.0,
+            id=Uniform(0.0, 0.1),
+            ood=Uniform(0.1, 0.2),
+            physical=(0.0, 10.0),
+            meaning="friction in the joint",
+        ),
+    ),
+)
