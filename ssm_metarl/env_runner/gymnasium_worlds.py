@@ -11,9 +11,7 @@ ended one stays as it is, at no cost, until it is reset.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.entrance import counts, shaped
-from ssm_metarl.tasks.gymnasium_verify import follows_afterwards
+from ssm_metarl.env_runner.kept_environments import KEPT, KeptEnvironments
 from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld, to_box
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import EnvStep
@@ -64,7 +62,7 @@ class GymnasiumWorlds:
             )
         counts(num_envs=num_envs)
         self.num_tasks, self.num_envs = len(tasks), num_envs
-        self._kept = _KEPT.get()
+        self._kept = KEPT.get()
         self._worlds: list[GymnasiumWorld] = []
         try:
             for values in tasks.as_dicts():
@@ -172,67 +170,6 @@ class GymnasiumWorlds:
         """A copy of per-environment rows (K * N, ...), shape (K, N, ...)."""
         shaped = rows.reshape(self.num_tasks, self.num_envs, *rows.shape[1:])
         return torch.from_numpy(shaped.copy()).to(self.device)
-
-
-class KeptEnvironments:
-    """Environments that wait for the next worlds of their family, in place of new ones."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[TaskFamily, list[GymnasiumWorld] | None]] = []
-        """None for a family whose environments are made anew for each task."""
-        self._lent: dict[int, list[GymnasiumWorld]] = {}
-
-    def lend(self, family: TaskFamily, values: Mapping[str, Any]) -> GymnasiumWorld | None:
-        """An environment in a task of the family; None where it must be built with its task."""
-        waiting = next((kept for known, kept in self._waiting if known is family), None)
-        if waiting is None:
-            waiting = [] if follows_afterwards(family) else None
-            self._waiting.append((family, waiting))
-        if waiting is None:
-            return None
-        if waiting:
-            world = waiting.pop()
-            world.set(values)
-        else:
-            world = GymnasiumWorld(family, values)
-        self._lent[id(world)] = waiting
-        return world
-
-    def take_back(self, world: GymnasiumWorld) -> bool:
-        """Whether it was lent; then it waits again."""
-        waiting = self._lent.pop(id(world), None)
-        if waiting is not None:
-            waiting.append(world)
-        return waiting is not None
-
-    def close(self) -> None:
-        """Close those that wait."""
-        for _, waiting in self._waiting:
-            for world in waiting or ():
-                world.close()
-        self._waiting = []
-
-
-_KEPT: ContextVar[KeptEnvironments | None] = ContextVar("kept_environments", default=None)
-
-
-@contextmanager
-def kept_environments() -> Iterator[None]:
-    """Within it, environments are made once and given new parameters, and are closed at its end.
-
-    Where setting a parameter on an environment that is built is not the same as building it with
-    the parameter (`follows_afterwards`), they are made anew for each task as ever.
-    """
-    if _KEPT.get() is not None:  # the outer one closes them
-        yield
-        return
-    kept = KeptEnvironments()
-    token = _KEPT.set(kept)
-    try:
-        yield
-    finally:
-        _KEPT.reset(token)
-        kept.close()
 
 
 def _made(

@@ -34,6 +34,7 @@ from ssm_metarl.config import PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.trial_input import trial_starts
+from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.meta_rl.architecture import in_context_architecture
@@ -142,6 +143,7 @@ class InContextTrainer(Counted):
             self.policy.meta_params().values(), lr=config.lr, eps=1e-5
         )
 
+    @kept_environments()
     def train(self, on_epoch: Callable[[InContextMetrics], None] | None = None) -> Policy:
         """Run epochs until the limit is reached; returns the policy."""
         while self.progress < 1:

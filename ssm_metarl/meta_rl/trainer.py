@@ -29,6 +29,7 @@ from ssm_metarl.adaptation.inner_objective import Replay, check_unadapted, task_
 from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig, PolicyConfig
 from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
@@ -145,6 +146,7 @@ class MetaTrainer(Counted):
         """The policy, or a copy where it lives elsewhere: evaluations run on the processor."""
         return self.policy if self.device.type == "cpu" else copy.deepcopy(self.policy).cpu()
 
+    @kept_environments()
     def train(self, on_epoch: Callable[[EpochMetrics], None] | None = None) -> Policy:
         """Run epochs until the limit is reached; returns the policy."""
         while self.progress < 1:

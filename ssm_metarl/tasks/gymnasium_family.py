@@ -14,7 +14,7 @@ Gymnasium is imported inside the functions, to keep ``import ssm_metarl`` cheap.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +40,8 @@ def plant_of(family: TaskFamily) -> GymnasiumPlant:
         return family.plant
     if family.gymnasium_id is None:
         raise ValueError(
-            f"task family {family.name!r}: expected batched physics or a Gymnasium environment, "
-            f"received neither"
+            f"task family {family.name!r}: expected batched physics or a Gymnasium id, or a "
+            f"factory of environments, received none of them"
         )
     return GymnasiumPlant(family.gymnasium_id)
 
@@ -52,8 +52,7 @@ def declare(
     ood: Mapping[str, Uniform | Choice],
     kwargs: Mapping[str, Any],
     name: str | None,
-    max_episode_steps: int | None,
-    obs_scale: Sequence[float] | None,
+    fields: Mapping[str, Any],
 ) -> TaskFamily:
     """The body of :meth:`TaskFamily.from_gymnasium`, where arguments and errors are described."""
     if not (isinstance(make, str) or callable(make)):
@@ -63,6 +62,7 @@ def declare(
         )
     if unknown := sorted(set(ood) - set(parameters)):
         raise ValueError(f"ood: expected some of {sorted(parameters)}, received {unknown}")
+    max_episode_steps, obs_scale = fields["max_episode_steps"], fields["obs_scale"]
     if max_episode_steps is not None and max_episode_steps < 1:
         raise ValueError(f"max_episode_steps: expected at least 1, received {max_episode_steps}")
     settings = {n: _setting(n, given) for n, given in parameters.items()}
@@ -103,9 +103,11 @@ def declare(
         parameters=declared,
         gymnasium_id=make if isinstance(make, str) else None,
         plant=plant,
-        max_episode_steps=max_episode_steps,
-        obs_scale=obs_scale,
-        obs_names=names if len(set(names)) == len(names) else (),
+        **{
+            "obs_names": names if len(set(names)) == len(names) else (),
+            **fields,
+            "obs_scale": obs_scale,
+        },
     )
 
 

@@ -34,7 +34,7 @@ def spaces_of(env: gymnasium.Env[Any, Any], name: str | None = None) -> tuple[in
     name = name or (env.spec.id if env.spec else str(env))
     observations, actions = env.observation_space, env.action_space
     obs_dim = 0
-    if isinstance(observations, spaces.Space) and observations.is_np_flattenable:
+    if _is_of_numbers(observations):
         obs_dim = int(spaces.flatdim(observations))
     if obs_dim == 0:
         raise ValueError(
@@ -115,6 +115,17 @@ def names_of(space: gymnasium.Space[Any], prefix: str = "") -> tuple[str, ...]:
         return (prefix,) if size == 1 else tuple(f"{prefix}_{i}" for i in range(size))
     head = f"{prefix}_" if prefix else ""
     return tuple(name for key, part in parts for name in names_of(part, head + key))
+
+
+def _is_of_numbers(space: object) -> bool:
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Dict):
+        return all(map(_is_of_numbers, space.spaces.values()))
+    if isinstance(space, spaces.Tuple):
+        return all(map(_is_of_numbers, space.spaces))
+    numbers = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+    return isinstance(space, numbers)
 
 
 def _in_one_line(space: object) -> str:

@@ -34,6 +34,7 @@ from ssm_metarl.tasks.task_family import (
     TaskParameter,
     Tasks,
     not_repeated,
+    rewards_alone,
     unchanged,
 )
 
@@ -162,21 +163,18 @@ def verify(tasks: Tasks, parameter: TaskParameter) -> None:
         }[read]
         raise ValueError(unchanged(parameter, family.name) + found)
     if changed == {"reward"}:
-        warnings.warn(
-            f"{about}: changes rewards alone, which adapting by prediction cannot see",
-            stacklevel=3,
-        )
+        warnings.warn(rewards_alone(parameter, family.name), stacklevel=4)
     elif _is_made_otherwise(family, values, parameter.name):
         warnings.warn(
             f"{about}: half-cached: set as an attribute it does not do what it does given to the "
             f"constructor (a value is derived from the constructor's argument)",
-            stacklevel=3,
+            stacklevel=4,
         )
     elif stale := half_cached(family, values[-1], parameter.name):
         warnings.warn(
             f"{about}: half-cached: set on an environment that is built it does not do what it "
             f"does in one that is built with it, as tasks are ({stale})",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

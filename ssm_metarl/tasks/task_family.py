@@ -11,6 +11,7 @@ ID-test and OOD-test tasks can never overlap.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -285,6 +286,8 @@ class TaskFamily:
         }
         if self.dynamics is not None:
             sizes["dynamics.obs_dim"] = self.dynamics.obs_dim
+        elif self.plant is not None and self.plant.spaces is not None:
+            sizes["observations of its environment"] = self.plant.spaces[0]
         known = {name: size for name, size in sizes.items() if size}
         if len(set(known.values())) > 1:
             raise ValueError(
@@ -317,6 +320,7 @@ class TaskFamily:
         name: str | None = None,
         max_episode_steps: int | None = None,
         obs_scale: Sequence[float] | None = None,
+        **fields: Any,
     ) -> TaskFamily:
         """A family whose tasks are Gymnasium environments, each built with its own parameters.
 
@@ -339,6 +343,8 @@ class TaskFamily:
                 none.
             obs_scale: See the field. None measures it on random steps whenever a training begins,
                 and then clips nothing.
+            fields: Whatever else is known of the plant, such as ``obs_names``, ``reflection``,
+                ``return_bounds``: further fields of the family.
 
         Raises:
             ValueError: An unknown id, an environment that cannot be made, spaces that no policy
@@ -348,7 +354,12 @@ class TaskFamily:
         from ssm_metarl.tasks import gymnasium_family
 
         return gymnasium_family.declare(
-            environment, parameters, ood or {}, kwargs or {}, name, max_episode_steps, obs_scale
+            environment,
+            parameters,
+            ood or {},
+            kwargs or {},
+            name,
+            {"max_episode_steps": max_episode_steps, "obs_scale": obs_scale, **fields},
         )
 
     def verify(self) -> None:
@@ -371,27 +382,32 @@ class TaskFamily:
                 parameter, and says what was found.
         """
         for parameter in self.parameters:
-            probes = [parameter.id.at(quantile) for quantile in PROBES]
-            probes.insert(0, probes[0])  # the first one twice: it must repeat itself
-            # The others stand off the middle of their range: a zero there could hide this one.
-            values = {p.name: [p.id.at(0.7)] * len(probes) for p in self.parameters}
-            values[parameter.name] = probes
-            tensors = {n: torch.tensor(v).double() for n, v in values.items()}
-            tasks = Tasks(self, tensors, (0,) * len(probes))
-            if self.dynamics is None:
-                from ssm_metarl.tasks import gymnasium_verify
+            self.verify_parameter(parameter)
 
-                gymnasium_verify.verify(tasks, parameter)
-                continue
-            traces = self._trace(tasks)
-            same = [torch.allclose(t, traces[0], 1e-6, 1e-9, equal_nan=True) for t in traces[1:]]
-            if not same[0]:
-                raise ValueError(not_repeated(parameter, self.name))
-            if all(same):
-                raise ValueError(unchanged(parameter, self.name))
+    def verify_parameter(self, parameter: TaskParameter) -> None:
+        """Check one declared parameter, as :meth:`verify` does."""
+        probes = [parameter.id.at(quantile) for quantile in PROBES]
+        probes.insert(0, probes[0])  # the first one twice: it must repeat itself
+        # The others stand off the middle of their range: a zero there could hide this one.
+        values = {p.name: [p.id.at(0.7)] * len(probes) for p in self.parameters}
+        values[parameter.name] = probes
+        tensors = {n: torch.tensor(v).double() for n, v in values.items()}
+        tasks = Tasks(self, tensors, (0,) * len(probes))
+        if self.dynamics is None:
+            from ssm_metarl.tasks import gymnasium_verify
 
-    def _trace(self, tasks: Tasks) -> Tensor:
-        """What random actions meet in each of K tasks of batched physics, shape (K, ...)."""
+            gymnasium_verify.verify(tasks, parameter)
+            return
+        seen, rewards = (_alike(trace) for trace in self._trace(tasks))
+        if not (seen[0] and rewards[0]):
+            raise ValueError(not_repeated(parameter, self.name))
+        if all(seen) and all(rewards):
+            raise ValueError(unchanged(parameter, self.name))
+        if all(seen):
+            warnings.warn(rewards_alone(parameter, self.name), stacklevel=3)
+
+    def _trace(self, tasks: Tasks) -> tuple[Tensor, Tensor]:
+        """What random actions meet in each of K tasks of batched physics, and earn; (K, ...)."""
         assert self.dynamics is not None
         num_tasks = len(tasks)
         rng = seeding.generator(0, "verify")
@@ -399,15 +415,15 @@ class TaskFamily:
         uniform = torch.from_numpy(rng.random((num_envs, len(self.dynamics.push_scale))))
         state = self.dynamics.initial_state(uniform).expand(num_tasks, -1, -1)
         parameters = {n: v[:, None].expand(-1, num_envs) for n, v in tasks.values.items()}
-        numbers = []
+        seen, rewards = [self.dynamics.observe(state, parameters).flatten(1)], []
         for _ in range(num_steps):
             action = self.dynamics.action_space.random(rng, num_envs)
             state, reward, terminated = self.dynamics.step(
                 state, action.expand(num_tasks, *action.shape), parameters
             )
-            observed = self.dynamics.observe(state, parameters)
-            numbers += [observed.flatten(1), reward, terminated.double()]
-        return torch.cat(numbers, dim=1)
+            seen += [self.dynamics.observe(state, parameters).flatten(1), terminated.double()]
+            rewards.append(reward)
+        return torch.cat(seen, dim=1), torch.cat(rewards, dim=1)
 
     @property
     def default_task(self) -> dict[str, float]:
@@ -493,12 +509,25 @@ def teacher(tasks: Tasks) -> Expert:
     )
 
 
+def _alike(trace: Tensor) -> list[bool]:
+    """Whether each row after the first equals it."""
+    return [torch.allclose(row, trace[0], 1e-6, 1e-9, equal_nan=True) for row in trace[1:]]
+
+
 def unchanged(parameter: TaskParameter, family: str) -> str:
     """What `TaskFamily.verify` says of a parameter that changes nothing."""
     probes = [parameter.id.at(quantile) for quantile in PROBES]
     return (
         f"parameter {parameter.name!r} of {family}: expected a change of the dynamics, received "
         f"the same trajectories from {min(probes):g} to {max(probes):g} {parameter.unit}".rstrip()
+    )
+
+
+def rewards_alone(parameter: TaskParameter, family: str) -> str:
+    """And of one that changes nothing else."""
+    return (
+        f"parameter {parameter.name!r} of {family}: changes rewards alone, which adapting by "
+        f"prediction cannot see"
     )
 
 
