@@ -23,7 +23,7 @@ class Verify(ModelArgument):
     """Run ten seeded episodes of a model and compare them with its card."""
 
     family: str | None = None
-    """Task family: a name, or my_plant.py:FAMILY; None for the one that the model was trained on."""
+    """Task family: a name, or my_plant.py:FAMILY; None for the one it was trained on."""
     seed: int | None = None
     """Seed of the episodes; None for the card's, the only one that can be compared."""
     json: bool = False

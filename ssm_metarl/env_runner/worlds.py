@@ -16,7 +16,7 @@ import torch
 from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.tasks.gymnasium_family import plant_of
+from ssm_metarl.tasks.gymnasium_family import own_limit, plant_of
 from ssm_metarl.tasks.gymnasium_spaces import spaces_of
 from ssm_metarl.tasks.task_family import Choice, TaskFamily, Tasks, Uniform
 from ssm_metarl.types import Worlds
@@ -127,3 +127,13 @@ def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
         return plant.spaces
     with closing(plant.build()) as env:
         return spaces_of(env, plant.name)
+
+
+def horizon(family: TaskFamily) -> int | None:
+    """Most steps of an episode of a family's tasks; None where they have no limit."""
+    if family.dynamics is not None:
+        return family.dynamics.max_episode_steps
+    if family.max_episode_steps is not None:
+        return family.max_episode_steps
+    with closing(plant_of(family).build()) as env:
+        return own_limit(env)
