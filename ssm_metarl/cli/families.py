@@ -1,13 +1,13 @@
 """``ssm-metarl families``: what task families there are, and whether one keeps what it promises.
 
-Place in the flow: a command; `tasks.registry` knows the families, `evaluation.contract` checks them.
+Place in the flow: a command; `tasks.registry` knows families, `evaluation.contract` checks them.
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -48,7 +48,7 @@ class Families:
 class FamiliesCheck:
     """Check that a task family keeps what it promises."""
 
-    family: tyro.conf.Positional[str]
+    family: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FAMILY")]
     """A name, a Gymnasium id that names it, or my_plant.py:FAMILY."""
     json: bool = False
     """Print the findings as one JSON object."""

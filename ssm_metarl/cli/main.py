@@ -5,8 +5,8 @@ the order of their use: `train`, `adapt`, `evaluate`, `families`, `verify`, `mod
 `rsi`, `app`.
 
 Exit codes: 0 done, 1 `verify` found other figures, `families check` a fault, a row of `bench`
-failed or `rsi` is halted, 2 bad input, 3 training diverged (`rsi status`: no daemon runs), 4 `adapt`
-wrote nothing, since its data are none to adapt to (`rsi start`: a daemon runs already), 130
+failed or `rsi` is halted, 2 bad input, 3 training diverged (`rsi status`: no daemon runs), 4
+`adapt` wrote nothing, since its data are none to adapt to (`rsi start`: a daemon runs already), 130
 interrupted. Nothing here imports torch: commands import what they need when they run.
 """
 

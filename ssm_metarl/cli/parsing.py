@@ -264,6 +264,10 @@ WORDING = (
         r"\1: expected a value, received none (\2)",
     ),
     (
+        r"Missing from [\w-]+ ([\w ]*?): ([A-Z]+) (.*) \(required\)",
+        r"\1: expected \2, received none (\3)",
+    ),
+    (
         r"Unrecognized (?:or misplaced )?options: (.*)",
         r"arguments: expected flags only, received \1",
     ),
