@@ -58,16 +58,15 @@ self-improvement: .venv/.installed-dev ## Run and audit the ten published lineag
 		.venv/bin/ssm-metarl rsi audit --lineage $$lineage --json > $$lineage/audit.json || exit; \
 		.venv/bin/ssm-metarl rsi plot --lineage $$lineage || exit; \
 	done; done
-	.venv/bin/python -m ssm_metarl.recursive_self_improvement.gate_simulation \
-		> docs/results/rsi_gate.json
+	.venv/bin/python -m benchmarks.gate_simulation > docs/results/rsi_gate.json
 	.venv/bin/python docs/update_rsi.py $(RSI_SEEDS)
 
 bench: .venv/.installed-bench ## Measure speed and memory against other libraries (10 minutes)
-	.venv/bin/python -m ssm_metarl.benchmarks.performance
-	.venv/bin/python docs/update_performance.py
+	.venv/bin/python -m benchmarks.performance
+	PYTHONPATH=. .venv/bin/python docs/update_performance.py
 
 adaptation: .venv/.installed-report ## Compare all ways to adapt, ten seeds each (two hours; goes on where it was)
-	.venv/bin/ssm-metarl bench adaptation --out ssm_metarl/benchmarks/results
+	.venv/bin/ssm-metarl bench adaptation --out ssm_metarl/app/results
 	.venv/bin/python docs/update_adaptation.py
 
 check: .venv/.installed-dev ## Format, lint, types, import contract, fast tests
@@ -101,6 +100,7 @@ test: needs check ## What continuous integration runs: check, a real meta-traini
 	rm -rf build/lib build/bdist.* build/wheel
 	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	.venv/bin/python -m zipfile --list build/wheel/*.whl | grep 'ssm_metarl/py\.typed'
+	! .venv/bin/python -m zipfile --list build/wheel/*.whl | grep '^benchmarks\|/benchmarks/'
 
 test-processors: .venv/.installed-dev ## Numerical tests as on other x86-64 processors (10 minutes)
 	.venv/bin/python tests/processors.py

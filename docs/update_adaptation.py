@@ -1,6 +1,6 @@
 """Put the comparison's figures into the docs: `make adaptation` calls it.
 
-Reads ssm_metarl/benchmarks/results/adaptation.json; writes the tables between the marks of
+Reads ssm_metarl/app/results/adaptation.json; writes the tables between the marks of
 docs/adaptation.md and README.md.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from update_readme import replace_between
 
 ROOT = Path(__file__).parents[1]
-RESULT = ROOT / "ssm_metarl/benchmarks/results/adaptation.json"
+RESULT = ROOT / "ssm_metarl/app/results/adaptation.json"
 AFTER = ("nothing", "20 steps", "1 episode", "3 episodes", "10 episodes")
 SPLITS = {"id": "in distribution", "ood": "out of distribution"}
 IN_README = ("frozen (prediction)", "multi_task", "standard (prediction)", "in_context",

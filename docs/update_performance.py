@@ -1,4 +1,4 @@
-"""Put the benchmark's ratios into the README: `make bench` calls it.
+"""Put the benchmark's ratios into the README: `make bench` calls it, with PYTHONPATH=. set.
 
 Only ratios: a bare time says more about the machine than about the program.
 """
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from update_readme import replace_between
 
-from ssm_metarl.benchmarks.results import RESULTS, Measurement, ratio_text
+from benchmarks.results import Measurement, ratio_text
+from ssm_metarl.app.handlers.comparing import RESULTS
 
 ROOT = Path(__file__).parents[1]
 LOOP = "MAML as a loop over tasks and time steps"

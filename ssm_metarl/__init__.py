@@ -11,7 +11,6 @@ The folders are the data flow:
     5  meta_rl/      MAML's outer step, recurrent PPO over trials, the training loops
     6  checkpoint    saving and loading
     7  evaluation/   held-out tasks, baselines, statistics, limits of adaptation, reports
-       benchmarks/   how fast all that is, against other libraries and against the machine
     8  recursive_self_improvement/
                      proposals, training, a gate on fresh tasks, a ledger
     9  rsi_daemon    the same for days; daemon/ keeps it alone and heard

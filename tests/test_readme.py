@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ssm_metarl import Environment
-from ssm_metarl.benchmarks.results import RESULTS
+from ssm_metarl.app.handlers.comparing import RESULTS
 from ssm_metarl.cli import main
 from ssm_metarl.evaluation.report import results_table
 
@@ -239,7 +239,12 @@ def between(name: str) -> str:
     return README.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
 
 
-@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]))
+PAGES = sorted(
+    page for folder in (".", "docs", "benchmarks") for page in (ROOT / folder).glob("*.md")
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_local_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,14 +1,37 @@
 """``ssm-metarl bench``: how fast this package is on this machine, against others.
 
-Place in the flow: a command; the work is `benchmarks.performance`.
+Place in the flow: a command; the work is `benchmarks.performance`, in a folder beside the package
+that the wheel leaves out. So it is looked for when the command runs, and nothing imports it.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from ssm_metarl.cli.console import Reporter, print_json
+
+ROOT = Path(__file__).resolve().parents[2]
+"""Of a checkout."""
+
+
+def benchmark(module: str) -> ModuleType:
+    """A module of the folder ``benchmarks`` beside the package.
+
+    Raises:
+        ValueError: There is no such folder: the package was installed from a wheel.
+    """
+    if not (ROOT / "benchmarks" / "performance.py").is_file():
+        raise ValueError(
+            "bench: expected the folder benchmarks beside the package, received an installation "
+            "without it; clone the repository of ssm-metarl, and there: pip install -e '.[bench]'"
+        )
+    if str(ROOT) not in sys.path:  # the workers that a benchmark spawns inherit it
+        sys.path.insert(0, str(ROOT))
+    return import_module(f"benchmarks.{module}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +52,13 @@ class Bench:
 
     def run(self) -> int:
         """Measure; exit code 1 where a row could not be measured."""
-        from ssm_metarl.benchmarks.performance import failed, print_table, run
         from ssm_metarl.cli.outputs import make_folder
 
+        performance = benchmark("performance")
         if self.out is not None:
             make_folder(self.out)
         with Reporter("bench") as reporter:
-            result = run(
+            result = performance.run(
                 size="quick" if self.quick else "whole",
                 only=self.only,
                 out=self.out,
@@ -44,5 +67,5 @@ class Bench:
         if self.json:
             print_json(result)
         else:
-            print_table(result)
-        return int(failed(result))
+            performance.print_table(result)
+        return int(performance.failed(result))

@@ -1,6 +1,6 @@
 """``ssm-metarl bench adaptation``: which adaptation helps, when, and by how much.
 
-Place in the flow: a command; the work is `benchmarks.adaptation`.
+Place in the flow: a command; the work is `benchmarks.adaptation`, found as `bench` finds its own.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from ssm_metarl.cli.bench import benchmark
 from ssm_metarl.cli.console import Reporter, note, print_json
 from ssm_metarl.command_line import command_line
 
@@ -45,24 +46,21 @@ class BenchAdaptation:
 
     def run(self) -> int:
         """Compare; exit code 1 where something could not be computed."""
-        from ssm_metarl.benchmarks.adaptation.arms import Protocol
-        from ssm_metarl.benchmarks.adaptation.recipes import RECIPES
-        from ssm_metarl.benchmarks.adaptation.run import Plan, run, write
-        from ssm_metarl.benchmarks.adaptation.tables import as_markdown
         from ssm_metarl.cli.outputs import make_folder, only_writer_of
 
+        comparison = benchmark("adaptation.run")
         if find_spec("matplotlib") is None:  # said now, not after two hours
             raise ValueError(
                 "bench adaptation: expected matplotlib, to draw the results, received an "
                 "installation without; pip install 'ssm-metarl[report]'"
             )
-        plan = Plan(
-            families=self.families or tuple(RECIPES),
+        plan = comparison.Plan(
+            families=self.families or tuple(comparison.RECIPES),
             seeds=2 if self.quick else self.seeds,
-            protocol=Protocol(
+            protocol=comparison.Protocol(
                 num_tasks=8 if self.quick else self.num_tasks,
                 seed=self.seed,
-                episodes=2 if self.quick else Protocol.episodes,
+                episodes=2 if self.quick else comparison.Protocol.episodes,
             ),
             size="quick" if self.quick else "whole",
         )
@@ -75,7 +73,7 @@ class BenchAdaptation:
             try:
                 with Reporter("bench adaptation") as reporter:
                     workers = self.workers or os.cpu_count() or 1
-                    result = run(plan, work, workers=workers, report=reporter.update)
+                    result = comparison.run(plan, work, workers=workers, report=reporter.update)
             except KeyboardInterrupt:
                 note(
                     f"ssm-metarl: stopped; what is in {work} stays, the same command goes on from "
@@ -84,10 +82,10 @@ class BenchAdaptation:
                 return EXIT_INTERRUPTED
             command = command_line("bench adaptation", replace(self, workers=None, out=None))
             result = {"command": command, **result}
-            write(result, out)
+            comparison.write(result, out)
         if self.json:
             print_json(result)
         else:
-            print(as_markdown(result))
+            print(comparison.as_markdown(result))
             print(f"written to {out}")
         return int(bool(result["failed"]))

@@ -1,15 +1,15 @@
-"""The linear recurrence h_t = a_t * h_{t-1} + b_t, four ways that agree.
+"""The linear recurrence h_t = a_t * h_{t-1} + b_t, two ways that agree.
 
 Place in the flow: stage 3, the inner loop of `diagonal_ssm`.
 
-    scan             the fastest of the others that the device and the derivative allow
-    scan_reference   a Python loop under plain autograd: the oracle of the tests
-    scan_compiled    one compiled loop on a processor; first derivative in another such loop
-    scan_sequential  one loop; its backward pass is the same recurrence run backwards
-                     (Martin & Cundy 2018, arXiv 1709.04057, section 2), hence differentiable
-                     as often as one likes
+    scan             the faster of the others that the device and the derivative allow
+    scan_compiled    one compiled loop on a processor; first derivative in another such loop, the
+                     others as the same recurrence run backwards (Martin & Cundy 2018,
+                     arXiv 1709.04057, section 2)
     scan_parallel    doubling within chunks (Hillis & Steele 1986), chunks in sequence: log-depth,
                      ordinary operations only, cost linear in T
+
+The plain loop that both must equal is `benchmarks.scans.scan_reference`.
 
 An episode that starts at step t needs no special case: it has a_t = 0 (`reset_decay`).
 All take ``a`` broadcastable to ``b``, ``b`` of shape (..., T, N, P) and ``hidden`` (..., N, P).
@@ -51,46 +51,6 @@ def scan(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
     if b.device.type == "cpu" and b.dtype in PRECISIONS and kernels_apply():
         return scan_compiled(a, b, hidden)
     return scan_parallel(a, b, hidden)
-
-
-def scan_reference(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
-    """All states h_1 ... h_T, shape of ``b``: the plain loop that the others must equal."""
-    a = a.expand_as(b)
-    states = []
-    for t in range(b.shape[TIME]):
-        hidden = a.select(TIME, t) * hidden + b.select(TIME, t)
-        states.append(hidden)
-    return torch.stack(states, dim=TIME)
-
-
-def scan_sequential(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
-    """All states, shape of ``b``, by one loop with a hand-derived backward pass."""
-    states = _SequentialScan.apply(a.expand_as(b), b, hidden)  # type: ignore[no-untyped-call]
-    return cast(Tensor, states)
-
-
-class _SequentialScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
-        states = torch.empty_like(b)
-        previous = hidden
-        for a_t, b_t, out in zip(a.unbind(TIME), b.unbind(TIME), states.unbind(TIME), strict=True):
-            torch.addcmul(b_t, a_t, previous, out=out)
-            previous = out
-        ctx.save_for_backward(a, hidden, states)
-        return states
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, hidden, states = ctx.saved_tensors
-        # dL/db_t = g_t + a_{t+1} dL/db_{t+1}: the same recurrence in reversed time.
-        a_next = torch.cat(
-            [torch.zeros_like(a.narrow(TIME, 0, 1)), a[..., 1:, :, :].flip(TIME)], TIME
-        )
-        zero = torch.zeros_like(hidden)
-        grad_b = scan_sequential(a_next, grads[0].flip(TIME), zero).flip(TIME)
-        previous = torch.cat([hidden.unsqueeze(TIME), states[..., :-1, :, :]], TIME)
-        return grad_b * previous, grad_b, (grad_b * a).select(TIME, 0)
 
 
 def scan_compiled(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ A lineage's k-th confirmation spends alpha_k = alpha * 6 / (pi^2 k^2); the sum o
 the chance of *any* false upgrade, ever, however long it runs.
 
 The trap: none of this holds for differences of tasks that chose the candidate, for a mean of the
-pairs that went well, or for a second test at the same alpha. `gate_simulation` shows what each of
-these does.
+pairs that went well, or for a second test at the same alpha. `benchmarks.gate_simulation` shows
+what each of these does.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.app_start import free_port
 from ssm_metarl.app.config import AppConfig
 from ssm_metarl.app.handlers.daemon import Daemon
-from ssm_metarl.app.measure import free_port
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 

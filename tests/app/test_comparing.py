@@ -9,7 +9,7 @@ import pytest
 
 from ssm_metarl.app import charts
 from ssm_metarl.app.handlers import comparing
-from ssm_metarl.benchmarks.results import RESULTS
+from ssm_metarl.app.handlers.comparing import RESULTS
 
 
 @pytest.mark.parametrize("name", comparing.names())

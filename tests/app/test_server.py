@@ -1,4 +1,4 @@
-"""The app as a process: what it is told to refuse, what it measures."""
+"""The app as a process: what it is told to refuse."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from ssm_metarl.app import measure, warm_up
+from ssm_metarl.app import warm_up
 from ssm_metarl.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -50,15 +49,6 @@ def test_help_loads_neither_gradio_nor_torch() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0 and "--port" in ended.stdout, ended
-
-
-def test_the_first_page_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages, bares = iter([(4.0, 400.0), (6.0, 420.0)]), iter([(3.0, 320.0), (3.5, 330.0)])
-    monkeypatch.setattr(measure, "first_page", lambda: next(pages))
-    monkeypatch.setattr(measure, "bare_import", lambda: next(bares))
-    result: dict[str, Any] = measure.measure(2)
-    assert result["first_page_seconds"] == 5.0 and result["first_page_range"] == [4.0, 6.0]
-    assert result["memory_above_mb"] == pytest.approx(410 - 325)
 
 
 def test_only_known_parts_are_warmed_up(capfd: pytest.CaptureFixture[str]) -> None:

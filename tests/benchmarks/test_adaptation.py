@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssm_metarl.app.handlers import comparing
-from ssm_metarl.benchmarks.adaptation import recipes, run, scoring
-from ssm_metarl.benchmarks.adaptation.arms import NOTHING, SHORT, TO_GOAL, Protocol
-from ssm_metarl.benchmarks.adaptation.comparison import (
+from benchmarks.adaptation import recipes, run, scoring
+from benchmarks.adaptation.arms import NOTHING, SHORT, TO_GOAL, Protocol
+from benchmarks.adaptation.comparison import (
     MARGIN,
     Cell,
     Table,
@@ -28,9 +27,10 @@ from ssm_metarl.benchmarks.adaptation.comparison import (
     steps_to_goal,
     tables,
 )
-from ssm_metarl.benchmarks.adaptation.recipes import Pair, Recipe
-from ssm_metarl.benchmarks.adaptation.run import Plan
-from ssm_metarl.benchmarks.adaptation.tables import as_markdown
+from benchmarks.adaptation.recipes import Pair, Recipe
+from benchmarks.adaptation.run import Plan
+from benchmarks.adaptation.tables import as_markdown
+from ssm_metarl.app.handlers import comparing
 from ssm_metarl.checkpoint import load_checkpoint
 from ssm_metarl.cli import main
 from ssm_metarl.config import MetaTrainingConfig

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import cartpole_adaptation
+from benchmarks.cartpole_adaptation import main, measure
 from ssm_metarl.app.handlers.comparing import read
-from ssm_metarl.benchmarks import cartpole_adaptation
-from ssm_metarl.benchmarks.cartpole_adaptation import main, measure
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.evaluation.meta_evaluator import evaluate
 from ssm_metarl.evaluation.opened_model import open_model
@@ -96,3 +99,13 @@ def test_the_committed_results_hold_together() -> None:
         for mode in ("standard", "hybrid"):
             key = (row["split"], row["adapt_lr"], mode, row["num_adapt_steps"])
             assert np.isclose(curves[key], row[mode])
+
+
+def test_the_documented_script_runs_from_anywhere(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks/cartpole_benchmark.py"
+    shown = subprocess.run(
+        [sys.executable, script, "--help"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    assert "--num_tasks" in shown

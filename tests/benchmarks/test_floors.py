@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssm_metarl.benchmarks.floors import (
+from benchmarks.floors import (
     Rates,
     Work,
     epoch_work,
@@ -15,7 +15,7 @@ from ssm_metarl.benchmarks.floors import (
     readouts,
     tangent,
 )
-from ssm_metarl.benchmarks.plain_policy import PlainPolicy
+from benchmarks.plain_policy import PlainPolicy
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.core.policy import build_policy
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gru import GRUModel, gru_policy, gru_trainer, pieces
 from float32 import assert_only_rounded
 from ssm_metarl.action_space import Continuous
-from ssm_metarl.benchmarks.gru import GRUModel, gru_policy, gru_trainer, pieces
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ssm_metarl.benchmarks.in_context import in_context
-from ssm_metarl.benchmarks.settings import Settings
+from benchmarks.in_context import in_context
+from benchmarks.settings import Settings
 
 
 def test_the_row_runs() -> None:

@@ -11,18 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from ssm_metarl.benchmarks import performance, results
-from ssm_metarl.benchmarks.adapting import count_launches, counted_kernels
-from ssm_metarl.benchmarks.machine import load, machine, processor
-from ssm_metarl.benchmarks.meta_training import meta_training
-from ssm_metarl.benchmarks.peers import Solved
-from ssm_metarl.benchmarks.performance import ROWS, Row, default_folder, failed, print_table, run
-from ssm_metarl.benchmarks.processes import slope
-from ssm_metarl.benchmarks.results import Measurement, cells, compare
-from ssm_metarl.benchmarks.sequence import prove_second_gradient, scan_candidates
-from ssm_metarl.benchmarks.settings import Settings
-from ssm_metarl.benchmarks.time_to_475 import rate_row, seconds_row, time_to_475
-from ssm_metarl.benchmarks.timing import Series
+from benchmarks import performance
+from benchmarks.adapting import count_launches, counted_kernels
+from benchmarks.machine import load, machine, processor
+from benchmarks.meta_training import meta_training
+from benchmarks.peers import Solved
+from benchmarks.performance import ROWS, Row, default_folder, failed, print_table, run
+from benchmarks.processes import slope
+from benchmarks.results import Measurement, cells, compare
+from benchmarks.sequence import prove_second_gradient, scan_candidates
+from benchmarks.settings import Settings
+from benchmarks.time_to_475 import rate_row, seconds_row, time_to_475
+from benchmarks.timing import Series
+from ssm_metarl.app.handlers.comparing import RESULTS
 from ssm_metarl.cli import main
 from ssm_metarl.cli.bench import Bench
 from ssm_metarl.cli.parsing import parse
@@ -101,7 +102,7 @@ def test_only_a_whole_run_writes_to_the_packages_folder(
     assert (tmp_path / "runs/bench-quick/performance.json").is_file()
     run(rows=FAKE)
     assert (published / "performance.json").is_file()
-    assert default_folder("quick", ()) != results.RESULTS
+    assert default_folder("quick", ()) != RESULTS
 
 
 def test_the_progress_ends_at_one_and_never_falls(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_every_row_names_a_function(name: str) -> None:
     from importlib import import_module
 
     row = ROWS[name]
-    assert callable(getattr(import_module(f"ssm_metarl.benchmarks.{row.module}"), row.function))
+    assert callable(getattr(import_module(f"benchmarks.{row.module}"), row.function))
 
 
 @pytest.mark.parametrize("name", ["adapt_many", "adapt_one", "policy_step", "rollout"])

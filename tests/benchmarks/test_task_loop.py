@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.numpy_cartpole import NumpyCartPole
+from benchmarks.plain_policy import PlainPolicy, Style
+from benchmarks.plain_state_space import PlainStateSpace
+from benchmarks.task_loop import TaskLoop, scaled_advantages
 from float32 import assert_only_rounded
 from ssm_metarl.adaptation.inner_objective import task_loss
-from ssm_metarl.benchmarks.numpy_cartpole import NumpyCartPole
-from ssm_metarl.benchmarks.plain_policy import PlainPolicy, Style
-from ssm_metarl.benchmarks.plain_state_space import PlainStateSpace
-from ssm_metarl.benchmarks.task_loop import TaskLoop, scaled_advantages
 from ssm_metarl.config import Core, MetaTrainingConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.meta_rl.architecture import architecture

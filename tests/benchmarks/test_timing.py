@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssm_metarl.benchmarks.peers import Stopwatch
-from ssm_metarl.benchmarks.timing import (
+from benchmarks.peers import Stopwatch
+from benchmarks.timing import (
     Series,
     Spread,
     alternate,

@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssm_metarl.core.scan import (
-    reset_decay,
-    scan,
-    scan_compiled,
-    scan_parallel,
-    scan_reference,
-    scan_sequential,
-)
+from benchmarks.scans import scan_reference, scan_sequential
+from ssm_metarl.core.scan import reset_decay, scan, scan_compiled, scan_parallel
 
 Scan = Callable[[Tensor, Tensor, Tensor], Tensor]
 FAST: dict[str, Scan] = {

@@ -19,7 +19,7 @@ CHILD = """
 import json, sys
 import pyarrow.parquet
 from ssm_metarl import StandardAdapter, StandardAdaptationConfig, load_pretrained
-from ssm_metarl.benchmarks.child import peak_memory
+from benchmarks.child import peak_memory
 from ssm_metarl.experience.plant_log import open_plant_log
 
 policy = load_pretrained("cartpole")

@@ -92,6 +92,10 @@ def test_the_flip_is_of_the_motor_alone() -> None:
     assert all(torch.equal(flipped.values[n], v) for n, v in tasks.values.items() if n != "sign")
 
 
+def test_a_family_is_a_key() -> None:
+    assert {PENDULUM: 1}[PENDULUM] == 1  # what is computed once a family is kept under it
+
+
 def test_a_family_refuses_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"obs_scale of 2, dynamics.obs_dim of 3"):
         TaskFamily(name="x", parameters=(), dynamics=DYNAMICS, obs_scale=(1.0, 1.0))

@@ -1,6 +1,6 @@
 """Tab 4: whatever benchmark results come with the package, and what makes each again.
 
-Place in the flow: stage 10, over ``ssm_metarl/benchmarks/results``. Nothing here knows a benchmark
+Place in the flow: stage 10, over ``ssm_metarl/app/results``. Nothing here knows a benchmark
 by name: a file says in ``command`` what regenerates it, and its ``rows`` hold ``measurements``;
 every other list of records is shown as a table.
 """
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.benchmarks.results import RESULTS
-
 Row = dict[str, Any]
+RESULTS = Path(__file__).parents[1] / "results"
+"""The figures that come with the package. The benchmarks beside it write them, whole runs only."""
 MAX_ROWS = 200
 HIDDEN = ("name", "plotted")
 """Columns that speak to programs, where a record has others that speak to people."""

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ssm_metarl.benchmarks.results import Measurement, RowResult, ratio_text
+from benchmarks.results import Measurement, RowResult, ratio_text
 
 FASTER, SLOWER, COST = "#2b7a78", "#c0504d", "#8a8f99"
 ARMS = {"frozen": "#8a8f99", "standard": "#0072b2", "hybrid": "#d55e00"}

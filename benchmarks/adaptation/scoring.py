@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ssm_metarl.benchmarks.adaptation.arms import (
+from benchmarks.adaptation.arms import (
     BUDGETS,
     BY_PREDICTION,
     FINE_TUNING,
@@ -34,7 +34,7 @@ from ssm_metarl.benchmarks.adaptation.arms import (
     trial_scores,
     yardstick_scores,
 )
-from ssm_metarl.benchmarks.adaptation.training import Training, digest, load_gru
+from benchmarks.adaptation.training import Training, digest, load_gru
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import Split, Tasks

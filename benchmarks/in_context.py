@@ -13,10 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from ssm_metarl.benchmarks.gru import gru_trainer
-from ssm_metarl.benchmarks.results import Measurement, compare
-from ssm_metarl.benchmarks.settings import Settings
-from ssm_metarl.benchmarks.timing import alternate
+from benchmarks.gru import gru_trainer
+from benchmarks.results import Measurement, compare
+from benchmarks.settings import Settings
+from benchmarks.timing import alternate
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.tasks.cartpole import CARTPOLE

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssm_metarl.benchmarks.plain_policy import PlainPolicy, Weights
+from benchmarks.plain_policy import PlainPolicy, Weights
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ssm_metarl.recursive_self_improvement import gate_simulation as simulation
-from ssm_metarl.recursive_self_improvement.gate_simulation import bell, mostly_nothing, with_crashes
+from benchmarks import gate_simulation as simulation
+from benchmarks.gate_simulation import bell, mostly_nothing, with_crashes
 
 FEW = 60
 OTHER_LIFETIMES, OTHER_MOST = 250, 9

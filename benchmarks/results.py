@@ -15,11 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssm_metarl.benchmarks.timing import Series, Spread
+from benchmarks.timing import Series, Spread
 
 Kind = Literal["speedup", "over", "figure"]
-RESULTS = Path(__file__).parent / "results"
-"""The figures that come with the package: written by whole runs only."""
 BUSY = 0.3
 """Cores in use before the start from which on something else must be running."""
 DEFINITIONS = {

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
-from ssm_metarl.benchmarks.adaptation.recipes import RECIPES, Recipe, Size
-from ssm_metarl.benchmarks.gru import gru_trainer
+from benchmarks.adaptation.recipes import RECIPES, Recipe, Size
+from benchmarks.gru import gru_trainer
 from ssm_metarl.checkpoint import FILE_NAME
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig

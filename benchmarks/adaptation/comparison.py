@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ssm_metarl.benchmarks.adaptation.arms import BUDGETS, NOTHING, SHORT, TO_GOAL
-from ssm_metarl.benchmarks.adaptation.recipes import Pair, title
-from ssm_metarl.benchmarks.adaptation.scoring import Scoring
+from benchmarks.adaptation.arms import BUDGETS, NOTHING, SHORT, TO_GOAL
+from benchmarks.adaptation.recipes import Pair, title
+from benchmarks.adaptation.scoring import Scoring
 from ssm_metarl.evaluation.profiles import (
     improvement_interval,
     performance_profile,

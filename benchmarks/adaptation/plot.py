@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.benchmarks.adaptation.arms import SHORT
+from benchmarks.adaptation.arms import SHORT
 
 DPI, COLUMNS = 90, 2
 LOOKS = {

@@ -1,9 +1,9 @@
 """What the gate does to candidates whose truth is known: its certificate.
 
-Place in the flow: stage 8, beside `gate`, whose own code it runs. Tests hold the counts; to print
-them::
+Place in the flow: of `recursive_self_improvement.gate`, whose own code it runs. Tests hold the
+counts; to print them::
 
-    python -m ssm_metarl.recursive_self_improvement.gate_simulation
+    python -m benchmarks.gate_simulation
 
 A *lifetime* is a lineage of forty confirmations of candidates that are exactly as good as the
 champion: whatever is accepted in it is a false upgrade. A gate may give one lifetime in twenty a

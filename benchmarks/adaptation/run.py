@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.benchmarks.adaptation.arms import BUDGETS, GOAL, TO_GOAL, Protocol
-from ssm_metarl.benchmarks.adaptation.comparison import (
+from benchmarks.adaptation.arms import BUDGETS, GOAL, TO_GOAL, Protocol
+from benchmarks.adaptation.comparison import (
     MARGIN,
     THRESHOLDS,
     cell_row,
@@ -26,12 +26,12 @@ from ssm_metarl.benchmarks.adaptation.comparison import (
     steps_to_goal,
     tables,
 )
-from ssm_metarl.benchmarks.adaptation.plot import draw
-from ssm_metarl.benchmarks.adaptation.recipes import PAIRS, RECIPES, Size
-from ssm_metarl.benchmarks.adaptation.scoring import Scoring
-from ssm_metarl.benchmarks.adaptation.tables import as_markdown
-from ssm_metarl.benchmarks.adaptation.training import Training
-from ssm_metarl.benchmarks.machine import machine
+from benchmarks.adaptation.plot import draw
+from benchmarks.adaptation.recipes import PAIRS, RECIPES, Size
+from benchmarks.adaptation.scoring import Scoring
+from benchmarks.adaptation.tables import as_markdown
+from benchmarks.adaptation.training import Training
+from benchmarks.machine import machine
 from ssm_metarl.config import require
 from ssm_metarl.recursive_self_improvement.executor import LocalExecutor, Outcome
 from ssm_metarl.tasks.task_family import Split

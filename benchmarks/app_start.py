@@ -1,9 +1,9 @@
 """How long the app takes to its first page, and how much memory: a command, not a test.
 
-Place in the flow: stage 10, beside the app, which it starts as a user would. The reference is a
-process that does nothing but ``import torch, gradio``.
+Place in the flow: of the app, which it starts as a user would. The reference is a process that does
+nothing but ``import torch, gradio``.
 
-    python -m ssm_metarl.app.measure [repetitions]
+    python -m benchmarks.app_start [repetitions]
 """
 
 from __future__ import annotations

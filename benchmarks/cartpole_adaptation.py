@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine
 from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-from ssm_metarl.benchmarks.machine import machine
-from ssm_metarl.benchmarks.results import RESULTS
+from ssm_metarl.app.handlers.comparing import RESULTS
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.evaluation.episodes import collect_support, run_arm
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
@@ -216,7 +216,7 @@ def draw(result: dict[str, Any], folder: Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    from ssm_metarl.benchmarks.plot import draw_bars, draw_curves
+    from benchmarks.plot import draw_bars, draw_curves
 
     rows = result["configurations"]
     draw_bars(

@@ -1,6 +1,6 @@
 """The performance benchmark: every row measured, and written as JSON, table and picture.
 
-Place in the flow: stage 7, beside `evaluation`; `make bench` and ``ssm-metarl bench`` run it.
+Place in the flow: beside the package; `make bench` and ``ssm-metarl bench`` run it.
 
     rows (`ROWS`)  ->  measurements in turns (`timing`)  ->  `results`, `plot`
 
@@ -22,11 +22,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.benchmarks.machine import load, machine
-from ssm_metarl.benchmarks.plot import draw
-from ssm_metarl.benchmarks.results import RESULTS, Measurement, RowResult, busy, cells, write
-from ssm_metarl.benchmarks.settings import Settings, Size
-from ssm_metarl.benchmarks.timing import reason
+from benchmarks.machine import load, machine
+from benchmarks.plot import draw
+from benchmarks.results import Measurement, RowResult, busy, cells, write
+from benchmarks.settings import Settings, Size
+from benchmarks.timing import reason
+from ssm_metarl.app.handlers.comparing import RESULTS
 from ssm_metarl.version import __version__
 
 Report = Callable[[float, str], None]
@@ -45,7 +46,7 @@ class Row:
 
     def measure(self, settings: Settings) -> list[Measurement]:
         """Import the row and measure it."""
-        module = import_module(f"ssm_metarl.benchmarks.{self.module}")
+        module = import_module(f"benchmarks.{self.module}")
         rows: list[Measurement] = getattr(module, self.function)(settings)
         return rows
 
@@ -241,7 +242,7 @@ def failed(result: Mapping[str, Any]) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """``python -m ssm_metarl.benchmarks.performance``; returns the exit code."""
+    """``python -m benchmarks.performance``; returns the exit code."""
     parser = argparse.ArgumentParser(prog="performance", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two minutes instead of twenty")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help=", ".join(ROWS))

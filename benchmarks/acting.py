@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.results import Measurement, compare
+from benchmarks.settings import Settings
+from benchmarks.timing import Series, interleave
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
-from ssm_metarl.benchmarks.results import Measurement, compare
-from ssm_metarl.benchmarks.settings import Settings
-from ssm_metarl.benchmarks.timing import Series, interleave
 from ssm_metarl.config import Core, MetaTrainingConfig
 from ssm_metarl.core.policy import LinearHeads, Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from ssm_metarl.benchmarks.floors import Rates, epoch_work, measure_rates
-from ssm_metarl.benchmarks.plain_policy import Style
-from ssm_metarl.benchmarks.results import Measurement, compare
-from ssm_metarl.benchmarks.settings import Settings
-from ssm_metarl.benchmarks.task_loop import TaskLoop
-from ssm_metarl.benchmarks.timing import (
+from benchmarks.floors import Rates, epoch_work, measure_rates
+from benchmarks.plain_policy import Style
+from benchmarks.results import Measurement, compare
+from benchmarks.settings import Settings
+from benchmarks.task_loop import TaskLoop
+from benchmarks.timing import (
     Series,
     Spread,
     alternate,

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.acting import default_policy
+from benchmarks.floors import best
+from benchmarks.results import Measurement, compare
+from benchmarks.settings import Settings
+from benchmarks.timing import Series, interleave
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-from ssm_metarl.benchmarks.acting import default_policy
-from ssm_metarl.benchmarks.floors import best
-from ssm_metarl.benchmarks.results import Measurement, compare
-from ssm_metarl.benchmarks.settings import Settings
-from ssm_metarl.benchmarks.timing import Series, interleave
 from ssm_metarl.checkpoint import load_pretrained
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ssm_metarl.benchmarks.adaptation.arms import NOTHING
+from benchmarks.adaptation.arms import NOTHING
 from ssm_metarl.config import MetaTrainingConfig, Objective
 from ssm_metarl.config_in_context import InContextConfig
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+from benchmarks.peers import TARGET, Algorithm, Solved, Stopwatch, learn
+from benchmarks.results import Measurement
+from benchmarks.settings import Settings
+from benchmarks.timing import Series, Spread, alternate
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-from ssm_metarl.benchmarks.peers import TARGET, Algorithm, Solved, Stopwatch, learn
-from ssm_metarl.benchmarks.results import Measurement
-from ssm_metarl.benchmarks.settings import Settings
-from ssm_metarl.benchmarks.timing import Series, Spread, alternate
 from ssm_metarl.config import Core, EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, run_arm
 from ssm_metarl.meta_rl.trainer import MetaTrainer

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.numpy_cartpole import NumpyCartPole
+from benchmarks.plain_policy import PlainPolicy, Style
+from benchmarks.plain_state_space import PlainStateSpace
 from ssm_metarl import seeding
-from ssm_metarl.benchmarks.numpy_cartpole import NumpyCartPole
-from ssm_metarl.benchmarks.plain_policy import PlainPolicy, Style
-from ssm_metarl.benchmarks.plain_state_space import PlainStateSpace
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.objectives.returns import fit_linear_baseline, generalized_advantage

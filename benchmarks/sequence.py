@@ -11,9 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ssm_metarl.benchmarks.results import Measurement, compare
-from ssm_metarl.benchmarks.settings import Settings
-from ssm_metarl.benchmarks.timing import interleave, limited_threads
+from benchmarks.results import Measurement, compare
+from benchmarks.scans import scan_associative, scan_reference, scan_sequential
+from benchmarks.settings import Settings
+from benchmarks.timing import interleave, limited_threads
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.core import scan as scans
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
@@ -112,28 +113,14 @@ def _sequences(batch: int, steps: int, inputs: int, outputs: int) -> tuple[Tenso
     )
 
 
-def scan_associative(a: Tensor, b: Tensor, hidden: Tensor) -> Tensor:
-    """The recurrence by PyTorch's own associative scan, combine_mode="generic"."""
-    from torch._higher_order_ops.associative_scan import associative_scan
-
-    def combine(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return left[0] * right[0], left[1] * right[0] + right[1]
-
-    decay, states = associative_scan(
-        combine, (a.expand_as(b), b), b.dim() + scans.TIME, combine_mode="generic"
-    )
-    out: Tensor = states + decay * hidden.unsqueeze(scans.TIME)
-    return out
-
-
 def scan_candidates() -> dict[str, Scan]:
     """Our scan and its peers, by name."""
     return {
         "ours": scans.scan,
         "scan_parallel": scans.scan_parallel,
-        "scan_sequential": scans.scan_sequential,
+        "scan_sequential": scan_sequential,
         "associative_scan": scan_associative,
-        "scan_reference": scans.scan_reference,
+        "scan_reference": scan_reference,
     }
 
 
@@ -147,7 +134,7 @@ def prove_second_gradient(scan: Scan) -> None:
     start = draw(2, 37, 3, 4), draw(2, 37, 3, 4), draw(2, 3, 4)
     weights, directions = draw(2, 37, 3, 4), [draw(*x.shape) for x in start]
     results = []
-    for candidate in (scan, scans.scan_reference):
+    for candidate in (scan, scan_reference):
         inputs = [x.clone().requires_grad_() for x in start]
         states = candidate(*inputs)
         first = torch.autograd.grad((states.square() * weights).sum(), inputs, create_graph=True)

@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssm_metarl.benchmarks.results import Measurement, compare
-from ssm_metarl.benchmarks.settings import Settings
-from ssm_metarl.benchmarks.timing import Spread, alternate
+from benchmarks.results import Measurement, compare
+from benchmarks.settings import Settings
+from benchmarks.timing import Spread, alternate
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("cartpole", {}),
@@ -31,6 +32,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """Case -> the shipped model that it goes on from, and its settings."""
 HORIZON, HORIZONS = 200, (100, 200, 400)
 TIMEOUT = 300
+ROOT = Path(__file__).parents[1]
+"""Where `child` is found."""
 MEGA = 1e6
 
 
@@ -111,8 +114,10 @@ def child(request: Mapping[str, Any]) -> dict[str, float]:
     Raises:
         RuntimeError: It failed; the last line of what it said.
     """
-    command = [sys.executable, "-m", "ssm_metarl.benchmarks.child", json.dumps(request)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    command = [sys.executable, "-m", "benchmarks.child", json.dumps(request)]
+    process = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
     if process.returncode != 0:
         raise RuntimeError((process.stderr.strip().splitlines() or ["no message"])[-1])
     result: dict[str, float] = json.loads(process.stdout.splitlines()[-1])

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssm_metarl.benchmarks.adaptation.arms import BUDGETS, GOAL
-from ssm_metarl.benchmarks.adaptation.comparison import MARGIN
+from benchmarks.adaptation.arms import BUDGETS, GOAL
+from benchmarks.adaptation.comparison import MARGIN
 
 Row = Mapping[str, Any]
 

@@ -1,1 +1,0 @@
-"""How fast the package is: against other libraries, against its parts, and against the machine."""
