@@ -1,4 +1,4 @@
-"""A plant of one's own: a trolley on a rail, its motor weak or strong, and maybe wired backwards."""
+"""A plant of one's own: a trolley on a rail, its motor weak or strong, maybe wired backwards."""
 
 import gymnasium
 import numpy as np

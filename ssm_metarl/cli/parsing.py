@@ -57,6 +57,7 @@ MODES: dict[str, type[Any]] = {
 ALIASES: dict[type[Any], tuple[str, ...]] = {
     Train: ("--env-name",),
     TrainInContext: ("--env-name",),
+    TrainPolicyGradient: ("--family",),
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
 

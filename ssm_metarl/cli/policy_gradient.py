@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 from ssm_metarl.cli.console import Reporter, note, print_json
 from ssm_metarl.cli.training import EXIT_DIVERGED, Mode
@@ -30,6 +32,8 @@ class TrainPolicyGradient(SingleTaskConfig):
     Ctrl-C stops at once and saves nothing.
     """
 
+    env_name: Annotated[str, tyro.conf.arg(aliases=("--family",))] = "CartPole-v1"
+    """Gymnasium id of the environment, or my_plant.py:FAMILY for that family's default task."""
     mode: Mode = "policy_gradient"
     """meta_rl and in_context have other flags: see ssm-metarl train --help."""
     out: Path | None = None
@@ -42,10 +46,14 @@ class TrainPolicyGradient(SingleTaskConfig):
         from ssm_metarl.cli.outputs import new_folder, only_writer_of
         from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
         from ssm_metarl.meta_rl.single_task import save_single_task, train_single_task
+        from ssm_metarl.tasks.registry import named_family
         from ssm_metarl.tasks.task_family import TaskFamily
 
         config = part_of(self, SingleTaskConfig)
-        family = TaskFamily.from_gymnasium(self.env_name, parameters={})
+        if ".py:" in self.env_name:
+            family = named_family(self.env_name)
+        else:
+            family = TaskFamily.from_gymnasium(self.env_name, parameters={})
         with contextlib.ExitStack() as held:
             if self.out is not None:
                 held.enter_context(only_writer_of(new_folder(self.out)))

@@ -114,7 +114,9 @@ class GymnasiumPlant:
             place = self.place(name)
             try:
                 if isinstance(place, str):
-                    placed(plant, parse_path(place), value)
+                    steps = parse_path(place)
+                    _own(plant, steps)
+                    placed(plant, steps, value)
                 else:
                     place(plant, value)
             except Exception as error:
@@ -194,7 +196,8 @@ def placed(holder: Any, steps: tuple[Step, ...], value: Any) -> Any:
     if isinstance(holder, tuple):
         if attribute:
             return holder._replace(**{key: new})  # type: ignore[attr-defined]
-        return tuple(new if i == range(len(holder))[key] else x for i, x in enumerate(holder))
+        items = [new if i == range(len(holder))[key] else x for i, x in enumerate(holder)]
+        return type(holder)(*items) if hasattr(holder, "_fields") else tuple(items)
     if getattr(getattr(holder, "__dataclass_params__", None), "frozen", False):
         return dataclasses.replace(holder, **{key: new})
     if rest and new is old:
@@ -204,6 +207,15 @@ def placed(holder: Any, steps: tuple[Step, ...], value: Any) -> Any:
     else:
         holder[key] = new
     return holder
+
+
+def _own(plant: Any, steps: tuple[Step, ...]) -> None:
+    """Copy an object of the class, in which a path goes on, for this environment alone."""
+    name = steps[0][1]
+    shared = _class_attribute(type(plant), name)
+    nested = len(steps) > 1 and name not in getattr(plant, "__dict__", {name})
+    if nested and shared is not _Given and not hasattr(type(shared), "__get__"):
+        setattr(plant, name, copy.deepcopy(shared))
 
 
 class _Given:
