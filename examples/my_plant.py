@@ -21,7 +21,7 @@ class Trolley(gymnasium.Env):
     def step(self, action):
         speed = self.state[1] + 0.1 * self.sign * self.motor * action[0]
         self.state = np.array([self.state[0] + 0.1 * speed, speed], np.float32)
-        return self.state, 1 - min(float(self.state @ self.state), 1), False, False, {}
+        return self.state, float(np.exp(-self.state @ self.state)), False, False, {}
 
 
 PARAMETERS = {"motor": Uniform(0.5, 2, unit="m/s^2"), "sign": Choice((-1, 1))}

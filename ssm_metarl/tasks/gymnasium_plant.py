@@ -59,7 +59,8 @@ class GymnasiumPlant:
         """What it is called in errors, and by default a family of it."""
         if isinstance(self.make, str):
             return self.make
-        return str(getattr(self.make, "__qualname__", type(self.make).__qualname__))
+        name = str(getattr(self.make, "__qualname__", type(self.make).__qualname__))
+        return name.rpartition("<locals>.")[2]
 
     def place(self, parameter: str) -> Place:
         """Where a parameter stands."""

@@ -193,7 +193,7 @@ def declared(parameters: dict[str, Any], **options: Any) -> TaskFamily:
         ({"x": Setting(lambda env, value: None, Uniform(1, 2))}, "'x': expected Setting"),
         ({"springs.stiffness": Uniform(1, 2)}, "environment's own, .* all share"),
         ({"load": (1, 2)}, r"a Setting, received \(1, 2\)"),
-        ({"x": Setting(lambda env, v: 1 / 0, Uniform(1, 2), default=1.0)}, "set to 1, received Zero"),
+        ({"x": Setting(lambda env, v: 1 / 0, Uniform(1, 2), default=1)}, "set to 1, received Zero"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_as_it_is_declared(parameters: dict[str, Any], message: str) -> None:
