@@ -20,7 +20,7 @@ demo: .venv/.installed-report ## Meta-train, adapt, evaluate, write a report (ru
 
 SEEDS = 0 1 2 3 4 5 6 7 8 9
 
-figures: demo ## Train on ten seeds (10 minutes), and put all figures into the README
+figures: demo ## Train on ten seeds (10 minutes), and put them into docs/figures.md
 	for seed in $(SEEDS); do \
 		rm -rf runs/seed-$$seed; \
 		.venv/bin/ssm-metarl train --family cartpole --seed $$seed --out runs/seed-$$seed || exit; \

@@ -115,8 +115,8 @@ def gru_policy(like: Policy, *, seed: int, width: int | None = None) -> Policy:
         heads,
         obs_scale=tuple(like.obs_scale.tolist()),
         obs_limit=tuple(like.obs_limit.tolist()),
-        mirror=like.mirror,
-        in_context=True,
+        reflection=like.config.reflection if like.config is not None else (),
+        trial_input=like.trial_input,
         inner_lr=INNER_LR,
     )
 

@@ -59,8 +59,8 @@ def main() -> None:
         lines = (run / "training_log.jsonl").read_text().splitlines()
         (MODELS / f"{name}.training.jsonl").write_text("\n".join(thinned(lines)) + "\n")
         (MODELS / f"{name}.md").write_text(card(name, results, json.loads(lines[-1])))
-    readme = ROOT / "README.md"
-    readme.write_text(replace_between(readme.read_text(), "shipped", shipped_table()))
+    page = ROOT / "docs/figures.md"
+    page.write_text(replace_between(page.read_text(), "shipped", shipped_table()))
 
 
 def ship_weights(name: str, run: Path) -> None:
@@ -228,7 +228,7 @@ def results_table(results: list[dict[str, Any]]) -> str:
 
 
 def shipped_table() -> str:
-    """Mean and worst tenth of the adapted models, for the README."""
+    """Mean and worst tenth of the adapted models, for docs/figures.md."""
     lines = [
         "| model, support data | in distribution | out of distribution |",
         "|---|--:|--:|",

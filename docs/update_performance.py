@@ -1,4 +1,4 @@
-"""Put the benchmark's ratios into the README: `make bench` calls it, with PYTHONPATH=. set.
+"""Put the benchmark's ratios into docs/figures.md: `make bench` calls it, with PYTHONPATH=. set.
 
 Only ratios: a bare time says more about the machine than about the program.
 """
@@ -42,11 +42,11 @@ SHOWN = {
     "adapt_many/one": ("adapting to 1,000 plants at once, cost", "adapting to one"),
     "import/ssm_metarl": ("`import ssm_metarl`, cost", "`import torch`"),
 }
-"""Measurement's name -> what the README calls it and its peer."""
+"""Measurement's name -> what the page calls it and its peer."""
 
 
 def performance_table(results: dict) -> str:
-    """The README's rows, as Markdown."""
+    """The page's rows, as Markdown."""
     found = {m["name"]: m for row in results["rows"] for m in row["measurements"]}
     lines = ["| what | against | ratio |", "|---|---|--:|"]
     for name, (what, against) in SHOWN.items():
@@ -56,11 +56,11 @@ def performance_table(results: dict) -> str:
 
 
 def main() -> None:
-    """Rewrite the README between its marks."""
+    """Rewrite the page between its marks."""
     results = json.loads((RESULTS / "performance.json").read_text())
-    readme = ROOT / "README.md"
-    text = replace_between(readme.read_text(), "performance", performance_table(results))
-    readme.write_text(text)
+    page = ROOT / "docs/figures.md"
+    text = replace_between(page.read_text(), "performance", performance_table(results))
+    page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Put the figures of finished runs into the README: `make figures` calls it.
+"""Put the figures of finished runs into docs/figures.md: `make figures` calls it.
 
 Reads runs/demo/report (written by `make demo`) and runs/seed-N/id.json and ood.json for the
-training seeds given as arguments, copies pictures and results into docs/, and rewrites the README
+training seeds given as arguments, copies pictures and results into docs/, and rewrites the page
 between its marks.
 """
 
@@ -35,9 +35,9 @@ def main() -> None:
     tables.append(made_on(results["processor"]))
     seeds = [seed_row(ROOT / f"runs/seed-{seed}") for seed in sys.argv[1:]]
     (ROOT / "docs/results/seeds.json").write_text(json.dumps(seeds, indent=1) + "\n")
-    readme = ROOT / "README.md"
-    text = replace_between(readme.read_text(), "results: make demo", "\n\n".join(tables))
-    readme.write_text(replace_between(text, "seeds", seeds_table(seeds)))
+    page = ROOT / "docs/figures.md"
+    text = replace_between(page.read_text(), "results: make demo", "\n\n".join(tables))
+    page.write_text(replace_between(text, "seeds", seeds_table(seeds)))
 
 
 def seed_row(run: Path) -> dict:

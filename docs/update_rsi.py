@@ -1,7 +1,7 @@
 """Put finished lineages and the gate's certificate into the docs: `make self-improvement` calls it.
 
 Reads runs/rsi-MODEL-SEED/audit.json and run.json, and docs/results/rsi_gate.json; writes
-docs/results/rsi.json and the tables between the marks of docs/rsi.md and README.md.
+docs/results/rsi.json and the tables between the marks of docs/rsi.md and docs/figures.md.
 """
 
 import json
@@ -26,10 +26,10 @@ def main() -> None:
         ROOT / f"runs/rsi-half-{seeds[0]}/lineage.png", ROOT / "docs/images/rsi_lineage.png"
     )
     gate = json.loads((RESULTS / "rsi_gate.json").read_text())
-    page, readme = ROOT / "docs/rsi.md", ROOT / "README.md"
+    page, figures = ROOT / "docs/rsi.md", ROOT / "docs/figures.md"
     text = replace_between(page.read_text(), "gate", gate_table(gate))
     page.write_text(replace_between(text, "lineages", lineages_table(rows)))
-    readme.write_text(replace_between(readme.read_text(), "self-improvement", readme_table(rows)))
+    figures.write_text(replace_between(figures.read_text(), "self-improvement", short_table(rows)))
 
 
 def row(model: str, seed: str) -> dict:
@@ -87,8 +87,8 @@ def difference(each: dict, reference: str, split: str) -> str:
     return f"{found['mean']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def readme_table(rows: list[dict]) -> str:
-    """A line a model for the README: ranges over the seeds."""
+def short_table(rows: list[dict]) -> str:
+    """A line a model for docs/figures.md: ranges over the seeds."""
     lines = ["| generation 0 | ID mean: generation 0 → champion | OOD mean | accepted |",
              "|---|--:|--:|--:|"]  # fmt: skip
     for model, title in MODELS.items():

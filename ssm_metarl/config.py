@@ -209,7 +209,7 @@ class PolicyConfig:
     predicted_dims: tuple[int, ...] = ()
     """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
     mirror: bool = False
-    """Act on a mirrored history with the mirrored action, exactly (see `TaskFamily.mirror`)."""
+    """Act on a mirrored history with the mirrored action, exactly."""
     in_context: bool = False
     """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
     memory: bool = True
@@ -217,13 +217,25 @@ class PolicyConfig:
     told_dims: int = 0
     """Last observation dimensions that a mirrored history leaves as they are: what a task tells of
     its parameters (see `TaskFamily.told_dims`)."""
+    reflection: tuple[float, ...] = ()
+    """Factor, -1 or 1, of each observation dimension in a mirrored history (see
+    `TaskFamily.reflection`). Filled in where `mirror` is set and a file does not say: all change
+    sign but what is told."""
+    actions_seen: int = 3
+    """Last actions that an in-context policy is told, newest first (see `trial_input`)."""
+    identifies: bool = True
+    """Whether an in-context policy is told what least squares finds of the plant."""
 
     def __post_init__(self) -> None:
         check_types(self, finite=False)
+        if self.mirror and not self.reflection:
+            turned = max(len(self.obs_scale) - self.told_dims, 0)
+            factors = (-1.0,) * turned + (1.0,) * (len(self.obs_scale) - turned)
+            object.__setattr__(self, "reflection", factors)
         require(self.core in ("diagonal", "state_space"), "core",
                 "'diagonal' or 'state_space'", self.core)  # fmt: skip
         require(self.memory or not self.in_context, "memory", "True in context", self.memory)
-        for name in ("state_dim", "hidden_dim", "num_layers", "output_dim"):
+        for name in ("state_dim", "hidden_dim", "num_layers", "output_dim", "actions_seen"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
         require(not self.in_context or self.core == "diagonal", "in_context",
@@ -235,6 +247,10 @@ class PolicyConfig:
                 "a finite factor for each dimension", self.obs_scale)  # fmt: skip
         require(0 <= self.told_dims < size and not (self.in_context and self.told_dims),
                 "told_dims", f"0 to {size - 1}, and 0 in context", self.told_dims)  # fmt: skip
+        require(len(self.reflection) == size * self.mirror
+                and all(factor in (-1, 1) for factor in self.reflection), "reflection",
+                f"-1 or 1 for each of {size} dimensions where mirror is set, else none",
+                self.reflection)  # fmt: skip
         require(len(self.obs_limit) in (0, size) and all(v > 0 for v in self.obs_limit),
                 "obs_limit", f"none, or {size} numbers above 0", self.obs_limit)  # fmt: skip
         require(all(0 <= d < size for d in self.predicted_dims), "predicted_dims",

@@ -1,4 +1,4 @@
-"""Everything that the README says is run: its commands, its snippets, its numbers."""
+"""What the README and its pages say is run: commands, snippets, numbers."""
 
 import importlib
 import json
@@ -16,6 +16,7 @@ from ssm_metarl.evaluation.report import results_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+FIGURES = (ROOT / "docs/figures.md").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 PROMISED = 475
@@ -46,7 +47,8 @@ SMALL = {
 
 def blocks(language: str, text: str = README) -> list[str]:
     """The fenced blocks of a language, "" for none; by default the README's."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [block for kind, block in found if kind == language]
 
 
 def block_with(word: str) -> str:
@@ -139,12 +141,12 @@ def test_the_page_on_self_improvement(monkeypatch: pytest.MonkeyPatch, tmp_path:
     gate = json.loads((ROOT / "docs/results/rsi_gate.json").read_text())
     assert tables.gate_table(gate) in page
     assert tables.lineages_table(rows) in page
-    assert tables.readme_table(rows) in between("self-improvement")
+    assert tables.short_table(rows) in between("self-improvement")
     assert len(rows) == 10 and all(row["num_tasks"] == 500 for row in rows)
 
 
 def test_the_demo_writes_its_report(folder: Path) -> None:
-    shown = re.search(r"`ssm-metarl (evaluate [^`]*)`", README)[1]
+    shown = re.search(r"`ssm-metarl (evaluate [^`]*)`", FIGURES)[1]
     assert shown in MAKEFILE, "the figures' command is the demo's"
     assert {path.name for path in (folder / "runs/demo/report").iterdir()} >= {
         "report.html",
@@ -193,7 +195,8 @@ def test_the_numbers_are_those_of_the_committed_results() -> None:
         assert arm["mean"] > PROMISED and 12 < before < 270, "what holds, and what does not"
     assert len(seeds) == 10
     assert f"Processor: {results['processor']}." in text
-    assert f"more than {PROMISED} of 500 in distribution" in README
+    for page in (README, FIGURES):
+        assert f"more than {PROMISED} of 500 in distribution" in " ".join(page.split())
     assert results["evaluations"]["in distribution"]["arms"]["standard"]["mean"] > PROMISED
 
 
@@ -226,7 +229,7 @@ def test_the_comparison_is_the_committed_one(monkeypatch: pytest.MonkeyPatch) ->
     assert result["seed"] >= 10_000, "final figures come from seeds from 10,000 on"
     assert (result["seeds"], result["num_tasks"], result["size"]) == (10, 200, "whole")
     assert result["failed"] == [] and result["not_scored"] == []
-    assert tables.readme_table(result) in between("comparison")
+    assert tables.readme_table(result) in between("comparison", README)
     page = (ROOT / "docs/adaptation.md").read_text()
     for table in (tables.returns_tables, tables.differences_table, tables.steps_table):
         assert table(result) in page
@@ -234,9 +237,31 @@ def test_the_comparison_is_the_committed_one(monkeypatch: pytest.MonkeyPatch) ->
     assert result["command"].startswith(shown) and "--quick" not in result["command"]
 
 
-def between(name: str) -> str:
-    """The README's text between two marks."""
-    return README.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
+def between(name: str, page: str = FIGURES) -> str:
+    """A page's text between two marks."""
+    return page.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
+
+
+def test_a_newcomer_finds_the_way() -> None:
+    lines = README.splitlines()
+    python = next(i for i, line in enumerate(lines) if line == "```python")
+    limits = next(i for i, line in enumerate(lines) if line == "## What it is not")
+    assert python < 40, "the first Python is within one screen of 40 lines"
+    assert limits < 75
+    assert README.count("\n|---") - README.count("| | |\n|---") <= 2, "one table, and the models"
+    for word in ("IQM", "arm", "support", "split", "worst tenth", "headroom"):
+        glossary = (ROOT / "docs/glossary.md").read_text()
+        assert re.search(rf"\*\*[^*]*{word}[^*]*\*\*", glossary), word
+
+
+def test_the_page_on_your_plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    snippets = blocks("python", (ROOT / "docs/your_plant.md").read_text())
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(compile(snippet, "your_plant.md", "exec"), names)
+    assert (tmp_path / "runs/mine/checkpoint.safetensors").exists()
 
 
 PAGES = sorted(

@@ -84,7 +84,8 @@ class OnlineAdapter:
         num_tasks: K.
 
     Raises:
-        ValueError: The policy predicts nothing, or is adapted already, or K is below 1.
+        ValueError: The policy predicts nothing, or is adapted already, or identifies nothing
+            though it remembers; or K is below 1.
     """
 
     num_envs = 1
@@ -106,6 +107,11 @@ class OnlineAdapter:
             raise ValueError(
                 "policy: expected one with prediction outputs, which online adaptation watches, "
                 "received one without"
+            )
+        if self.policy.trial_input is not None and not self.policy.trial_input.identifies:
+            raise ValueError(
+                f"policy: expected one whose least squares tell of a change, received one of "
+                f"{self.policy.obs_dim} observations, which are too many for them"
             )
         self.events: list[OnlineEvent] = []
         """What happened so far."""

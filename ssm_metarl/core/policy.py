@@ -35,7 +35,7 @@ from ssm_metarl.core.plain_actor import PlainActor
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.core.task_linear import task_linear, task_vector
 from ssm_metarl.core.trial_actor import TrialActor
-from ssm_metarl.core.trial_input import reflection, trial_input_dim, trial_inputs, trial_starts
+from ssm_metarl.core.trial_input import TrialInput, trial_starts
 from ssm_metarl.entrance import counts, parameters, sequence, shaped
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import FlatParams, Params, Rollout, SequenceModel, SizedActor, flatten
@@ -169,14 +169,15 @@ class Policy(nn.Module):
         obs_limit: Bound of each observation dimension, either side of zero; empty for none. A
             plant out of the training range moves faster than any that the model has seen, and its
             weights say nothing about such inputs.
-        mirror: Average each output with that of the mirrored history, mirrored back: van der Pol
-            et al. 2020 (arXiv 2006.16908), for the group of one reflection. A policy that is not
-            symmetric leans to one side, and a plant with a weak actuator falls that way.
-        in_context: The core's input is that of `trial_input`, and its state runs through all
-            episodes of a trial.
+        reflection: Factor, -1 or 1, of each observation dimension in a mirrored history; empty for
+            a policy that sees none. Else each output is averaged with that of the mirrored history,
+            mirrored back: van der Pol et al. 2020 (arXiv 2006.16908), for the group of one
+            reflection. A policy that is not symmetric leans to one side, and a plant with a weak
+            actuator falls that way.
+        trial_input: For an in-context policy, whose state runs through all episodes of a trial:
+            what its core's input holds. None for one that sees observations alone.
         memory: Whether the state is kept from step to step. Without, every step is cleared like an
             episode's first one.
-        told_dims: Last observation dimensions that a mirrored history leaves as they are.
         inner_lr: Initial step size of every parameter.
         config: The architecture as data, where the policy is to be saved.
     """
@@ -184,6 +185,9 @@ class Policy(nn.Module):
     obs_scale: Tensor
     obs_limit: Tensor
     reflection: Tensor
+    """Factor of each of the core's inputs in a mirrored history, shape (I,)."""
+    prediction_reflection: Tensor
+    """Factor of each predicted dimension there."""
     adapted = False
     """Whether its parameters are a task's: no start for another adaptation."""
 
@@ -194,10 +198,9 @@ class Policy(nn.Module):
         *,
         obs_scale: tuple[float, ...],
         obs_limit: tuple[float, ...] = (),
-        mirror: bool = False,
-        in_context: bool = False,
+        reflection: tuple[float, ...] = (),
+        trial_input: TrialInput | None = None,
         memory: bool = True,
-        told_dims: int = 0,
         inner_lr: float,
         config: PolicyConfig | None = None,
     ) -> None:
@@ -205,16 +208,17 @@ class Policy(nn.Module):
         holder: object = core  # apart, or the type checker takes `core` for a Module alone
         if not isinstance(holder, nn.Module):
             raise TypeError(f"core: expected a torch module, received {type(core).__name__}")
-        if in_context:
-            needed = trial_input_dim(len(obs_scale), heads.action_space.code_dim)
-            if core.input_dim != needed:
-                raise ValueError(f"core: expected {needed} inputs, received {core.input_dim}")
+        if trial_input is not None:
+            if core.input_dim != trial_input.size:
+                raise ValueError(
+                    f"core: expected {trial_input.size} inputs, received {core.input_dim}"
+                )
         elif core.input_dim != len(obs_scale):
             raise ValueError(
                 f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
             )
         self.core, self.heads, self.config = core, heads, config
-        self.mirror, self.in_context, self.memory = mirror, in_context, memory
+        self.mirror, self.trial_input, self.memory = bool(reflection), trial_input, memory
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
         self.trained_on: tuple[str, str] | None = None
@@ -222,20 +226,25 @@ class Policy(nn.Module):
         self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
         limits = obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
-        signs = -torch.ones(core.input_dim)
-        if in_context:
-            signs = reflection(len(obs_scale), heads.action_space.code_dim)
-        elif told_dims > 0:
-            signs[-told_dims:] = 1.0
-        self.register_buffer("reflection", signs, persistent=False)
+        factors = torch.tensor(reflection or (1.0,) * len(obs_scale))
+        predicted = factors[list(heads.predicted_dims)]
+        self.register_buffer("prediction_reflection", predicted, persistent=False)
+        if trial_input is not None:
+            factors = trial_input.reflection(factors)
+        self.register_buffer("reflection", factors, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
         self.kernel = core.kernel(
             [(spans[f"heads.{n}.weight"][0], h.out_features) for n, h in heads.readouts.items()]
         )
         self._num_parameters = sum(shape.numel() for shape in self._shapes.values())
-        self._sizes = (core.input_dim, core.hidden_size * (2 if mirror else 1))
+        self._sizes = (core.input_dim, core.hidden_size * (2 if self.mirror else 1))
         self.step_size = nn.Parameter(torch.full((self._num_parameters,), float(inner_lr)))
+
+    @property
+    def in_context(self) -> bool:
+        """Whether it remembers from episode to episode, and sees what its actions brought."""
+        return self.trial_input is not None
 
     @property
     def obs_dim(self) -> int:
@@ -320,9 +329,12 @@ class Policy(nn.Module):
             rollout: Steps in K x N environments.
             trial_start: True where a trial starts, shape (T, K, N).
         """
+        assert self.trial_input is not None
         code = self.action_space.code(rollout.action).to(rollout.obs.dtype)
         z, limit = rollout.obs * self.obs_scale, self.obs_limit * self.obs_scale
-        return trial_inputs(z, limit, code, rollout.reward, rollout.reset, trial_start)
+        return self.trial_input.of_sequences(
+            z, limit, code, rollout.reward, rollout.reset, trial_start
+        )
 
     def look(self, params: Params, rollout: Rollout) -> PolicyOutput:
         """What it says about a (cleaned) rollout, from an empty memory.
@@ -369,7 +381,7 @@ class Policy(nn.Module):
             return self._predict(output, code)
         here, image = output.chunk(2, dim=2)
         mirrored = self._predict(image, self.action_space.mirror_code(code))
-        return (self._predict(here, code) - mirrored) / 2
+        return (self._predict(here, code) + self.prediction_reflection * mirrored) / 2
 
     def _predict(self, output: Tensor, code: Tensor) -> Tensor:
         alone, of_action = self.heads.effects(output)
@@ -449,7 +461,11 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
         if config.num_actions is None
         else Discrete(config.num_actions)
     )
-    obs_dim = len(config.obs_scale)
+    obs_dim, trial_input = len(config.obs_scale), None
+    if config.in_context:
+        trial_input = TrialInput(
+            obs_dim, action_space.code_dim, config.actions_seen, config.identifies
+        )
     # torch's initialisers draw from the global generator: fork it, so that it is left as it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeding.generator(seed, "initial-weights").integers(2**63)))
@@ -470,7 +486,7 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             )
         else:
             core = DiagonalSSM(
-                trial_input_dim(obs_dim, action_space.code_dim) if config.in_context else obs_dim,
+                obs_dim if trial_input is None else trial_input.size,
                 config.hidden_dim,
                 config.state_dim,
                 config.num_layers,
@@ -484,10 +500,9 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             heads,
             obs_scale=config.obs_scale,
             obs_limit=config.obs_limit,
-            mirror=config.mirror,
-            in_context=config.in_context,
+            reflection=config.reflection,
+            trial_input=trial_input,
             memory=config.memory,
-            told_dims=config.told_dims,
             inner_lr=inner_lr,
             config=config,
         )

@@ -1,21 +1,24 @@
 """What an in-context policy sees at each step of a trial: RL²'s inputs, as numbers of one size.
 
-Place in the flow: stage 3, in front of the core of an in-context `policy`; `trial_actor` makes the
+Place in the flow: stage 3, in front of the core of an in-context `policy`; `trial_memory` makes the
 same inputs step by step.
 
 A trial is several episodes of one task (Duan et al. 2016, arXiv 1611.02779). Its hidden state runs
 through all of them, so an episode's end is an *input*, and only a trial's start clears the memory.
-With z the scaled observation, squash_k(v) = asinh(k v) / asinh(k), and a task of O
-observations and C numbers an action's code::
+With z the scaled observation, squash_k(v) = asinh(k v) / asinh(k), and a task of O observations and
+C numbers an action's code, of which the last S are told::
 
     level       squash_50(z), z clipped to what training meets  O
     change      squash_200(z - z of the step before)            O      0 at an episode's first step
-    actions     code of the last 3 actions of this episode      3 C    0 where there was none
-    plant       squash_100(W): least squares up to now          O O + 3 O C    `identification`
+    actions     code of the last S actions of this episode      S C    0 where there was none
+    plant       squash_100(W): least squares up to now          O O + S O C    `identification`
     reward      asinh(last reward)                              1      0 at a trial's first step
     flags       first step of the trial, first of a later episode      2
 
-For two actions the code is +-1 and 0 for none: one-hot and "none yet" in one number.
+For two actions the code is +-1 and 0 for none: one-hot and "none yet" in one number. S is one more
+than the steps that an action may be under way: with fewer, no coefficient is that of the action
+that just arrived, and least squares finds a plant that is none. The plant's part grows with O², and
+its arithmetic with O³: where observations are many it is left out (`PolicyConfig.identifies`).
 
 The trap: an action that still travels through a slow actuator belongs to its episode. The next
 episode starts with an empty line, hence without the last one's actions.
@@ -24,107 +27,136 @@ episode starts with an empty line, hence without the last one's actions.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ssm_metarl.core.identification import Identification
 
-ACTIONS_SEEN = 3
 LEVEL, CHANGE, PLANT = 50.0, 200.0, 100.0
 """How much closer to zero than 1 observation, change and coefficient are told from zero."""
 
 
-def trial_input_dim(obs_dim: int, code_dim: int) -> int:
-    """Size of the input: O observations, C numbers an action."""
-    actions = ACTIONS_SEEN * code_dim
-    return 2 * obs_dim + actions + obs_dim * (obs_dim + actions) + 3
+@dataclass(frozen=True)
+class TrialInput:
+    """What stands in the input of one policy."""
 
+    obs_dim: int
+    """O."""
+    code_dim: int
+    """C."""
+    actions_seen: int
+    """S."""
+    identifies: bool
+    """Whether the plant's coefficients are in it."""
 
-def reflection(obs_dim: int, code_dim: int) -> Tensor:
-    """What the mirrored history's input is, factor by factor, shape (I,).
+    @property
+    def actions_dim(self) -> int:
+        """Numbers that tell of actions, S C."""
+        return self.actions_seen * self.code_dim
 
-    Observations and actions change sign. Rewards, ends, and the coefficients by which ones move the
-    others stay.
-    """
-    signs = torch.ones(trial_input_dim(obs_dim, code_dim))
-    signs[: 2 * obs_dim + ACTIONS_SEEN * code_dim] = -1.0
-    return signs
+    @property
+    def plant_rows(self) -> int:
+        """Entries of what least squares explains changes by, O + S C; 0 where it is left out."""
+        return self.obs_dim + self.actions_dim if self.identifies else 0
 
+    @property
+    def size(self) -> int:
+        """Size of the input, I."""
+        return 2 * self.obs_dim + self.actions_dim + self.plant_rows * self.obs_dim + 3
 
-def step_input(
-    z: Tensor,
-    limit: Tensor,
-    before: Tensor,
-    actions: Tensor,
-    plant: Tensor,
-    reward: Tensor,
-    first: Tensor,
-    later: Tensor,
-) -> Tensor:
-    """The input of single steps.
+    def reflection(self, observed: Tensor) -> Tensor:
+        """What the mirrored history's input is, factor by factor, shape (I,).
 
-    Args:
-        z: Scaled observation, shape (..., O).
-        limit: Bound of what is told of it either side of zero, shape (O,). Least squares takes all.
-        before: That of the step before; z itself at an episode's first step.
-        actions: Codes of the last actions, newest first, shape (..., 3 C); 0 for none.
-        plant: What `identification` has found, shape (..., (O + 3 C) O).
-        reward: Last reward, 0 at a trial's first step, shape (...).
-        first: True at a trial's first step, shape (...).
-        later: True at the first step of a trial's later episodes, shape (...).
+        An action changes sign. So does the coefficient by which one number moves another where just
+        one of the two does. Rewards and ends stay.
 
-    Returns:
-        Shape (..., I).
-    """
-    level = squash(z.clamp(-limit, limit), LEVEL)
-    change = squash(z - before, CHANGE)
-    flags = torch.stack([torch.asinh(reward), first.to(z.dtype), later.to(z.dtype)], dim=-1)
-    return torch.cat([level, change, actions, squash(plant, PLANT), flags], dim=-1)
+        Args:
+            observed: Factor of each observation, -1 or 1, shape (O,).
+        """
+        actions = -observed.new_ones(self.actions_dim)
+        movers = torch.cat([observed, actions])[: self.plant_rows]
+        moves = (movers[:, None] * observed).flatten()
+        return torch.cat([observed, observed, actions, moves, observed.new_ones(3)])
+
+    def of_step(
+        self,
+        z: Tensor,
+        limit: Tensor,
+        before: Tensor,
+        actions: Tensor,
+        plant: Tensor,
+        reward: Tensor,
+        first: Tensor,
+        later: Tensor,
+    ) -> Tensor:
+        """The input of single steps.
+
+        Args:
+            z: Scaled observation, shape (..., O).
+            limit: Bound of what is told of it either side of zero, shape (O,). Least squares takes
+                all.
+            before: That of the step before; z itself at an episode's first step.
+            actions: Codes of the last actions, newest first, shape (..., S C); 0 for none.
+            plant: What `identification` has found, shape (..., (O + S C) O), or (..., 0).
+            reward: Last reward, 0 at a trial's first step, shape (...).
+            first: True at a trial's first step, shape (...).
+            later: True at the first step of a trial's later episodes, shape (...).
+
+        Returns:
+            Shape (..., I).
+        """
+        level = squash(z.clamp(-limit, limit), LEVEL)
+        change = squash(z - before, CHANGE)
+        flags = torch.stack([torch.asinh(reward), first.to(z.dtype), later.to(z.dtype)], dim=-1)
+        return torch.cat([level, change, actions, squash(plant, PLANT), flags], dim=-1)
+
+    def of_sequences(
+        self,
+        z: Tensor,
+        limit: Tensor,
+        code: Tensor,
+        reward: Tensor,
+        episode_start: Tensor,
+        trial_start: Tensor,
+    ) -> Tensor:
+        """The inputs of whole sequences, each of which starts with a trial.
+
+        Args:
+            z: Scaled observations, shape (T, ..., O).
+            limit: As in `of_step`.
+            code: Codes of the actions taken at these steps, shape (T, ..., C).
+            reward: Of these steps, shape (T, ...).
+            episode_start: True at the first step of an episode, shape (T, ...).
+            trial_start: True at the first step of a trial, shape (T, ...).
+
+        Returns:
+            Shape (T, ..., I).
+        """
+        start = episode_start[..., None]
+        before = torch.where(start, z, _delayed(z, 1))
+        actions, running = [], torch.ones_like(start)
+        for ago in range(1, self.actions_seen + 1):
+            running = running & ~_delayed(start, ago - 1)  # no episode began since that action
+            actions.append(torch.where(running, _delayed(code, ago), 0.0))
+        last_reward = torch.where(trial_start, 0.0, _delayed(reward, 1))
+        seen = torch.cat(actions, dim=-1)
+        plant = z.new_zeros(*z.shape[:-1], 0)
+        if self.identifies:
+            rows = math.prod(z.shape[1:-1])
+            plant = Identification(rows, z.shape[-1], seen.shape[-1]).update(
+                *(x.reshape(len(z), rows, -1) for x in (z, before, seen)),
+                *(x.reshape(len(z), rows) for x in (episode_start, trial_start)),
+            )
+            plant = plant.view(*z.shape[:-1], -1)
+        later = episode_start & ~trial_start
+        return self.of_step(z, limit, before, seen, plant, last_reward, trial_start, later)
 
 
 def squash(x: Tensor, sharpness: float) -> Tensor:
     """Linear near zero, logarithmic far off, 1 at 1."""
     return torch.asinh(x * sharpness) / math.asinh(sharpness)
-
-
-def trial_inputs(
-    z: Tensor,
-    limit: Tensor,
-    code: Tensor,
-    reward: Tensor,
-    episode_start: Tensor,
-    trial_start: Tensor,
-) -> Tensor:
-    """The inputs of whole sequences, each of which starts with a trial.
-
-    Args:
-        z: Scaled observations, shape (T, ..., O).
-        limit: As in `step_input`.
-        code: Codes of the actions taken at these steps, shape (T, ..., C).
-        reward: Of these steps, shape (T, ...).
-        episode_start: True at the first step of an episode, shape (T, ...).
-        trial_start: True at the first step of a trial, shape (T, ...).
-
-    Returns:
-        Shape (T, ..., I).
-    """
-    start = episode_start[..., None]
-    before = torch.where(start, z, _delayed(z, 1))
-    actions, running = [], torch.ones_like(start)
-    for ago in range(1, ACTIONS_SEEN + 1):
-        running = running & ~_delayed(start, ago - 1)  # no episode began since that action
-        actions.append(torch.where(running, _delayed(code, ago), 0.0))
-    last_reward = torch.where(trial_start, 0.0, _delayed(reward, 1))
-    seen = torch.cat(actions, dim=-1)
-    rows = math.prod(z.shape[1:-1])
-    plant = Identification(rows, z.shape[-1], seen.shape[-1]).update(
-        *(x.reshape(len(z), rows, -1) for x in (z, before, seen)),
-        *(x.reshape(len(z), rows) for x in (episode_start, trial_start)),
-    )
-    plant = plant.view(*z.shape[:-1], -1)
-    later = episode_start & ~trial_start
-    return step_input(z, limit, before, seen, plant, last_reward, trial_start, later)
 
 
 def _delayed(x: Tensor, steps: int) -> Tensor:

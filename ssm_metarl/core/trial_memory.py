@@ -21,7 +21,7 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import ZERO, compiled
 from ssm_metarl.core.identification import Identification, regress
 from ssm_metarl.core.readings import WILD
-from ssm_metarl.core.trial_input import ACTIONS_SEEN, CHANGE, LEVEL, PLANT, step_input
+from ssm_metarl.core.trial_input import CHANGE, LEVEL, PLANT
 from ssm_metarl.entrance import fitted, shaped
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class TrialMemory:
     """
 
     def __init__(self, policy: Policy, rows: int, trial_episodes: int | None) -> None:
+        assert policy.trial_input is not None
+        self._layout = policy.trial_input
         self._policy, self._trial_episodes, self._rows = policy, trial_episodes, rows
         device = policy.step_size.device
         self._plainly = not (device.type == "cpu" and policy.obs_scale.dtype is torch.float32)
@@ -46,16 +48,15 @@ class TrialMemory:
         self.bad_readings = torch.zeros(rows, dtype=torch.int64, device=device)
         """Observations so far in which a number had to be held, shape (R,)."""
         self._held = torch.zeros(rows, dtype=torch.bool, device=device)  # in the last one
-        self._inputs = policy.input_dim
-        codes = ACTIONS_SEEN * policy.action_space.code_dim
+        codes, found = self._layout.actions_dim, self._layout.plant_rows
         self._before = torch.zeros(rows, policy.obs_dim, device=device)
         self._actions = torch.zeros(rows, codes, device=device)
         self._reward = torch.zeros(rows, device=device)
         self._told = torch.zeros(rows, device=device)  # the last reward that was a number
         self._episode = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._plant = Identification(rows, policy.obs_dim, codes)
-        found = (rows, policy.obs_dim + codes, policy.obs_dim)
-        self._found = torch.zeros(found, dtype=torch.float64, device=device)
+        self._plant = Identification(rows, policy.obs_dim, found - policy.obs_dim)
+        shape = (rows, found, policy.obs_dim)
+        self._found = torch.zeros(shape, dtype=torch.float64, device=device)
 
     def acted(self, action: Tensor) -> None:
         """The actions (R[, A]) that were chosen; their rewards are not known yet."""
@@ -83,6 +84,9 @@ class TrialMemory:
 
         Returns:
             The squared error of the expected change, and the squared change, shape (R,) each.
+
+        Raises:
+            ValueError: A shape does not fit.
         """
         obs = shaped("obs", obs, tuple(self._before.shape), self._before.dtype, "R, O")
         change = obs * self._policy.obs_scale - self._before
@@ -109,7 +113,7 @@ class TrialMemory:
             return self.observe_plainly(obs, reset)
         obs = fitted("obs", obs, self._before.shape, torch.float32, "R, O")
         reset = fitted("reset", reset, (self._rows,), torch.bool, "R")
-        x, first = np.empty((self._rows, self._inputs), np.float32), np.empty(self._rows, bool)
+        x, first = np.empty((self._rows, self._layout.size), np.float32), np.empty(self._rows, bool)
         _observe(
             obs.numpy(), reset.numpy(), self._limit, self._scale,
             self._trial_episodes or 0, self._before.numpy(), self._actions.numpy(),
@@ -144,11 +148,13 @@ class TrialMemory:
         self._told = torch.where(self._reward.isfinite(), self._reward, self._told)
         reward = self._told.masked_fill(first, 0.0)
         columns = (z, before, self._actions, unknown, first)
-        plant = self._plant.update(*(v[None] for v in columns))[0]
-        self._found = plant.view(self._found.shape).double()
+        plant = z.new_zeros(self._rows, 0)
+        if self._layout.identifies:
+            plant = self._plant.update(*(v[None] for v in columns))[0]
+            self._found = plant.view(self._found.shape).double()
         self._before = z
-        later = reset & ~first
-        return step_input(z, limit, before, self._actions, plant, reward, first, later), first
+        last = (reward, first, reset & ~first)
+        return self._layout.of_step(z, limit, before, self._actions, plant, *last), first
 
 
 @compiled
@@ -191,9 +197,10 @@ def _observe(  # type: ignore[no-untyped-def]
             phi[dims + j] = actions[r, j]
             x[r, 2 * dims + j] = actions[r, j]
         bad[r] += held[r]
-        regress(phi, y, unknown or held[r], first[r], gram[r], cross[r], root, found[r])
         place = 2 * dims + codes
-        for i in range(size):
+        if found.shape[1] > 0:
+            regress(phi, y, unknown or held[r], first[r], gram[r], cross[r], root, found[r])
+        for i in range(found.shape[1]):
             for j in range(dims):
                 x[r, place] = squash(found[r, i, j], PLANT)
                 place += 1

@@ -14,8 +14,11 @@ from ssm_metarl.env_runner.observation_scale import measured_scale
 from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.tasks.task_family import TaskFamily
 
-MAX_IN_CONTEXT = 64
-"""Size of the widest observations of an in-context policy."""
+ACTIONS_SEEN = 3
+"""Least number of last actions that an in-context policy is told. A plant may be slower than its
+family declares: an actuator's lag shows in the coefficients of earlier actions."""
+MAX_IDENTIFIED = 16
+"""Most observations whose effect on each other is an input of an in-context policy."""
 
 
 def architecture(
@@ -36,8 +39,6 @@ def architecture(
         like: The architecture of weights that are to go on: what the family does not declare stays
             as it is there.
 
-    Raises:
-        ValueError: Observations too wide for a policy in context.
     """
     obs_dim, space = observation_and_action(family)
     nonlinear = config.core == "state_space"
@@ -53,13 +54,13 @@ def architecture(
             "action_scaled": True if like is None else like.action_scaled,
         }
     )
-    if meta.in_context and obs_dim > MAX_IN_CONTEXT:
-        raise ValueError(
-            f"in context: expected observations of at most {MAX_IN_CONTEXT} numbers, whose effect "
-            f"on each other is an input, received {obs_dim} of {family.name}; meta-train it for a "
-            f"gradient step alone"
-        )
-    obs_limit = tuple(1 / scale for scale in family.obs_scale or ())
+    told: dict[str, Any] = {}
+    if meta.in_context and like is not None and like.in_context:
+        told = {"actions_seen": like.actions_seen, "identifies": like.identifies}
+    elif meta.in_context:
+        told["actions_seen"] = max(ACTIONS_SEEN, family.dead_time + 1)
+        told["identifies"] = obs_dim <= MAX_IDENTIFIED
+    obs_limit = family.limits
     if nonlinear:
         obs_scale = (1.0,) * obs_dim
     elif family.obs_scale is not None:
@@ -79,10 +80,12 @@ def architecture(
         obs_limit=obs_limit,
         predicted_dims=family.effect_dims if nonlinear else (),
         mirror=family.mirror,
+        reflection=family.reflection,
         in_context=meta.in_context,
         memory=meta.memory,
         told_dims=family.told_dims,
         **actions,
+        **told,
     )
 
 

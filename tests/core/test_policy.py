@@ -29,11 +29,11 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def make_policy(kind: str) -> Policy:
     kind, *how = kind.split("-")
+    reflection = (-1.0,) * (OBS - 1) + (1.0 if "told" in how else -1.0,)
     options: dict[str, Any] = {
         "obs_scale": SCALE,
-        "mirror": "mirror" in how,
+        "reflection": reflection if "mirror" in how else (),
         "memory": "memoryless" not in how,
-        "told_dims": 1 if "told" in how else 0,
         "inner_lr": 0.1,
     }
     with torch.random.fork_rng():

@@ -85,11 +85,13 @@ def test_the_memory_crosses_an_episodes_end_and_not_a_trials():
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_the_plain_actor_acts_alike(monkeypatch, mirror):
-    policy = small_policy(mirror=mirror)
+@pytest.mark.parametrize("layout", [{}, {"actions_seen": 5}, {"identifies": False}])
+def test_the_plain_actor_acts_alike(monkeypatch, mirror, layout):
+    policy = small_policy(mirror=mirror, **layout)
     compiled = sampled_rollout(policy, policy.meta_params(), 2)
     for module in ("policy", "trial_actor", "diagonal_ssm"):
         monkeypatch.setattr(f"ssm_metarl.core.{module}.can_fuse", lambda *_: False)
+    monkeypatch.setattr(TrialMemory, "observe", TrialMemory.observe_plainly)
     plain = sampled_rollout(policy, policy.meta_params(), 2)
     assert torch.equal(plain.action, compiled.action)
     for rollout in (plain, compiled):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import FINGERPRINT, load_checkpoint, load_pretrained, save_checkpoint
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig, PolicyConfig, SingleTaskConfig
@@ -27,7 +29,7 @@ from ssm_metarl.evaluation.episodes import MetaTrained, collect_support
 from ssm_metarl.evaluation.meta_evaluator import evaluate, verify
 from ssm_metarl.evaluation.opened_model import open_experience, open_model
 from ssm_metarl.meta_rl import training_run
-from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.in_context import InContextTrainer
 from ssm_metarl.meta_rl.single_task import train_single_task
 from ssm_metarl.meta_rl.trainer import MetaTrainer
@@ -181,14 +183,20 @@ def test_an_adapted_policy_has_its_own_bounds(declare: Declare, tiny: MakeConfig
     assert (heads.action_half.dtype, heads.action_half.tolist()) == (torch.float32, [8.0])
 
 
-def test_wide_observations_train_and_are_refused_in_context(
-    declare: Declare, tiny: MakeConfig
-) -> None:
+def test_wide_observations_train_also_in_context(declare: Declare, tiny: MakeConfig) -> None:
     family = declare(width=400)
     assert len(returns(family, tiny(num_epochs=1, objective="policy_gradient"))) == 1
     assert len(returns(family, tiny(num_epochs=1))) == 1
-    with pytest.raises(ValueError, match=r"in context: expected .* at most 64 numbers.*400"):
-        in_context_architecture(InContextConfig(), family)
+    config = InContextConfig(
+        state_dim=3, hidden_dim=4, num_layers=1, num_epochs=1, tasks_per_epoch=2,
+        steps_per_epoch=32, sequence_steps=16, minibatches=2,
+    )  # fmt: skip
+    trainer = InContextTrainer(config, family)
+    metrics = trainer.run_epoch()
+    assert math.isfinite(metrics.average_return)
+    assert (trainer.policy.input_dim, trainer.policy.obs_dim) == (2 * 400 + 3 + 3, 400)
+    with pytest.raises(ValueError, match=r"least squares tell of a change, received one of 400"):
+        OnlineAdapter(trainer.policy)
 
 
 class TestClosing:

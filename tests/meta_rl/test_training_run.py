@@ -290,7 +290,8 @@ class TestResume:
         with pytest.raises(ValueError, match=r"training: expected fields .* received \['momentum"):
             TrainingRun.resume(tmp_path)
         # an older version's policy, of the same tensors, which today's settings would change
-        older = {k: v for k, v in whole.policy_config.items() if k not in ("mirror", "obs_limit")}
+        later = ("mirror", "reflection", "obs_limit")
+        older = {k: v for k, v in whole.policy_config.items() if k not in later}
         save_checkpoint(tmp_path / FILE_NAME, replace(whole, policy_config=older))
         with pytest.raises(ValueError, match=r"expected a training of this version.*received"):
             TrainingRun.resume(tmp_path)
