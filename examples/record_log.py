@@ -9,12 +9,16 @@ from my_plant import FAMILY
 from ssm_metarl import Environment
 
 env = Environment(FAMILY, task={"motor": 1.5, "sign": -1})
-obs, _ = env.reset(seed=0)
-actions = np.random.default_rng(1).uniform(-1, 1, (60, 1)).astype(np.float32)
+rng = np.random.default_rng(0)
 with open(sys.argv[1], "w", newline="") as file:
     log = csv.writer(file)
-    log.writerow(["time", "place", "speed", "action", "reward"])
-    for step, action in enumerate(actions):
-        after, reward, *_ = env.step(action)
-        log.writerow([0.1 * step, *obs, *action, reward])
-        obs = after
+    log.writerow(["episode", "place", "speed", "action"])
+    for episode in range(3):
+        obs, _ = env.reset(seed=episode)
+        ended = False
+        while not ended:
+            action = rng.integers(2)
+            log.writerow([episode, *obs, action])
+            obs, _, terminated, truncated, _ = env.step(action)
+            ended = terminated or truncated
+        log.writerow([episode, *obs, ""])  # where it ended, no action was taken
