@@ -265,7 +265,9 @@ def test_the_page_on_your_plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 PAGES = sorted(
-    page for folder in (".", "docs", "benchmarks", "examples") for page in (ROOT / folder).glob("*.md")
+    page
+    for folder in (".", "docs", "benchmarks", "examples")
+    for page in (ROOT / folder).glob("*.md")
 )
 
 

@@ -128,7 +128,9 @@ class GymnasiumWorlds:
         rewards = np.zeros(count, np.float32)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for i in np.flatnonzero(~self._ended).tolist():
-            self._obs[i], rewards[i], terminated[i], cut = self._worlds[i].step(actions[i, ...])
+            # A choice is a number, an action of a box an array, be it of shape ().
+            one = actions[i] if self._box is None else actions[i, ...]
+            self._obs[i], rewards[i], terminated[i], cut = self._worlds[i].step(one)
             self._steps[i] += 1
             # Gymnasium may set both; an episode that ended for good has nothing to bootstrap.
             over = cut or self._steps[i] >= self.max_episode_steps

@@ -122,3 +122,13 @@ def test_the_widest_bounds_and_sizes_that_differ() -> None:
 
     with pytest.raises(ValueError, match="'size' of Growing, 4: expected observations of size 2"):
         TaskFamily.from_gymnasium(Growing, {"size": Uniform(2, 4.000001)}, max_episode_steps=5)
+
+
+def test_choices_are_numbers_that_an_environment_may_look_up() -> None:
+    family = TaskFamily.from_gymnasium("FrozenLake-v1", {})
+    assert observation_and_action(family) == (16, Discrete(4))
+    worlds = make_worlds(family.task(), 2, seed=0, purpose="test")
+    start = worlds.reset()
+    step = worlds.step(torch.tensor([[1, 2]]))
+    assert start.sum() == step.obs.sum() == 2 and start[..., 0].all()
+    worlds.close()
