@@ -27,6 +27,7 @@ from typing import Any
 from ssm_metarl.version import __version__
 
 _PUBLIC = {
+    "Choice": "tasks.task_family",
     "Environment": "env_runner.environment",
     "EvaluationConfig": "config",
     "ExperienceBuffer": "experience.experience_buffer",
@@ -46,6 +47,7 @@ _PUBLIC = {
     "RSIConfig": "recursive_self_improvement.config",
     "RecursiveSelfImprovementAgent": "recursive_self_improvement.agent",
     "Rollout": "types",
+    "Setting": "tasks.task_family",
     "StandardAdaptationConfig": "config",
     "StandardAdapter": "adaptation.standard_adapter",
     "StateSpaceModel": "core.ssm",

@@ -403,7 +403,7 @@ class EvaluationConfig:
     """Evaluation on held-out tasks: every arm on the same tasks, episodes paired."""
 
     family: str | None = None
-    """Task family; None for the one that the model was trained on."""
+    """Task family: a name, or my_plant.py:FAMILY; None for the one it was trained on."""
     split: Literal["id", "ood"] = "id"
     """In-distribution or out-of-distribution tasks; training drew neither."""
     num_tasks: Count = 100

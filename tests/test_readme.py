@@ -160,7 +160,7 @@ def test_the_demo_writes_its_report(folder: Path) -> None:
 def test_the_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     snippets = blocks("python")
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
 
@@ -258,14 +258,16 @@ def test_the_page_on_your_plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "page"}
     snippets = blocks("python", (ROOT / "docs/your_plant.md").read_text())
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     for snippet in snippets:
         exec(compile(snippet, "your_plant.md", "exec"), names)
     assert (tmp_path / "runs/mine/checkpoint.safetensors").exists()
 
 
 PAGES = sorted(
-    page for folder in (".", "docs", "benchmarks") for page in (ROOT / folder).glob("*.md")
+    page
+    for folder in (".", "docs", "benchmarks", "examples")
+    for page in (ROOT / folder).glob("*.md")
 )
 
 

@@ -61,7 +61,7 @@ class Adapt(ModelArgument):
     out: Path | None = None
     """File for the adapted policy; None for adapted.safetensors. Never overwritten."""
     family: str | None = None
-    """Task family; None for the one that the model was trained on."""
+    """Task family: a name, or my_plant.py:FAMILY; None for the one it was trained on."""
     mode: AdaptationMode = "standard"
     """standard: this task's data; hybrid: also replayed experience, which grows by this task's data
     and is saved with the adapted policy."""

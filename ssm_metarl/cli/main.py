@@ -1,12 +1,13 @@
 """Run a command line; a mistake ends it with one clear line.
 
 Place in the flow: the entry point. `parsing` reads the command, the commands stand beside it in
-the order of their use: `train`, `adapt`, `evaluate`, `verify`, `models`, `bench`, `rsi`, `app`.
+the order of their use: `train`, `adapt`, `evaluate`, `families`, `verify`, `models`, `bench`,
+`rsi`, `app`.
 
-Exit codes: 0 done, 1 `verify` found other figures, a row of `bench` failed or `rsi` is halted,
-2 bad input, 3 training diverged (`rsi status`: no daemon runs), 4 `adapt` wrote nothing, since its
-data are none to adapt to (`rsi start`: a daemon runs already), 130 interrupted. Nothing here
-imports torch: commands import what they need when they run.
+Exit codes: 0 done, 1 `verify` found other figures, `families check` a fault, a row of `bench`
+failed or `rsi` is halted, 2 bad input, 3 training diverged (`rsi status`: no daemon runs), 4
+`adapt` wrote nothing, since its data are none to adapt to (`rsi start`: a daemon runs already), 130
+interrupted. Nothing here imports torch: commands import what they need when they run.
 """
 
 from __future__ import annotations

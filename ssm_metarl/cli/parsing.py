@@ -27,6 +27,7 @@ from ssm_metarl.cli.app import App
 from ssm_metarl.cli.bench import Bench
 from ssm_metarl.cli.bench_adaptation import BenchAdaptation
 from ssm_metarl.cli.evaluate import Evaluate
+from ssm_metarl.cli.families import Families, FamiliesCheck
 from ssm_metarl.cli.models import Models
 from ssm_metarl.cli.policy_gradient import TrainPolicyGradient
 from ssm_metarl.cli.train import Train
@@ -38,6 +39,8 @@ COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "adapt": Adapt,
     "evaluate": Evaluate,
+    "families": Families,
+    "families check": FamiliesCheck,
     "verify": Verify,
     "models": Models,
     "bench": Bench,
@@ -54,6 +57,7 @@ MODES: dict[str, type[Any]] = {
 ALIASES: dict[type[Any], tuple[str, ...]] = {
     Train: ("--env-name",),
     TrainInContext: ("--env-name",),
+    TrainPolicyGradient: ("--family",),
 }
 CONFIG = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
 
@@ -68,9 +72,9 @@ commands:
 {{commands}}
 
 --flag-name and --flag_name are the same. With --json, stdout is one JSON object.
-Exit codes: 0 done, 1 verify found other figures, a row of bench failed or rsi is halted, 2 bad
-input, 3 training diverged (status: no daemon runs), 4 adapt refused its data and wrote nothing
-(start: a daemon runs already), 130 interrupted.
+Exit codes: 0 done, 1 verify found other figures, families check a fault, a row of bench failed or
+rsi is halted, 2 bad input, 3 training diverged (status: no daemon runs), 4 adapt refused its data
+and wrote nothing (start: a daemon runs already), 130 interrupted.
 
 examples:
   {PROGRAM} train --max-env-steps 300000 --out runs/first
@@ -126,7 +130,7 @@ def parse(arguments: Sequence[str]) -> Command:
     elif name not in COMMANDS:
         first_words = dict.fromkeys(command.split()[0] for command in COMMANDS)
         raise UsageError(f"command: expected one of {', '.join(first_words)}, received {name!r}")
-    elif f"{name} {' '.join(rest[:1])}" in COMMANDS:  # bench adaptation
+    elif f"{name} {' '.join(rest[:1])}" in COMMANDS:  # of two words
         name, rest = f"{name} {rest[0]}", rest[1:]
     kind = COMMANDS[name]
     if name == "train":
@@ -259,6 +263,10 @@ WORDING = (
     (
         r"Missing from [\w -]*?: (--\S+) \S+ (.*) \(required\)",
         r"\1: expected a value, received none (\2)",
+    ),
+    (
+        r"Missing from [\w-]+ ([\w ]*?): ([A-Z]+) (.*) \(required\)",
+        r"\1: expected \2, received none (\3)",
     ),
     (
         r"Unrecognized (?:or misplaced )?options: (.*)",

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from ssm_metarl.cli.console import Reporter, note, print_json
 from ssm_metarl.cli.training import EXIT_DIVERGED, Mode
@@ -23,6 +25,8 @@ class TrainPolicyGradient(SingleTaskConfig):
     Ctrl-C stops at once and saves nothing.
     """
 
+    env_name: Annotated[str, tyro.conf.arg(aliases=("--family",))] = "CartPole-v1"
+    """Gymnasium id of the environment, or my_plant.py:FAMILY for that family's default task."""
     mode: Mode = "policy_gradient"
     """meta_rl and in_context have other flags: see ssm-metarl train --help."""
     out: Path | None = None
@@ -34,15 +38,19 @@ class TrainPolicyGradient(SingleTaskConfig):
         """Train, then run greedy episodes."""
         from ssm_metarl.cli.outputs import new_folder, only_writer_of
         from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
+        from ssm_metarl.tasks.registry import named_family
         from ssm_metarl.training import train_one_task
 
         config = part_of(self, SingleTaskConfig)
+        family = named_family(self.env_name) if ".py:" in self.env_name else None
         with contextlib.ExitStack() as held:
             if self.out is not None:
                 held.enter_context(only_writer_of(new_folder(self.out)))
             try:
                 with Reporter("policy gradient") as reporter:
-                    _, result = train_one_task(config, on_progress=reporter.update, out=self.out)
+                    _, result = train_one_task(
+                        config, family=family, on_progress=reporter.update, out=self.out
+                    )
             except TrainingDiverged as error:
                 note(f"ssm-metarl: training stopped: {error}; nothing was saved")
                 return EXIT_DIVERGED

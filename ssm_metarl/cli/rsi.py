@@ -115,6 +115,8 @@ class Audit(LineageArgument):
 
     num_tasks: int | None = None
     """Vault tasks; None for the lineage's setting."""
+    family: str | None = None
+    """Task family: a name, or my_plant.py:FAMILY; None for the lineage's own."""
     plain_training: bool = True
     """Also train generation 0 plainly, on as many environment steps as the lineage has spent."""
     workers: int | None = None
@@ -128,7 +130,7 @@ class Audit(LineageArgument):
         if self.num_tasks is not None and self.num_tasks < 2:  # an interval needs two
             raise ValueError(f"num_tasks: expected at least 2, received {self.num_tasks}")
         folder = self.existing()
-        with foreground(folder) as control, open_lineage(folder, control, self.workers) as agent:
+        with foreground(folder) as control, open_lineage(folder, control, self) as agent:
             try:
                 with Reporter("audit") as reporter:
                     result = audit(
@@ -172,6 +174,8 @@ class Export(LineageArgument):
 
     out: Path
     """File to write, such as champion.safetensors."""
+    family: str | None = None
+    """Task family: a name, or my_plant.py:FAMILY; None for the lineage's own."""
     calibration_tasks: int = 1200
     """Training tasks on which the limits of adaptation are set; 0 for none."""
 
@@ -179,10 +183,12 @@ class Export(LineageArgument):
         """Calibrate and write."""
         from ssm_metarl.cli.outputs import new_file
         from ssm_metarl.recursive_self_improvement.export import export_champion
+        from ssm_metarl.tasks.registry import named_family
 
+        family = None if self.family is None else named_family(self.family)
         folder, out = self.existing(), new_file(self.out)
         announce_compilation()
-        card = export_champion(folder, out, self.calibration_tasks)
+        card = export_champion(folder, out, self.calibration_tasks, family)
         if self.json:
             print_json({"out": str(out), **card})
         else:
@@ -307,14 +313,13 @@ def foreground(folder: Path) -> Iterator[Control]:
         os.close(lock)
 
 
-def open_lineage(
-    folder: Path, control: Control, workers: int | None
-) -> RecursiveSelfImprovementAgent:
+def open_lineage(folder: Path, control: Control, audit: Audit) -> RecursiveSelfImprovementAgent:
     """The agent of a lineage that is there."""
     from ssm_metarl.recursive_self_improvement.service import open_agent
 
     announce_compilation()
-    return open_agent(folder, RSIRun(workers=workers), control, lambda lineage, kind, detail: None)
+    run = RSIRun(workers=audit.workers, family=audit.family)
+    return open_agent(folder, run, control, lambda lineage, kind, detail: None)
 
 
 def draw(agent: RecursiveSelfImprovementAgent, path: Path) -> None:

@@ -25,7 +25,7 @@ class Train(TrainingCommand, MetaTrainingConfig):
     """
 
     family: Annotated[str, tyro.conf.arg(aliases=("--env-name",))] = "cartpole"
-    """Task family, or the Gymnasium id that names it."""
+    """Task family: a name, a Gymnasium id that names it, or my_plant.py:FAMILY."""
     norm_dim: Annotated[int | None, tyro.conf.Suppress] = None  # growing a model sets it
     in_context: Annotated[bool, tyro.conf.Suppress] = False  # --mode both sets it
     device: str | None = None  # type: ignore[assignment]  # None tells it from one that was given

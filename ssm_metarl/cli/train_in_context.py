@@ -24,7 +24,7 @@ class TrainInContext(TrainingCommand, InContextConfig):
     """
 
     family: Annotated[str, tyro.conf.arg(aliases=("--env-name",))] = "cartpole"
-    """Task family, or the Gymnasium id that names it."""
+    """Task family: a name, a Gymnasium id that names it, or my_plant.py:FAMILY."""
     mode: Mode = "in_context"
     """meta_rl and policy_gradient have other flags: see ssm-metarl train --mode MODE --help."""
     out: Path | None = None

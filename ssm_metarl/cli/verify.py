@@ -22,6 +22,8 @@ VERDICTS = {
 class Verify(ModelArgument):
     """Run ten seeded episodes of a model and compare them with its card."""
 
+    family: str | None = None
+    """Task family: a name, or my_plant.py:FAMILY; None for the one it was trained on."""
     seed: int | None = None
     """Seed of the episodes; None for the card's, the only one that can be compared."""
     json: bool = False
@@ -33,7 +35,7 @@ class Verify(ModelArgument):
         from ssm_metarl.evaluation.opened_model import open_model, readable
 
         announce_compilation()
-        opened = open_model(self.model)
+        opened = open_model(self.model, self.family)
         with readable(self.model):
             card = opened.checkpoint.card.get("verification")
             recorded = card["seed"] if card is not None else None

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.settings import plain
-from ssm_metarl.tasks.gymnasium_family import make_environment
+from ssm_metarl.tasks.gymnasium_family import plant_of
+from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.registry import FAMILIES, TOLD, family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
@@ -68,7 +69,7 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
         else:
             assert isinstance(env_id, str)
             expected = f"a Gymnasium id such as 'CartPole-v1' or one of {sorted(FAMILIES)}"
-            env = make_environment(env_id, check=True, expected=expected)
+            env = GymnasiumPlant(env_id).build(check=True, expected=expected)
         super().__init__(env)
         self._first_seed: int | None = seed
 
@@ -177,14 +178,8 @@ def _task_environment(tasks: Tasks) -> gymnasium.Env[Any, Any]:
     family = tasks.family
     if family.dynamics is not None:
         return BatchedPhysicsEnvironment(tasks)
-    if family.gymnasium_id is None:
-        raise ValueError(
-            f"task family {family.name!r}: expected batched physics or a Gymnasium id, "
-            f"received neither"
-        )
-    return make_environment(
-        family.gymnasium_id,
-        tasks.as_dicts()[0],
-        max_episode_steps=family.max_episode_steps,
-        check=True,
+    env = plant_of(family).build(
+        tasks.as_dicts()[0], max_episode_steps=family.max_episode_steps, check=True
     )
+    row = isinstance(env.observation_space, spaces.Box)
+    return env if row else gymnasium.wrappers.FlattenObservation(env)

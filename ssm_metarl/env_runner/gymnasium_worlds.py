@@ -11,18 +11,18 @@ ended one stays as it is, at no cost, until it is reset.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from ssm_metarl import seeding
+from ssm_metarl.action_space import Discrete
 from ssm_metarl.entrance import counts, shaped
-from ssm_metarl.tasks.gymnasium_family import make_environment, spaces_of
+from ssm_metarl.env_runner.kept_environments import KEPT, KeptEnvironments
+from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld, to_box
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import EnvStep
 
@@ -55,29 +55,35 @@ class GymnasiumWorlds:
         device: torch.device | str = "cpu",
     ) -> None:
         family = tasks.family
-        if family.gymnasium_id is None or family.dynamics is not None:
+        if family.dynamics is not None:
             raise ValueError(
                 f"GymnasiumWorlds: expected a family that steps Gymnasium environments, "
                 f"received {family.name!r}"
             )
         counts(num_envs=num_envs)
         self.num_tasks, self.num_envs = len(tasks), num_envs
-        self._envs: list[gymnasium.Env[Any, Any]] = []
-        limit = _shorter(family, max_episode_steps)
+        self._kept = KEPT.get()
+        self._worlds: list[GymnasiumWorld] = []
         try:
             for values in tasks.as_dicts():
                 for _ in range(num_envs):
-                    env = make_environment(family.gymnasium_id, values, max_episode_steps=limit)
-                    self._envs.append(env)
-            self.obs_dim, self.action_space = spaces_of(self._envs[0])
-            self.max_episode_steps = _time_limit(self._envs[0])
+                    self._worlds.append(_made(self._kept, family, values))
+            self.max_episode_steps = self._limit(max_episode_steps)
         except BaseException:
             self.close()
             raise
-        self._native_actions = self._envs[0].action_space
+        world = self._worlds[0]
+        spaces = None if family.plant is None else family.plant.spaces
+        self.obs_dim, self.action_space = spaces or (world.obs_dim, world.action_space)
+        self._box = world.box
+        if self._box is not None:  # each task's plant clips to its own bounds
+            boxes = [w.box for w in self._worlds if w.box is not None]
+            self._low = np.stack([box.low.ravel() for box in boxes])
+            self._high = np.stack([box.high.ravel() for box in boxes])
         self._seeds = [seeding.generator(seed, f"{purpose}-reset", i) for i in tasks.indices]
-        self._obs = np.zeros((len(self._envs), self.obs_dim), dtype=np.float32)
-        self._ended = np.ones(len(self._envs), dtype=bool)
+        self._obs = np.zeros((len(self._worlds), self.obs_dim), dtype=np.float32)
+        self._ended = np.ones(len(self._worlds), dtype=bool)
+        self._steps = np.zeros(len(self._worlds), dtype=int)
         self.device = torch.device(device)
 
     def reset(self, mask: Tensor | None = None) -> Tensor:
@@ -85,6 +91,9 @@ class GymnasiumWorlds:
 
         Returns:
             Observations, shape (K, N, O), float32.
+
+        Raises:
+            ValueError: Another shape; or an environment raises, or shows what it should not.
         """
         shape = (self.num_tasks, self.num_envs)
         chosen = np.ones(shape, bool)
@@ -94,9 +103,9 @@ class GymnasiumWorlds:
         # and the task alone.
         seeds = np.concatenate([g.integers(2**31, size=self.num_envs) for g in self._seeds])
         for i in np.flatnonzero(chosen):
-            obs, _ = self._envs[i].reset(seed=int(seeds[i]))
-            self._obs[i] = np.ravel(obs)
-            self._ended[i] = False
+            self._obs[i] = self._worlds[i].reset(int(seeds[i]))
+            self._ended[i], self._steps[i] = False, 0
+        self._check(np.zeros(len(self._worlds), np.float32))
         return self._to_tensor(self._obs)
 
     def step(self, action: Tensor) -> EnvStep:
@@ -110,41 +119,54 @@ class GymnasiumWorlds:
             (K, N); for an environment that had ended already: where it stands, 0, False, False.
 
         Raises:
-            ValueError: Another shape, or no actions of the action space; no step was taken.
+            ValueError: Another shape, or no actions of the action space: no step was taken. Or an
+                environment raises, or returns something else than a step.
         """
         action = self.action_space.checked(action, (self.num_tasks, self.num_envs), "K, N")
         actions = self._to_native(action)
-        count = len(self._envs)
+        count = len(self._worlds)
         rewards = np.zeros(count, np.float32)
         terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
         for i in np.flatnonzero(~self._ended).tolist():
-            obs, reward, terminated[i], cut, _ = self._envs[i].step(self._one(actions, i))
-            self._obs[i], rewards[i] = np.ravel(obs), reward
+            # A choice is a number, an action of a box an array, be it of shape ().
+            one = actions[i] if self._box is None else actions[i, ...]
+            self._obs[i], rewards[i], terminated[i], cut = self._worlds[i].step(one)
+            self._steps[i] += 1
             # Gymnasium may set both; an episode that ended for good has nothing to bootstrap.
-            truncated[i] = cut and not terminated[i]
+            over = cut or self._steps[i] >= self.max_episode_steps
+            truncated[i] = over and not terminated[i]
+        self._check(rewards)
         self._ended |= terminated | truncated
         return EnvStep(*map(self._to_tensor, (self._obs, rewards, terminated, truncated)))
 
     def close(self) -> None:
-        """Close every environment."""
-        for env in self._envs:
-            env.close()
+        """Close every environment, or give it back to `kept_environments`."""
+        for world in self._worlds:
+            if self._kept is None or not self._kept.take_back(world):
+                world.close()
+        self._worlds = []
+
+    def _limit(self, steps: int | None) -> int:
+        """The shorter of ``steps`` and the environments' own limit."""
+        known = [x for x in (steps, self._worlds[0].max_episode_steps) if x is not None]
+        if not known:
+            raise ValueError(
+                f"max_episode_steps: expected a number for {self._worlds[0].env}, received None"
+            )
+        return min(known)
+
+    def _check(self, rewards: np.ndarray) -> None:
+        if not (np.isfinite(self._obs).all() and np.isfinite(rewards).all()):
+            for world, obs, reward in zip(self._worlds, self._obs, rewards, strict=True):
+                world.check(obs, float(reward))
 
     def _to_native(self, action: Tensor) -> Any:
         """Actions as Gymnasium wants them, one row per environment."""
         flat = action.detach().flatten(0, 1).cpu().numpy()
-        if isinstance(self._native_actions, spaces.Discrete):
-            return flat.astype(np.int64) + self._native_actions.start
-        assert isinstance(self._native_actions, spaces.Box)
-        box = self._native_actions
-        clipped = np.clip(flat.reshape(-1, *box.shape), box.low, box.high)
-        if np.issubdtype(box.dtype, np.integer):
-            clipped = np.rint(clipped)
-        return clipped.astype(box.dtype)
-
-    def _one(self, actions: Any, i: int) -> Any:
-        """An environment's action: an array for a box, be it of shape ()."""
-        return actions[i] if isinstance(self._native_actions, spaces.Discrete) else actions[i, ...]
+        if self._box is None:
+            assert isinstance(self.action_space, Discrete)
+            return flat.astype(np.int64) + self._worlds[0].env.action_space.start  # type: ignore[attr-defined]
+        return to_box(flat, self._box, self._low, self._high)
 
     def _to_tensor(self, rows: np.ndarray) -> Tensor:
         """A copy of per-environment rows (K * N, ...), shape (K, N, ...)."""
@@ -152,19 +174,8 @@ class GymnasiumWorlds:
         return torch.from_numpy(shaped.copy()).to(self.device)
 
 
-def _shorter(family: TaskFamily, steps: int | None) -> int | None:
-    """``steps``, or the family's own limit where that is less; None where neither is known yet."""
-    assert family.gymnasium_id is not None
-    own = family.max_episode_steps
-    if own is None:
-        # an id that is not known is named by whoever makes the environment
-        with suppress(gymnasium.error.Error, ModuleNotFoundError):
-            own = gymnasium.spec(family.gymnasium_id).max_episode_steps
-    return min((limit for limit in (steps, own) if limit is not None), default=None)
-
-
-def _time_limit(env: gymnasium.Env[Any, Any]) -> int:
-    limit = env.spec.max_episode_steps if env.spec else None
-    if limit is None:
-        raise ValueError(f"max_episode_steps: expected a number for {env}, received None")
-    return limit
+def _made(
+    kept: KeptEnvironments | None, family: TaskFamily, values: Mapping[str, Any]
+) -> GymnasiumWorld:
+    world = None if kept is None else kept.lend(family, values)
+    return world or GymnasiumWorld(family, values)

@@ -26,8 +26,16 @@ def measured_scale(family: TaskFamily) -> tuple[float, ...]:
     """Powers of ten that bring what random steps of training tasks meet to about 1, shape (O,).
 
     So what is about 1 stays as it is, the same plant in other metric units is the same to a model,
-    and physics that differ in the last bit have the same scale. The tasks are the same whatever the
-    seed of the training.
+    and physics that differ in the last bit have the same scale.
+    """
+    sizes = measured_sizes(family)
+    return tuple(10.0 ** -round(math.log10(s)) if s > NOTHING else 1.0 for s in sizes)
+
+
+def measured_sizes(family: TaskFamily) -> tuple[float, ...]:
+    """Root mean square of each observation, as random steps of training tasks meet it, shape (O,).
+
+    The tasks are the same whatever the seed of the training.
     """
     tasks = family.sample("train", NUM_TASKS, seed=0, stream=PURPOSE)
     with closing(make_worlds(tasks, 1, seed=0, purpose=PURPOSE)) as worlds:
@@ -35,5 +43,4 @@ def measured_scale(family: TaskFamily) -> tuple[float, ...]:
         actor = random_actor(worlds, noise, NUM_STEPS)
         seen = collect_rollout(worlds, actor, NUM_STEPS, autoreset=True)
     obs = torch.cat([seen.obs, seen.next_obs]).double()
-    sizes = obs.where(obs.isfinite(), 0.0).square().mean(dim=(0, 1, 2)).sqrt().tolist()
-    return tuple(10.0 ** -round(math.log10(s)) if s > NOTHING else 1.0 for s in sizes)
+    return tuple(obs.where(obs.isfinite(), 0.0).square().mean(dim=(0, 1, 2)).sqrt().tolist())

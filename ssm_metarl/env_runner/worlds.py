@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ import torch
 from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.tasks.gymnasium_family import make_environment, spaces_of
+from ssm_metarl.tasks.gymnasium_family import own_limit, plant_of
+from ssm_metarl.tasks.gymnasium_spaces import spaces_of
 from ssm_metarl.tasks.task_family import Choice, TaskFamily, Tasks, Uniform
 from ssm_metarl.types import Worlds
 
@@ -88,8 +90,8 @@ def fingerprint(family: TaskFamily) -> str:
     and the time limit.
     """
     obs_dim, space = observation_and_action(family)
-    declared = {
-        "physics": type(family.dynamics).__name__ if family.dynamics else family.gymnasium_id,
+    declared: dict[str, Any] = {
+        "physics": type(family.dynamics).__name__ if family.dynamics else plant_of(family).name,
         "observations": obs_dim,
         "actions": str(space),
         "max_episode_steps": family.max_episode_steps,
@@ -99,6 +101,13 @@ def fingerprint(family: TaskFamily) -> str:
             for p in family.parameters
         ],
     }
+    plant = family.plant
+    if plant is not None and plant.places:  # elsewhere than under the parameters' names
+        declared["places"] = [
+            [n, p if isinstance(p, str) else p.__qualname__] for n, p in plant.places
+        ]
+    if plant is not None and plant.kwargs:
+        declared["kwargs"] = {name: repr(value) for name, value in plant.kwargs}
     text = json.dumps(declared, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -113,13 +122,18 @@ def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
     """Observation size O and action space of a family's tasks: what a policy for it must fit."""
     if family.dynamics is not None:
         return family.dynamics.obs_dim, family.dynamics.action_space
-    if family.gymnasium_id is None:
-        raise ValueError(
-            f"task family {family.name!r}: expected batched physics or a Gymnasium id, "
-            f"received neither"
-        )
-    env = make_environment(family.gymnasium_id)
-    try:
-        return spaces_of(env)
-    finally:
-        env.close()
+    plant = plant_of(family)
+    if plant.spaces is not None:
+        return plant.spaces
+    with closing(plant.build()) as env:
+        return spaces_of(env, plant.name)
+
+
+def horizon(family: TaskFamily) -> int | None:
+    """Most steps of an episode of a family's tasks; None where they have no limit."""
+    if family.dynamics is not None:
+        return family.dynamics.max_episode_steps
+    if family.max_episode_steps is not None:
+        return family.max_episode_steps
+    with closing(plant_of(family).build()) as env:
+        return own_limit(env)

@@ -26,11 +26,11 @@ from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.evaluation.episodes import MetaTrained, can_adapt, check_family
 from ssm_metarl.evaluation.fixed_policy import FixedPolicy
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer, is_saved_buffer
-from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.registry import family_of_env, named_family
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
 
-HAND_OVER = "hand it over: open_model(name, family=...)"
+HAND_OVER = "hand it over: open_model(name, family=...), or --family my_plant.py:FAMILY"
 
 Mode = AdaptationMode | Literal["in_context", "both"]
 """A gradient step, a memory that runs through several episodes, or the one and then the other."""
@@ -183,8 +183,8 @@ def open_model(name: str, family: str | TaskFamily | None = None) -> OpenedModel
 
     Args:
         name: Which model.
-        family: Name of a family, or a Gymnasium id, or a family of one's own; None for the one it
-            was trained on, where that comes with the package.
+        family: Name of a family, a Gymnasium id, ``my_plant.py:FAMILY``, or a family of one's own;
+            None for the one it was trained on, where that is known by its name.
 
     Raises:
         FileNotFoundError: There is no such model.
@@ -201,7 +201,7 @@ def open_model(name: str, family: str | TaskFamily | None = None) -> OpenedModel
         if isinstance(family, TaskFamily):
             known = family
         elif family is not None:
-            known = family_of_env(family)
+            known = named_family(family)
         else:
             known = family_of_env(recorded, HAND_OVER)
             if checkpoint.trained_on not in (None, (recorded, fingerprint(known))):

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
+from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.meta_rl.gradient_steps import GradientSteps
 from ssm_metarl.tasks.task_family import TaskFamily
 
@@ -41,6 +42,7 @@ class EpochTrainer(ABC, Generic[Metrics]):
     def run_epoch(self) -> Metrics:
         """One epoch."""
 
+    @kept_environments()
     def train(self, on_epoch: Callable[[Metrics], None] | None = None) -> Policy:
         """Run epochs until the limit is reached; returns the policy."""
         while self.progress < 1:

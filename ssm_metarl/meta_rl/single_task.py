@@ -18,6 +18,7 @@ from torch import Tensor
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import SingleTaskConfig
 from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.meta_rl.architecture import architecture
@@ -48,6 +49,7 @@ class UpdateMetrics:
 
 @usual_modes()
 @torch.enable_grad()
+@kept_environments()
 def train_single_task(
     config: SingleTaskConfig,
     family: TaskFamily,

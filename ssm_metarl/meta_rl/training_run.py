@@ -35,6 +35,7 @@ from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.daemon.only_writer import only_writer
+from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer, usable_device
@@ -149,7 +150,7 @@ class TrainingRun:
         if num_epochs is not None or max_env_steps is not None:
             config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
         config, fallen_back_from = _on_device(config, device)
-        advice = "hand it over: TrainingRun.resume(out, family=...)"
+        advice = "hand it over: TrainingRun.resume(out, family=...), or --family my_plant.py:FAMILY"
         known = family or family_of_env(config.family, advice)
         if checkpoint.trained_on not in (None, (known.name, fingerprint(known))):
             raise ValueError(
@@ -187,7 +188,7 @@ class TrainingRun:
         """
         trainer = self.trainer
         self.out.mkdir(parents=True, exist_ok=True)
-        with self.alone(), contextlib.ExitStack() as files:
+        with self.alone(), kept_environments(), contextlib.ExitStack() as files:
             events = _event_writer(self.out, trainer.epoch)
             log = files.enter_context(open(self.out / LOG_NAME, "a"))
             if events is not None:

@@ -108,6 +108,8 @@ class RSIRun(RSIConfig):
 
     model: str | None = None
     """Generation 0: a shipped name, a run's folder or a checkpoint; none to continue a lineage."""
+    family: str | None = None
+    """Task family: a name, or my_plant.py:FAMILY; None for the model's or the lineage's own."""
     cycles: Count | None = None
     """Generations to run; None until it is told to stop."""
     executor: Literal["local", "ray"] = "local"

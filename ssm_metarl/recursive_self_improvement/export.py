@@ -18,21 +18,26 @@ from ssm_metarl.recursive_self_improvement.ledger import Ledger
 from ssm_metarl.recursive_self_improvement.lineage import Lineage
 from ssm_metarl.recursive_self_improvement.store import WeightStore
 from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.task_family import TaskFamily
 
 
-def export_champion(folder: Path, out: Path, calibration_tasks: int) -> dict[str, Any]:
+def export_champion(
+    folder: Path, out: Path, calibration_tasks: int, family: TaskFamily | None = None
+) -> dict[str, Any]:
     """Write the champion of a lineage to a file.
 
     Args:
         folder: Of the lineage.
         out: The file.
         calibration_tasks: Training tasks to set the limits on; 0 for none.
+        family: The lineage's; None for the one that is known by its name.
 
     Returns:
         The model's card: lineage, generation, audit, verification.
 
     Raises:
         FileNotFoundError: There is no lineage.
+        ValueError: Its family is not known, or another one is handed over.
     """
     ledger = Ledger(folder, read_only=True)
     try:
@@ -42,7 +47,11 @@ def export_champion(folder: Path, out: Path, calibration_tasks: int) -> dict[str
     finally:
         ledger.close()
     checkpoint = unpack(WeightStore(folder / "weights").get(lineage.champion), "champion")
-    family = family_of_env(lineage.family)
+    family = family or family_of_env(lineage.family, "hand it over: --family my_plant.py:FAMILY")
+    if family.name != lineage.family:
+        raise ValueError(
+            f"task family: expected {lineage.family!r} as in the lineage, received {family.name!r}"
+        )
     policy, trained = checkpoint.policy(), MetaTrained.from_training(checkpoint.training)
     if calibration_tasks > 0:
         seed = lineage.config.seed

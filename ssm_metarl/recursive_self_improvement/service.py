@@ -24,6 +24,7 @@ from ssm_metarl.recursive_self_improvement.executor import Executor, LocalExecut
 from ssm_metarl.recursive_self_improvement.lineage import Lineage, Stage
 from ssm_metarl.recursive_self_improvement.safety import is_disk_trouble
 from ssm_metarl.recursive_self_improvement.summary import summarize_lineage
+from ssm_metarl.tasks.registry import named_family
 
 POLL_SECONDS = 0.1
 DISK_POLL_SECONDS = 1.0
@@ -58,6 +59,7 @@ def open_agent(
 
     agent = RecursiveSelfImprovementAgent(
         initial_model=run.model,
+        env=None if run.family is None else named_family(run.family),
         config=run.settings,
         folder=folder,
         executor=make_executor(run, control.stopping),

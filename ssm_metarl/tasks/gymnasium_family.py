@@ -1,191 +1,229 @@
-"""Task families over any Gymnasium environment: parameters are attributes of ``env.unwrapped``.
+"""Task families over any Gymnasium environment: an id or a factory, and what varies in it.
 
-Place in the flow: stage 1, behind `TaskFamily.from_gymnasium`; `env_runner.gymnasium_worlds` makes
-its environments here.
+Place in the flow: stage 1, behind `TaskFamily.from_gymnasium`. `gymnasium_plant` makes the
+environments, `gymnasium_spaces` says what a policy sees and does there, `gymnasium_verify` whether
+a parameter changes anything.
 
-The trap: an environment may cache what it derives from an attribute. Gymnasium's CartPole computes
-``total_mass`` once, so a changed ``masscart`` changes nothing, and a changed ``masspole`` changes
-one term of three. `TaskFamily.verify` finds the first kind, and the second where the environment's
-constructor takes the parameter too (`gymnasium_verify`): read the environment's ``step`` before
-declaring a parameter.
+Everything that no policy fits is refused here, not by a training later on: spaces, a missing time
+limit, a parameter that is not there or no number, a value that the environment cannot be made with,
+an object that tasks would share.
 
 Gymnasium is imported inside the functions, to keep ``import ssm_metarl`` cheap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssm_metarl.action_space import Continuous, Discrete
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Uniform
+from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, parse_path, part
+from ssm_metarl.tasks.gymnasium_spaces import names_of, spaces_of, widest
+from ssm_metarl.tasks.task_family import Choice, Setting, TaskFamily, TaskParameter, Uniform
 
 if TYPE_CHECKING:
     import gymnasium
 
-    from ssm_metarl.action_space import ActionSpace
+SUGGESTIONS = 12
 
 
-def make_environment(
-    env_id: str,
-    values: Mapping[str, float] | None = None,
-    *,
-    max_episode_steps: int | None = None,
-    check: bool = False,
-    expected: str = "a Gymnasium id such as 'Pendulum-v1'",
-) -> gymnasium.Env[Any, Any]:
-    """Make one Gymnasium environment and set attributes on it.
-
-    Args:
-        env_id: A registered id.
-        values: Attributes to set on ``env.unwrapped``.
-        max_episode_steps: Time limit; None for the environment's own.
-        check: Keep Gymnasium's checks of every action and observation (slow).
-        expected: What the error message says an id should have been.
+def plant_of(family: TaskFamily) -> GymnasiumPlant:
+    """The environments of a family.
 
     Raises:
-        ValueError: Gymnasium does not know the id.
+        ValueError: It has none.
     """
-    import gymnasium
-
-    try:
-        env = gymnasium.make(
-            env_id, max_episode_steps=max_episode_steps, disable_env_checker=None if check else True
-        )
-    except gymnasium.error.DependencyNotInstalled:
-        raise  # the id is right, and the message says what to install
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        reason = " ".join(str(error).split())
+    if family.plant is not None:
+        return family.plant
+    if family.gymnasium_id is None:
         raise ValueError(
-            f"environment: expected {expected}, received {env_id!r} ({reason})"
-        ) from None
-    try:
-        for name, value in (values or {}).items():
-            setattr(env.unwrapped, name, value)
-    except BaseException:
-        env.close()
-        raise
-    return env
-
-
-def spaces_of(env: gymnasium.Env[Any, Any]) -> tuple[int, ActionSpace]:
-    """Observation size and action space of an environment, as the rest of the package names them.
-
-    Raises:
-        ValueError: Observations that are not a box of numbers; actions that are neither discrete
-            nor a box with finite bounds.
-    """
-    from gymnasium import spaces
-
-    name = env.spec.id if env.spec else str(env)
-    observations, actions = env.observation_space, env.action_space
-    obs_dim = 0
-    if isinstance(observations, spaces.Box):
-        obs_dim = int(np.prod(observations.shape))
-    if obs_dim == 0:
-        raise ValueError(
-            f"observation space of {name}: expected a Box of at least one number, received "
-            f"{_in_one_line(observations)}; wrap it before it is registered, such as in "
-            f"gymnasium.wrappers.FlattenObservation"
+            f"task family {family.name!r}: expected batched physics or a Gymnasium id, or a "
+            f"factory of environments, received none of them"
         )
-    if isinstance(actions, spaces.Discrete):
-        return obs_dim, Discrete(int(actions.n))
-    if isinstance(actions, spaces.Box) and actions.low.size > 0:
-        if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
-            raise ValueError(
-                f"action space of {name}: expected finite bounds, received "
-                f"{_in_one_line(actions)}; wrap it before it is registered, such as in "
-                f"gymnasium.wrappers.TransformAction with a Box that has bounds"
-            )
-        low, high = (tuple(np.ravel(x).astype(float).tolist()) for x in (actions.low, actions.high))
-        return obs_dim, Continuous(len(low), low, high)
-    raise ValueError(
-        f"action space of {name}: expected Discrete, or a Box with finite bounds, received "
-        f"{_in_one_line(actions)}"
-    )
-
-
-def _in_one_line(space: gymnasium.Space[Any]) -> str:
-    """A space's own words: the bounds of many numbers take several lines, and are left out."""
-    words = " ".join(str(space).split())
-    return words if len(words) <= 200 else f"{words[:200]}..."
+    return GymnasiumPlant(family.gymnasium_id)
 
 
 def declare(
-    env_id: str,
-    parameters: Mapping[str, Uniform | Choice],
+    make: str | Callable[..., gymnasium.Env[Any, Any]],
+    parameters: Mapping[str, Uniform | Choice | Setting],
     ood: Mapping[str, Uniform | Choice],
+    kwargs: Mapping[str, Any],
     name: str | None,
-    max_episode_steps: int | None,
-    obs_scale: Sequence[float] | None,
+    fields: Mapping[str, Any],
 ) -> TaskFamily:
     """The body of :meth:`TaskFamily.from_gymnasium`, where arguments and errors are described."""
+    if not (isinstance(make, str) or callable(make)):
+        raise ValueError(
+            f"environment: expected a Gymnasium id, or a callable that returns an environment, "
+            f"received {make!r}"
+        )
     if unknown := sorted(set(ood) - set(parameters)):
         raise ValueError(f"ood: expected some of {sorted(parameters)}, received {unknown}")
+    max_episode_steps, obs_scale = fields["max_episode_steps"], fields["obs_scale"]
     if max_episode_steps is not None and max_episode_steps < 1:
         raise ValueError(f"max_episode_steps: expected at least 1, received {max_episode_steps}")
-    env = make_environment(env_id)
-    try:
-        obs_dim, _ = spaces_of(env)
-        if max_episode_steps is None and (env.spec is None or env.spec.max_episode_steps is None):
+    settings = {n: _setting(n, given) for n, given in parameters.items()}
+    plant = GymnasiumPlant(
+        make,
+        tuple(kwargs.items()),
+        tuple((n, s.at) for n, s in settings.items() if s.at != n),
+    )
+    with closing(plant.build()) as env:
+        spaces = spaces_of(env, plant.name)
+        names = names_of(env.observation_space)
+        if max_episode_steps is None and own_limit(env) is None:
             raise ValueError(
-                f"max_episode_steps: expected a number for {env_id}, which is registered without "
-                f"a time limit, received None; pass from_gymnasium(..., max_episode_steps=200)"
+                f"max_episode_steps: expected a number for {plant.name}, which has no time limit "
+                f"of its own, received None; pass from_gymnasium(..., max_episode_steps=200)"
             )
         declared = tuple(
             TaskParameter(
-                name=attribute,
-                unit=id_range.unit,
-                default=_default(env, env_id, attribute, id_range),
-                id=id_range,
-                ood=_ood_range(attribute, id_range, ood.get(attribute)),
-                meaning=f"attribute of {env_id}",
+                name=n,
+                unit=s.values.unit,
+                default=_default(env, plant.name, n, s),
+                id=s.values,
+                ood=_ood_range(n, s.values, ood.get(n)),
+                meaning=f"of {plant.name}" if callable(s.at) else f"attribute of {plant.name}",
             )
-            for attribute, id_range in parameters.items()
+            for n, s in settings.items()
         )
-    finally:
-        env.close()
+    plant = GymnasiumPlant(plant.make, plant.kwargs, plant.places, _spaces(plant, declared, spaces))
     if obs_scale is not None:
         obs_scale = tuple(float(factor) for factor in obs_scale)
-        if len(obs_scale) != obs_dim or not all(0 < f < float("inf") for f in obs_scale):
+        if len(obs_scale) != spaces[0] or not all(0 < f < float("inf") for f in obs_scale):
             raise ValueError(
-                f"obs_scale: expected {obs_dim} numbers above 0, one for each observation, "
+                f"obs_scale: expected {spaces[0]} numbers above 0, one for each observation, "
                 f"received {obs_scale}"
             )
     return TaskFamily(
-        name=name or env_id,
+        name=name or plant.name,
         parameters=declared,
-        gymnasium_id=env_id,
-        max_episode_steps=max_episode_steps,
-        obs_scale=obs_scale,
+        gymnasium_id=make if isinstance(make, str) else None,
+        plant=plant,
+        **{
+            "obs_names": names if len(set(names)) == len(names) else (),
+            **fields,
+            "obs_scale": obs_scale,
+        },
     )
 
 
-def _default(
-    env: gymnasium.Env[Any, Any], env_id: str, attribute: str, id_range: Uniform | Choice
-) -> float:
-    """The attribute's value, of its own type: what is whole or a switch stays so in every task."""
-    if not hasattr(env.unwrapped, attribute):
-        known = sorted(k for k, v in vars(env.unwrapped).items() if _is_number(v) and k[0] != "_")
+def own_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """The time limit that an environment comes with; None where it has none."""
+    from gymnasium.wrappers import TimeLimit
+
+    layer: Any = env
+    while layer is not layer.unwrapped:
+        if isinstance(layer, TimeLimit):
+            return int(layer._max_episode_steps)
+        layer = layer.env
+    return None
+
+
+def _setting(name: str, given: Uniform | Choice | Setting) -> Setting:
+    if isinstance(given, (Uniform, Choice)):
+        given = Setting(name, given)
+    if not isinstance(given, Setting):
         raise ValueError(
-            f"parameter {attribute!r}: expected an attribute of {env_id} (such as "
-            f"{', '.join(known)}), received a name it does not have"
+            f"parameter {name!r}: expected a Uniform, a Choice or a Setting, received {given!r}"
         )
-    value = getattr(env.unwrapped, attribute)
+    if callable(given.at) and given.default is None:
+        raise ValueError(
+            f"parameter {name!r}: expected Setting(..., default=...) beside a function, which does "
+            f"not tell the value of the unmodified environment, received None"
+        )
+    return given
+
+
+def _spaces(plant: GymnasiumPlant, parameters: tuple[TaskParameter, ...], spaces: Any) -> Any:
+    """What a policy for all tasks sees and does; each end of each ID range is tried."""
+    met = [("", spaces)]
+    for parameter in parameters:
+        for quantile in (0.0, 1 - 1e-9):
+            value = {parameter.name: parameter.of_kind(parameter.id.at(quantile))}
+            with closing(plant.build(value)) as env:
+                what = f"parameter {parameter.name!r} of {plant.name}, {value[parameter.name]:g}"
+                met.append((what, spaces_of(env, f"{plant.name} ({what})")))
+        place = plant.place(parameter.name)
+        if callable(place) or len(parse_path(place)) == 1:
+            continue
+        with closing(plant.build()) as env:  # after two others were changed
+            left = _found(env, plant.name, parameter.name, place)
+        if left != parameter.default:
+            raise ValueError(
+                f"parameter {parameter.name!r} of {plant.name}: expected an object of each "
+                f"environment's own, received one that all share: it was set to {left:g} in one, "
+                f"and stayed so in the next; set it by a function that makes a copy"
+            )
+    return widest(met)
+
+
+def _default(env: gymnasium.Env[Any, Any], plant: str, name: str, setting: Setting) -> float:
+    """The unmodified value, of its own type: what is whole or a switch stays so in every task."""
+    value = setting.default
+    if value is None:
+        assert isinstance(setting.at, str)
+        value = _found(env, plant, name, setting.at)
     if isinstance(value, (bool, np.bool_)):
-        if isinstance(id_range, Choice) and set(id_range.values) <= {0, 1}:
+        if isinstance(setting.values, Choice) and set(setting.values.values) <= {0, 1}:
             return bool(value)
         raise ValueError(
-            f"parameter {attribute!r} of {env_id}: expected a number, or Choice((False, True)) for "
+            f"parameter {name!r} of {plant}: expected a number, or Choice((False, True)) for "
             f"a switch, received {value!r} as its value"
         )
     if not _is_number(value):
+        hint = f"; name one, such as {name}[0]" if np.ndim(value) else ""
         raise ValueError(
-            f"parameter {attribute!r} of {env_id}: expected a number, received {value!r}"
+            f"parameter {name!r} of {plant}: expected a number, received "
+            f"{' '.join(repr(value).split())[:200]}{hint}"
         )
     return int(value) if isinstance(value, (int, np.integer)) else float(value)
+
+
+def _found(env: gymnasium.Env[Any, Any], plant: str, name: str, path: str) -> Any:
+    """What stands at the end of a path."""
+    holder: Any = env.unwrapped
+    for depth, step in enumerate(parse_path(path)):
+        try:
+            holder = part(holder, step)
+        except Exception:
+            kind = plant if depth == 0 else type(holder).__name__
+            raise ValueError(
+                f"parameter {name!r}: expected an attribute of {kind} (such as "
+                f"{', '.join(_suggestions(holder, str(step[1])))}), received a name it does not "
+                f"have: {step[1]}"
+            ) from None
+    return holder
+
+
+def _suggestions(holder: Any, wrong: str) -> list[str]:
+    """Names of numbers that a user may have meant; where there are none, of anything near."""
+    if isinstance(holder, Mapping):
+        public = {str(key): value for key, value in holder.items()}
+    else:
+        names = [n for n in dir(holder) if not n.startswith("_")]
+        public = {n: _quietly(holder, n) for n in names}
+    near = difflib.get_close_matches(wrong, public, n=3)
+    numbers = [n for n, value in sorted(public.items()) if _is_number(value)]
+    nested = [n for n, value in sorted(public.items()) if _holds_numbers(value)]
+    return list(dict.fromkeys([*near, *numbers, *nested]))[:SUGGESTIONS]
+
+
+def _quietly(holder: Any, name: str) -> Any:
+    try:
+        return getattr(holder, name)
+    except Exception:  # of a property that is not ready
+        return None
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether a path may lead on from here."""
+    if isinstance(value, np.ndarray):
+        return bool(value.size > 0 and np.issubdtype(value.dtype, np.floating))
+    return any(_is_number(x) for x in getattr(value, "__dict__", {}).values())
 
 
 def _is_number(value: object) -> bool:

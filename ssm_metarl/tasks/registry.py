@@ -1,10 +1,27 @@
-"""The task families that come with the package, by name and by environment id.
+"""The task families that are known by name, and those that a user names.
 
-Place in the flow: stage 1; the command line turns what a user typed into a family here. A family
-that one declares oneself is passed as an object and needs no registration.
+Place in the flow: stage 1; the command line turns what a user typed into a family here.
+
+- `family_of_env`: by name, or by Gymnasium id: the package's own, and what installed packages offer
+  in the entry point group ``ssm_metarl.families`` (an entry's name is its family's).
+- `named_family`: also ``my_plant.py:FAMILY``, which runs that file.
+
+The trap: a checkpoint must never name code to run. What is read from a file goes to `family_of_env`
+alone; `named_family` is for what a person typed, or handed over.
+
+A family that one declares oneself is passed as an object and needs no registration.
 """
 
 from __future__ import annotations
+
+import copyreg
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
 
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
@@ -15,12 +32,16 @@ from ssm_metarl.tasks.told import told
 FAMILIES = {family.name: family for family in (CARTPOLE, CARTPOLE_SCRAMBLED, PENDULUM)}
 TOLD = {family.name: family for family in map(told, FAMILIES.values())}
 """The same families, their tasks told: for comparison, not offered beside the others."""
-
+GROUP = "ssm_metarl.families"
+"""Of the entry points by which an installed package offers families."""
 
 DECLARE = (
     "declare your own, such as "
-    'TaskFamily.from_gymnasium("Pendulum-v1", parameters={"g": Uniform(5, 15, unit="m/s²")})'
+    'TaskFamily.from_gymnasium("Pendulum-v1", parameters={"g": Uniform(5, 15, unit="m/s²")}), '
+    "and name it: --family my_plant.py:FAMILY"
 )
+_FROM_FILES: dict[str, TaskFamily] = {}
+"""By the file's path, a colon and the name in it."""
 
 
 def family_of_env(env_id: str, advice: str = DECLARE) -> TaskFamily:
@@ -40,7 +61,114 @@ def family_of_env(env_id: str, advice: str = DECLARE) -> TaskFamily:
     for family in FAMILIES.values():
         if env_id in (family.name, family.gymnasium_id):
             return family
+    offered = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if env_id in offered:
+        return offered_family(offered[env_id])
     known = ", ".join(
-        f"{f.name} ({f.gymnasium_id})" if f.gymnasium_id else f.name for f in FAMILIES.values()
+        [f"{f.name} ({f.gymnasium_id})" if f.gymnasium_id else f.name for f in FAMILIES.values()]
+        + sorted(offered)
     )
     raise ValueError(f"task family: expected one of {known}, received {env_id!r}; {advice}")
+
+
+def named_family(text: str) -> TaskFamily:
+    """The family that a person named: as `family_of_env` knows it, or in a file of theirs.
+
+    Args:
+        text: A name, a Gymnasium id, or a Python file, a colon and the name of a `TaskFamily` in
+            it: ``my_plant.py:FAMILY``. The file is run, once a process.
+
+    Raises:
+        ValueError: There is none; or the file is not there, raises, or has no such family.
+    """
+    file, colon, name = text.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return family_of_env(text)
+    path = Path(file).expanduser().resolve()
+    source = f"{path}:{name}"
+    if source not in _FROM_FILES:
+        module = _run(path, file)
+        if not hasattr(module, name):
+            found = [n for n, value in vars(module).items() if isinstance(value, TaskFamily)]
+            raise ValueError(
+                f"family file {file}: expected the name of a TaskFamily in it (such as "
+                f"{', '.join(found) or 'none'}), received {name!r}"
+            )
+        _FROM_FILES[source] = _checked(getattr(module, name), f"family file {file}: {name}")
+    return _FROM_FILES[source]
+
+
+def registered_families() -> dict[str, Callable[[], TaskFamily]]:
+    """What gives each family that is known by name; an entry point may raise ValueError."""
+    known: dict[str, Callable[[], TaskFamily]] = {
+        name: lambda family=family: family  # type: ignore[misc]
+        for name, family in FAMILIES.items()
+    }
+    for entry in entry_points(group=GROUP):
+        known.setdefault(entry.name, lambda entry=entry: offered_family(entry))  # type: ignore[misc]
+    return known
+
+
+def offered_family(entry: EntryPoint) -> TaskFamily:
+    """The family of an installed package's entry point.
+
+    Raises:
+        ValueError: It cannot be loaded, is no family, or one of another name.
+    """
+    what = f"entry point {entry.name} = {entry.value} of {GROUP}"
+    try:
+        loaded = entry.load()
+    except Exception as error:
+        raise _raised(what, error) from error
+    family = _checked(loaded, what)
+    if family.name != entry.name:
+        raise ValueError(f"{what}: expected a family of that name, received {family.name!r}")
+    return family
+
+
+def _run(path: Path, file: str) -> Any:
+    """The module that a file makes; a second name in it does not run it again."""
+    if not path.is_file():
+        raise ValueError(f"family file: expected a Python file, received {file}, which is none")
+    name = f"family_file_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise _raised(f"family file {file}", error) from error
+    return module
+
+
+def _checked(value: Any, what: str) -> TaskFamily:
+    if not isinstance(value, TaskFamily):
+        raise ValueError(f"{what}: expected a TaskFamily, received {type(value).__name__}")
+    reserved = {**FAMILIES, **TOLD}
+    if value.name in reserved and value is not reserved[value.name]:
+        raise ValueError(
+            f"{what}: expected a name of its own, received {value.name!r}, which the package's "
+            f"family has"
+        )
+    return value
+
+
+def _raised(what: str, error: BaseException) -> ValueError:
+    line = " ".join(str(error).split()) or "no message"
+    return ValueError(
+        f"{what}: expected one that declares a family, received {type(error).__name__}: {line}"
+    )
+
+
+def _pickled(family: TaskFamily) -> Any:
+    """A family of a user's file goes to another process by its name: it may hold any function."""
+    for source, known in _FROM_FILES.items():
+        if known is family:
+            return named_family, (source,)
+    return object.__reduce_ex__(family, 2)
+
+
+copyreg.pickle(TaskFamily, _pickled)

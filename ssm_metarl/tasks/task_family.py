@@ -11,10 +11,11 @@ ID-test and OOD-test tasks can never overlap.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.settings import in_one_line, plain
 from ssm_metarl.tasks.sketch import Sketch
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 
 Split = Literal["train", "id", "ood"]
 Interval = tuple[float, float]
@@ -74,6 +80,19 @@ class Choice:
         return self.values[min(int(quantile * len(self.values)), len(self.values) - 1)]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A parameter of a Gymnasium environment that does not stand under its own name."""
+
+    at: str | Callable[[Any, Any], None]
+    """A path from ``env.unwrapped``, such as ``model.body_mass[1]``; or a function that sets a
+    value on ``env.unwrapped``, which is called once the environment is built."""
+    values: Uniform | Choice
+    """Its ID range."""
+    default: float | None = None
+    """The value of the unmodified environment; None for what stands at the path."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskParameter:
     """One declared parameter of a family."""
@@ -121,6 +140,11 @@ class TaskParameter:
             )
         return value
 
+    def of_kind(self, value: float) -> float:
+        """A value as a bool or a whole number where the default is one, and it can be."""
+        kind = type(self.default)
+        return kind(value) if kind in (bool, int) and float(value).is_integer() else value
+
 
 @dataclass(frozen=True)
 class Tasks:
@@ -150,16 +174,11 @@ class Tasks:
 
     def as_dicts(self) -> list[dict[str, float]]:
         """The parameter values, one dictionary a task; whole where the unmodified one is."""
-        kinds = {p.name: type(p.default) for p in self.family.parameters}
+        kinds = {p.name: p.of_kind for p in self.family.parameters}
         return [
-            {n: _of_kind(float(v[i]), kinds.get(n, float)) for n, v in self.values.items()}
+            {n: kinds.get(n, float)(float(v[i])) for n, v in self.values.items()}
             for i in range(len(self))
         ]
-
-
-def _of_kind(value: float, kind: type) -> float:
-    """``value`` as a bool or an int where a parameter is one, and the value can be."""
-    return kind(value) if kind in (bool, int) and value.is_integer() else value
 
 
 class Dynamics(Protocol):
@@ -217,6 +236,9 @@ class TaskFamily:
     dynamics: Dynamics | None = None
     """Batched physics; None where Gymnasium environments do the stepping."""
     gymnasium_id: str | None = None
+    plant: GymnasiumPlant | None = None
+    """How Gymnasium environments are made, and where their parameters stand; None for attributes of
+    the one with that id."""
     obs_names: tuple[str, ...] = ()
     """What the observations are called in a plant's log; empty for obs_0, obs_1, ..."""
     obs_units: tuple[str, ...] = ()
@@ -264,6 +286,8 @@ class TaskFamily:
         }
         if self.dynamics is not None:
             sizes["dynamics.obs_dim"] = self.dynamics.obs_dim
+        elif self.plant is not None and self.plant.spaces is not None:
+            sizes["observations of its environment"] = self.plant.spaces[0]
         known = {name: size for name, size in sizes.items() if size}
         if len(set(known.values())) > 1:
             raise ValueError(
@@ -288,41 +312,54 @@ class TaskFamily:
     @classmethod
     def from_gymnasium(
         cls,
-        env_id: str,
-        parameters: Mapping[str, Uniform | Choice],
+        environment: str | Callable[..., gymnasium.Env[Any, Any]],
+        parameters: Mapping[str, Uniform | Choice | Setting],
         ood: Mapping[str, Uniform | Choice] | None = None,
         *,
+        kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
         max_episode_steps: int | None = None,
         obs_scale: Sequence[float] | None = None,
+        **fields: Any,
     ) -> TaskFamily:
-        """A family whose tasks set attributes on a Gymnasium environment.
+        """A family whose tasks are Gymnasium environments, each built with its own parameters.
 
         Example: ``TaskFamily.from_gymnasium("Pendulum-v1", {"g": Uniform(5, 15, unit="m/s²")})``.
         Call :meth:`verify` on it: not every attribute changes what an environment does.
 
         Args:
-            env_id: A registered Gymnasium id.
-            parameters: ID range of each attribute of ``env.unwrapped`` that varies; may be empty,
-                which makes a family of one task, the unmodified environment. A whole number or a
-                switch, such as ``Choice((2, 4))`` or ``Choice((False, True))``, stays one.
+            environment: A registered Gymnasium id, or a callable that returns an environment.
+            parameters: ID range of each parameter that varies. Its name is an attribute of
+                ``env.unwrapped`` or a path from it (``model.body_mass[1]``); a `Setting` names
+                another place, or a function. May be empty, which makes a family of one task, the
+                unmodified environment. A whole number or a switch, such as ``Choice((2, 4))`` or
+                ``Choice((False, True))``, stays one.
             ood: OOD ranges. Where one is missing, it is half the ID range's width on either side,
                 but at most half-way to zero, and nothing beyond a bound that is zero: a range
                 keeps its sign. A `Choice` keeps its values.
+            kwargs: Keyword arguments with which every environment is made.
             name: Name of the family, by default the id. Trainings are recorded under it.
-            max_episode_steps: Time limit, in place of the one that the environment is registered
-                with; needed where it has none.
+            max_episode_steps: Time limit, in place of the environment's own; needed where it has
+                none.
             obs_scale: See the field. None measures it on random steps whenever a training begins,
                 and then clips nothing.
+            fields: Whatever else is known of the plant, such as ``obs_names``, ``reflection``,
+                ``return_bounds``: further fields of the family.
 
         Raises:
-            ValueError: An unknown id, spaces that no policy fits, no time limit, an attribute that
-                is missing or no number, or an OOD range that overlaps the ID range.
+            ValueError: An unknown id, an environment that cannot be made, spaces that no policy
+                fits, no time limit, a parameter that is missing, no number, or shared by all
+                environments, or an OOD range that overlaps the ID range.
         """
         from ssm_metarl.tasks import gymnasium_family
 
         return gymnasium_family.declare(
-            env_id, parameters, ood or {}, name, max_episode_steps, obs_scale
+            environment,
+            parameters,
+            ood or {},
+            kwargs or {},
+            name,
+            {"max_episode_steps": max_episode_steps, "obs_scale": obs_scale, **fields},
         )
 
     def verify(self) -> None:
@@ -335,34 +372,42 @@ class TaskFamily:
 
         Warns:
             UserWarning: A parameter changes nothing but rewards, which adaptation by prediction
-                cannot see; or the environment's constructor makes something else of its value.
+                cannot see; or it is half-cached: set on an environment that is built it is not
+                what it is in one that is built with it, as tasks are, or the constructor makes
+                something else of its value.
 
         Raises:
-            ValueError: Nothing differs, or the environment has randomness of its own; the message
-                names the parameter, and says what was found.
+            ValueError: Nothing differs (the parameter is inert, or never reached), the environment
+                has randomness of its own, or is none that can be stepped; the message names the
+                parameter, and says what was found.
         """
         for parameter in self.parameters:
-            probes = [parameter.id.at(quantile) for quantile in PROBES]
-            probes.insert(0, probes[0])  # the first one twice: it must repeat itself
-            # The others stand off the middle of their range: a zero there could hide this one.
-            values = {p.name: [p.id.at(0.7)] * len(probes) for p in self.parameters}
-            values[parameter.name] = probes
-            tensors = {n: torch.tensor(v).double() for n, v in values.items()}
-            tasks = Tasks(self, tensors, (0,) * len(probes))
-            if self.dynamics is None:
-                from ssm_metarl.tasks import gymnasium_verify
+            self.verify_parameter(parameter)
 
-                gymnasium_verify.verify(tasks, parameter)
-                continue
-            traces = self._trace(tasks)
-            same = [torch.allclose(t, traces[0], 1e-6, 1e-9, equal_nan=True) for t in traces[1:]]
-            if not same[0]:
-                raise ValueError(not_repeated(parameter, self.name))
-            if all(same):
-                raise ValueError(unchanged(parameter, self.name))
+    def verify_parameter(self, parameter: TaskParameter) -> None:
+        """Check one declared parameter, as :meth:`verify` does."""
+        probes = [parameter.id.at(quantile) for quantile in PROBES]
+        probes.insert(0, probes[0])  # the first one twice: it must repeat itself
+        # The others stand off the middle of their range: a zero there could hide this one.
+        values = {p.name: [p.id.at(0.7)] * len(probes) for p in self.parameters}
+        values[parameter.name] = probes
+        tensors = {n: torch.tensor(v).double() for n, v in values.items()}
+        tasks = Tasks(self, tensors, (0,) * len(probes))
+        if self.dynamics is None:
+            from ssm_metarl.tasks import gymnasium_verify
 
-    def _trace(self, tasks: Tasks) -> Tensor:
-        """What random actions meet in each of K tasks of batched physics, shape (K, ...)."""
+            gymnasium_verify.verify(tasks, parameter)
+            return
+        seen, rewards = (_alike(trace) for trace in self._trace(tasks))
+        if not (seen[0] and rewards[0]):
+            raise ValueError(not_repeated(parameter, self.name))
+        if all(seen) and all(rewards):
+            raise ValueError(unchanged(parameter, self.name))
+        if all(seen):
+            warnings.warn(rewards_alone(parameter, self.name), stacklevel=3)
+
+    def _trace(self, tasks: Tasks) -> tuple[Tensor, Tensor]:
+        """What random actions meet in each of K tasks of batched physics, and earn; (K, ...)."""
         assert self.dynamics is not None
         num_tasks = len(tasks)
         rng = seeding.generator(0, "verify")
@@ -370,15 +415,15 @@ class TaskFamily:
         uniform = torch.from_numpy(rng.random((num_envs, len(self.dynamics.push_scale))))
         state = self.dynamics.initial_state(uniform).expand(num_tasks, -1, -1)
         parameters = {n: v[:, None].expand(-1, num_envs) for n, v in tasks.values.items()}
-        numbers = []
+        seen, rewards = [self.dynamics.observe(state, parameters).flatten(1)], []
         for _ in range(num_steps):
             action = self.dynamics.action_space.random(rng, num_envs)
             state, reward, terminated = self.dynamics.step(
                 state, action.expand(num_tasks, *action.shape), parameters
             )
-            observed = self.dynamics.observe(state, parameters)
-            numbers += [observed.flatten(1), reward, terminated.double()]
-        return torch.cat(numbers, dim=1)
+            seen += [self.dynamics.observe(state, parameters).flatten(1), terminated.double()]
+            rewards.append(reward)
+        return torch.cat(seen, dim=1), torch.cat(rewards, dim=1)
 
     @property
     def default_task(self) -> dict[str, float]:
@@ -464,12 +509,25 @@ def teacher(tasks: Tasks) -> Expert:
     )
 
 
+def _alike(trace: Tensor) -> list[bool]:
+    """Whether each row after the first equals it."""
+    return [torch.allclose(row, trace[0], 1e-6, 1e-9, equal_nan=True) for row in trace[1:]]
+
+
 def unchanged(parameter: TaskParameter, family: str) -> str:
     """What `TaskFamily.verify` says of a parameter that changes nothing."""
     probes = [parameter.id.at(quantile) for quantile in PROBES]
     return (
         f"parameter {parameter.name!r} of {family}: expected a change of the dynamics, received "
         f"the same trajectories from {min(probes):g} to {max(probes):g} {parameter.unit}".rstrip()
+    )
+
+
+def rewards_alone(parameter: TaskParameter, family: str) -> str:
+    """And of one that changes nothing else."""
+    return (
+        f"parameter {parameter.name!r} of {family}: changes rewards alone, which adapting by "
+        f"prediction cannot see"
     )
 
 

@@ -21,10 +21,10 @@ from ssm_metarl.version import __version__
 from .conftest import Cli
 
 MISTAKES = {
-    "trian": "command: expected one of train, adapt, evaluate, verify, models, bench, app, rsi, "
-    "received 'trian'",
-    "--json": "command: expected one of train, adapt, evaluate, verify, models, bench, app, rsi, "
-    "received '--json'",
+    "trian": "command: expected one of train, adapt, evaluate, families, verify, models, bench, "
+    "app, rsi, received 'trian'",
+    "--json": "command: expected one of train, adapt, evaluate, families, verify, models, bench, "
+    "app, rsi, received '--json'",
     "train --tasks_per_epoc 3": "train: expected a flag that ssm-metarl train --help lists, "
     "received --tasks_per_epoc; did you mean --tasks-per-epoch?",
     "verify --num_tasks=3": "verify: expected a flag that ssm-metarl verify --help lists, "

@@ -10,7 +10,8 @@ from gymnasium import spaces
 
 from ssm_metarl import seeding
 from ssm_metarl.action_space import Continuous, Discrete
-from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds, spaces_of
+from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds
+from ssm_metarl.tasks.gymnasium_spaces import spaces_of
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 
 
@@ -153,9 +154,9 @@ def test_boxes_of_any_shape_get_arrays_of_it(recorder_id, monkeypatch, shape):
 @pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
-        (spaces.Discrete(3), spaces.Discrete(2), r"expected a Box of .*, received Discrete\(3\)"),
-        (spaces.Dict(x=spaces.Box(0, 1)), spaces.Discrete(2), "received Dict.*FlattenObservation"),
-        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), "expected a Box of at least one number"),
+        (spaces.Text(3), spaces.Discrete(2), r"at least one number, in a Box .*, received Text"),
+        (spaces.Sequence(spaces.Box(0, 1)), spaces.Discrete(2), "number, in .* received Sequence"),
+        (spaces.Box(0, 1, (0,)), spaces.Discrete(2), "expected at least one number, in a Box"),
         (None, spaces.Box(-np.inf, np.inf, (2,)), "finite bounds, received Box.*TransformAction"),
         (None, spaces.Box(-np.inf, 1.0, (40,)), "expected finite bounds"),
         (None, spaces.Box(1, 1, (2,)), r"low < high, received \[1.0, 1.0\]"),
@@ -185,4 +186,80 @@ def test_what_is_no_action_and_no_mask_is_refused():
     assert torch.equal(worlds._to_tensor(worlds._obs), before)
     with pytest.raises(ValueError, match=r"mask: expected shape \(K, N\) = \(2, 1\), received"):
         worlds.reset(torch.ones(1, 2, dtype=torch.bool))
+    worlds.close()
+
+
+def refuses(env, action):
+    raise RuntimeError("the motor\nis gone")
+
+
+def hangs_back(env, action):
+    return np.zeros((2, 2)), 0.0, False
+
+
+BAD_STEPS = {
+    "raises": (refuses, "step: expected what Gymnasium's .*RuntimeError: the motor is gone"),
+    "too few": (hangs_back, "step: expected what Gymnasium's .*received ValueError: not enough"),
+    "NaN": (
+        lambda env, action: (np.full((2, 2), np.nan), 0.0, False, False, {}),
+        "expected finite observations, received nan as number 0 of 4",
+    ),
+    "infinite": (
+        lambda env, action: (np.array([[0, 0], [0, np.inf]]), 0.0, False, False, {}),
+        "expected finite observations, received inf as number 3 of 4",
+    ),
+    "reward": (
+        lambda env, action: (np.zeros((2, 2)), np.nan, False, False, {}),
+        "expected a finite reward, received nan",
+    ),
+    "no reward": (
+        lambda env, action: (np.zeros((2, 2)), None, False, False, {}),
+        "step: expected what Gymnasium's interface says, received TypeError",
+    ),
+    "shape": (
+        lambda env, action: (np.zeros(3), 0.0, False, False, {}),
+        r"step: expected observations of 4 numbers, as its space says, received shape \(3,\)",
+    ),
+    "one number": (
+        lambda env, action: (0.5, 0.0, False, False, {}),
+        r"step: expected observations of 4 numbers, .* received shape \(1,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_STEPS)
+def test_what_is_no_step_is_one_clear_line(recorder_id, monkeypatch, kind):
+    step, message = BAD_STEPS[kind]
+    worlds = GymnasiumWorlds(
+        TaskFamily.from_gymnasium(recorder_id, {}).task(), 2, seed=0, purpose="test"
+    )
+    worlds.reset()
+    monkeypatch.setattr(Recorder, "step", step)
+    with pytest.raises(ValueError, match=f"environment {recorder_id}: {message}") as error:
+        worlds.step(torch.zeros(1, 2, dtype=torch.int64))
+    assert "\n" not in str(error.value)
+    worlds.close()
+
+
+def test_what_is_no_reset_is_one_clear_line(recorder_id, monkeypatch):
+    task = TaskFamily.from_gymnasium(recorder_id, {}).task()
+    for reset, message in (
+        (lambda env, **kwargs: (np.full((2, 2), np.nan), {}), "expected finite observations"),
+        (lambda env, **kwargs: np.zeros((2, 2)), "reset: expected .*received"),
+        (lambda env, **kwargs: 1 / 0, "reset: expected .*ZeroDivisionError: division by zero"),
+    ):
+        monkeypatch.setattr(Recorder, "reset", reset)
+        worlds = GymnasiumWorlds(task, 1, seed=0, purpose="test")
+        with pytest.raises(ValueError, match=f"environment {recorder_id}: {message}"):
+            worlds.reset()
+        worlds.close()
+
+
+def test_an_environment_that_never_ends_is_cut_at_its_limit(recorder_id, monkeypatch):
+    endless = TaskFamily.from_gymnasium(Recorder, {}, max_episode_steps=3)
+    worlds = GymnasiumWorlds(endless.task(), 1, seed=0, purpose="test", max_episode_steps=2)
+    for _ in range(2):
+        worlds.reset()
+        cut = [bool(worlds.step(torch.zeros(1, 1).long()).truncated) for _ in range(3)]
+        assert cut == [False, True, False]
     worlds.close()

@@ -178,8 +178,11 @@ def test_verify_finds_what_gymnasium_caches():
     live.verify()
     inert = {"force_mag": Uniform(5, 15), "masscart": Uniform(0.5, 2, unit="kg")}
     family = TaskFamily.from_gymnasium("CartPole-v1", inert)
-    with pytest.raises(ValueError, match=r"'masscart' of CartPole-v1: .* from 0.5 to 2 kg"):
+    with pytest.warns(UserWarning, match=r"'masscart' of .*: half-cached: .* \(total_mass\)"):
         family.verify()
+    unread = TaskFamily.from_gymnasium("CartPole-v1", {"screen_width": Uniform(400, 800, "px")})
+    with pytest.raises(ValueError, match=r"'screen_width' of CartPole-v1: .* from 400 to 800 px"):
+        unread.verify()
 
 
 def test_verify_passes_pendulum():

@@ -1,0 +1,141 @@
+"""One Gymnasium environment as the package steps it: rows of numbers in and out, or one clear line.
+
+Place in the flow: stage 1, around an environment of `gymnasium_plant`; `gymnasium_verify` drives
+some, `env_runner.gymnasium_worlds` many. An environment is a stranger's code: whatever it raises or
+returns that is no step becomes a ValueError that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssm_metarl.tasks.gymnasium_family import own_limit, plant_of
+from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
+from ssm_metarl.tasks.gymnasium_spaces import flat, spaces_of
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from ssm_metarl.tasks.task_family import TaskFamily
+
+Row = NDArray[Any]
+
+
+class GymnasiumWorld:
+    """An environment in a task of a family.
+
+    Args:
+        family: Whose environments they are.
+        values: Of the task's parameters; None for the unmodified environment.
+        afterwards: Set them once the environment is built, in place of building it with them.
+    """
+
+    def __init__(
+        self,
+        family: TaskFamily,
+        values: Mapping[str, Any] | None = None,
+        *,
+        afterwards: bool = False,
+    ) -> None:
+        from gymnasium import spaces
+
+        self.plant: GymnasiumPlant = plant_of(family)
+        self.env: gymnasium.Env[Any, Any] = self.plant.build(
+            None if afterwards else values, max_episode_steps=family.max_episode_steps
+        )
+        try:
+            if afterwards:
+                self.plant.set(self.env, values or {})
+            self.obs_dim, self.action_space = spaces_of(self.env, self.plant.name)
+            self.max_episode_steps = own_limit(self.env)
+        except BaseException:
+            self.env.close()
+            raise
+        self._space = self.env.observation_space
+        self.box = self.env.action_space if isinstance(self.env.action_space, spaces.Box) else None
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """Make it another task's, without building it anew."""
+        self.plant.set(self.env, values)
+
+    def reset(self, seed: int | None = None) -> Row:
+        """Start an episode; the observation, shape (O,).
+
+        Raises:
+            ValueError: The environment raises, or returns no observation.
+        """
+        try:
+            obs, _ = self.env.reset(seed=seed)
+            return self._row(flat(self._space, obs))
+        except Exception as error:
+            raise self._refusal("reset", error) from error
+
+    def step(self, action: Any) -> tuple[Row, float, bool, bool]:
+        """One step: observation (O,), reward, terminated, truncated.
+
+        Args:
+            action: As `native` gives it.
+
+        Raises:
+            ValueError: The environment raises, or returns something else than a step.
+        """
+        try:
+            obs, reward, terminated, truncated, _ = self.env.step(action)
+            row = self._row(flat(self._space, obs))
+            return row, float(reward), bool(terminated), bool(truncated)
+        except Exception as error:
+            raise self._refusal("step", error) from error
+
+    def native(self, action: Any) -> Any:
+        """A choice from 0 on, or a row (A,) of numbers, as the environment takes it: clipped."""
+        if self.box is None:
+            return np.int64(action) + self.env.action_space.start  # type: ignore[attr-defined]
+        return to_box(np.ravel(action), self.box, self.box.low.ravel(), self.box.high.ravel())
+
+    def check(self, obs: Row, reward: float) -> None:
+        """See that numbers are numbers.
+
+        Raises:
+            ValueError: One is not finite.
+        """
+        wrong = np.flatnonzero(~np.isfinite(obs))
+        if wrong.size > 0:
+            raise ValueError(
+                f"environment {self.plant.name}: expected finite observations, received "
+                f"{obs[wrong[0]]} as number {wrong[0]} of {obs.size}"
+            )
+        if not np.isfinite(reward):
+            raise ValueError(
+                f"environment {self.plant.name}: expected a finite reward, received {reward}"
+            )
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def _row(self, obs: Row) -> Row:
+        if obs.size != self.obs_dim:
+            raise ValueError(
+                f"expected observations of {self.obs_dim} numbers, as its space says, received "
+                f"shape {obs.shape}"
+            )
+        return obs
+
+    def _refusal(self, what: str, error: Exception) -> ValueError:
+        line = " ".join(str(error).split())
+        if not line.startswith("expected"):
+            kind = type(error).__name__
+            line = f"expected what Gymnasium's interface says, received {kind}: {line}"
+        return ValueError(f"environment {self.plant.name}: {what}: {line}")
+
+
+def to_box(rows: Row, box: Any, low: Row, high: Row) -> Row:
+    """Actions (..., A) as a box takes them, clipped to bounds that broadcast to theirs."""
+    clipped = np.clip(rows, low, high)
+    if np.issubdtype(box.dtype, np.integer):
+        clipped = np.rint(clipped)
+    return clipped.astype(box.dtype).reshape(*rows.shape[:-1], *box.shape)
