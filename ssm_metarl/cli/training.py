@@ -28,7 +28,7 @@ Mode = Literal["meta_rl", "in_context", "both", "policy_gradient"]
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130
 BESIDE_RESUME = (
-    "resume", "num_epochs", "max_env_steps", "device", "reproducible", "json",
+    "resume", "family", "num_epochs", "max_env_steps", "device", "reproducible", "json",
 )  # fmt: skip
 
 
@@ -118,6 +118,7 @@ class TrainingCommand(ABC):
                 check_arithmetic(self.resume)
                 run = TrainingRun.resume(
                     self.resume,
+                    family=family_of_env(self.family) if "family" in changed(self) else None,
                     num_epochs=self.num_epochs,
                     max_env_steps=self.max_env_steps,
                     device=getattr(self, "device", None),
@@ -129,12 +130,12 @@ class TrainingCommand(ABC):
                 note(f"ssm-metarl: there is no device {run.fallen_back_from!r} here, where this "
                      f"training computed before: going on with 'cpu'")  # fmt: skip
         else:
-            family = family_of_env(self.family).name
-            config = replace(self.settings(), family=family)
+            family = family_of_env(self.family)
+            config = replace(self.settings(), family=family.name)
             if isinstance(config, MetaTrainingConfig):
                 usable_device(config.device)  # before a folder is made
-            out = self.out or free_folder(Path("runs"), f"{family}-seed{self.seed}")
-            run = TrainingRun.start(config, new_folder(out))
+            out = self.out or free_folder(Path("runs"), f"{family.name}-seed{self.seed}")
+            run = TrainingRun.start(config, new_folder(out), family=family)
         report(run, reporter.update)
         return run
 
@@ -143,7 +144,7 @@ class TrainingCommand(ABC):
         ignored = [flag(name) for name in changed(self) if name not in BESIDE_RESUME]
         if ignored:
             raise ValueError(
-                f"resume: expected no flags beside it but --num-epochs, --max-env-steps, "
+                f"resume: expected no flags beside it but --family, --num-epochs, --max-env-steps, "
                 f"--device, --reproducible and --json, received {', '.join(ignored)}"
             )
 
