@@ -172,6 +172,13 @@ def test_a_training_that_is_through_is_evaluated_again(
     assert "limits were changed" in load_checkpoint(copy).card["command"]
 
 
+def test_a_family_beside_resume_must_be_that_of_the_training(cli: Cli, trained: Trained) -> None:
+    """It is named for one that the package does not know; the known one is refused if another."""
+    flags = ("train", "--resume", trained.folder, "--family", "cartpole_scrambled")
+    assert "task family: expected 'cartpole' as it was declared" in cli(*flags).refusal()
+    assert "received --seed" in cli(*flags, "--seed", 3).refusal()
+
+
 def wait_for(process: subprocess.Popen[str], text: str) -> None:
     """Read stderr up to a line with ``text``."""
     assert process.stderr is not None
