@@ -18,7 +18,8 @@ from benchmarks.settings import Settings
 from benchmarks.timing import Series, interleave
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.config import Core, MetaTrainingConfig
-from ssm_metarl.core.policy import LinearHeads, Policy, build_policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.meta_rl.architecture import architecture

@@ -19,7 +19,8 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
 
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import LinearHeads, Policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.meta_rl.in_context import INNER_LR, InContextTrainer
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Params
@@ -108,17 +109,8 @@ def gru_policy(like: Policy, *, seed: int, width: int | None = None) -> Policy:
     with torch.random.fork_rng(devices=[]):  # the initialisers draw from the global generator
         torch.manual_seed(seed)
         core = GRUModel(like.input_dim, width)
-        scaled = like.config is not None and like.config.action_scaled
-        heads = LinearHeads(width, space, obs_dim, scaled=scaled)
-    return Policy(
-        core,
-        heads,
-        obs_scale=tuple(like.obs_scale.tolist()),
-        obs_limit=tuple(like.obs_limit.tolist()),
-        reflection=like.config.reflection if like.config is not None else (),
-        trial_input=like.trial_input,
-        inner_lr=INNER_LR,
-    )
+        heads = LinearHeads(width, space, obs_dim, scaled=like.config.action_scaled)
+    return Policy(core, heads, like.config, inner_lr=INNER_LR)
 
 
 def gru_trainer(

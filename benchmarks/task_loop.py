@@ -22,7 +22,8 @@ from benchmarks.plain_state_space import PlainStateSpace
 from ssm_metarl import seeding
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.objectives.returns import fit_linear_baseline, generalized_advantage
+from ssm_metarl.objectives.gae import episode_advantage
+from ssm_metarl.objectives.returns import fit_linear_baseline
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
 
@@ -261,7 +262,7 @@ def scaled_advantages(queries: list[Rollout], config: MetaTrainingConfig) -> lis
     centred, variances = [], []
     for query in queries:
         value, next_value = fit_linear_baseline(query, config.gamma)
-        raw = generalized_advantage(
+        raw = episode_advantage(
             query, value, next_value, gamma=config.gamma, gae_lambda=config.gae_lambda
         )[:, 0]
         mask = query.mask[:, 0]

@@ -11,6 +11,7 @@ The folders are the data flow:
     5  meta_rl/      MAML's outer step, recurrent PPO over trials, the training loops
     6  checkpoint    saving and loading
     7  evaluation/   held-out tasks, baselines, statistics, limits of adaptation, reports
+       training      a whole training: train, set the limits, verify, save, evaluate
     8  recursive_self_improvement/
                      proposals, training, a gate on fresh tasks, a ledger
     9  rsi_daemon    the same for days; daemon/ keeps it alone and heard
@@ -61,6 +62,7 @@ _PUBLIC = {
     "needs_adaptation": "adaptation.change_detector",
     "open_plant_log": "experience.plant_log",
     "read_plant_log": "experience.plant_log",
+    "train": "training",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -29,11 +29,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import Calibration, PolicyConfig, in_one_line, rebuild
-from ssm_metarl.core.policy import Policy, as_policy, build_policy
+from ssm_metarl.config import Calibration, PolicyConfig
+from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.reproducibility import is_reproducible
+from ssm_metarl.settings import in_one_line, rebuild
 from ssm_metarl.version import __version__
 
 FORMAT = "ssm-metarl-checkpoint-1"
@@ -342,7 +344,6 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
         tensors.update({f"policy.core.{n}": v for n, v in model.state_dict().items()})
         return Checkpoint(**{**asdict_shallow(checkpoint), "tensors": tensors})
     policy = as_policy(model)
-    assert policy.config is not None
     return Checkpoint(
         policy_config=asdict(policy.config),
         tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},

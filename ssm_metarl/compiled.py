@@ -216,7 +216,7 @@ def threads_for_kernels() -> Iterator[None]:
     Its operations are too small here to gain from a second thread, which would spin between them
     on the processor that a kernel could use. Subnormal numbers count as zero meanwhile: processors
     take many times as long for one, and states and gradients that fade over long episodes were
-    full of them. Late in a training on `cartpole_scrambled`, an epoch took five times as long.
+    full of them. Late in a training, an epoch took five times as long.
     """
     with usual_modes(), _TORCH, _BLAS:
         flushed_before = subnormals_are_zero()

@@ -31,7 +31,7 @@ from ssm_metarl.compiled import (
     threads_for_kernels,
     threads_worth,
 )
-from ssm_metarl.core import fused, fused_actor, scan
+from ssm_metarl.core import compiled_actor, fused, scan
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner import task_batch
 from ssm_metarl.evaluation.episodes import collect_support, episodes_of, played_direction
@@ -179,7 +179,7 @@ def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
 
     for module, function in (
         (fused, "share"), (scan, "share"), (cartpole, "_step"), (task_batch, "settle"),
-        (fused_actor, "observe"),
+        (compiled_actor, "observe"),
     ):  # fmt: skip
         monkeypatch.setattr(module, function, refuse)
     with pytest.raises(AssertionError, match="a kernel was called"):

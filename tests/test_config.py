@@ -21,11 +21,11 @@ from ssm_metarl.config import (
     PolicyConfig,
     SingleTaskConfig,
     StandardAdaptationConfig,
-    rebuild,
 )
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.evaluation.fine_tuning import FineTuningConfig
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
+from ssm_metarl.settings import rebuild
 
 NAN = float("nan")
 POLICY = {"obs_scale": (1.0, 2.0), "num_actions": 2}

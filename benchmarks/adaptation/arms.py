@@ -23,7 +23,7 @@ import numpy as np
 
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-from ssm_metarl.config import EvaluationConfig, ReplayWeights, require
+from ssm_metarl.config import EvaluationConfig, ReplayWeights
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
@@ -40,6 +40,7 @@ from ssm_metarl.evaluation.fine_tuning import FineTuningConfig, fine_tune
 from ssm_metarl.evaluation.least_squares import LeastSquaresActor
 from ssm_metarl.evaluation.opened_model import OpenedModel
 from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.settings import require
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, Params, Rollout
 

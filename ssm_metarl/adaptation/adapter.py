@@ -25,7 +25,8 @@ from ssm_metarl.adaptation.inner_objective import (
 from ssm_metarl.adaptation.safeguard import REASONS, Safeguard
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import StandardAdaptationConfig
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.objectives.prediction import silent_dims, target_spread
 from ssm_metarl.types import FlatParams, Params, Rollout

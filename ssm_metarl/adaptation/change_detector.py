@@ -27,7 +27,8 @@ from torch import Tensor
 
 from ssm_metarl.adaptation.inner_objective import check_support
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.objectives.prediction import is_uninformative, prediction_loss, silent_dims
 from ssm_metarl.types import Params, Rollout

@@ -26,7 +26,8 @@ from ssm_metarl.adaptation.adapter import (
 from ssm_metarl.adaptation.inner_objective import check_support, weigh_replay
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import HybridAdaptationConfig, Objective
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.types import FlatParams, Rollout

@@ -3,7 +3,7 @@
 Place in the flow: stage 4. `meta_rl.meta_maml` differentiates through it, both adapters and the
 evaluator call it, so adaptation at training time and at test time cannot drift apart.
 
-    theta_k <- theta_k - alpha * g_k / r_k,      g_k = grad L_k(theta_k)
+    params_k <- params_k - alpha * g_k / r_k,      g_k = grad L_k(params_k)
 
 alpha is learned for every parameter (Meta-SGD, Li et al. 2017, arXiv 1707.09835, eq. 2). r_k is
 the largest root mean square that task k's gradient has had in this adaptation: the first step
@@ -13,9 +13,9 @@ gradient is taken as it is (MAML, Finn et al. 2017, arXiv 1703.03400, eq. 1).
 
 Where experience is replayed, a proximal anchor holds the parameters to where they started:
 
-    theta_k <- theta_k - alpha * g_k / r_k - pull_k * (theta_k - theta)
+    params_k <- params_k - alpha * g_k / r_k - pull_k * (params_k - params)
 
-This is the gradient of MQL's pull_k / 2 * ||theta_k - theta||^2 (Fakoor et al. 2020, arXiv
+This is the gradient of MQL's pull_k / 2 * ||params_k - params||^2 (Fakoor et al. 2020, arXiv
 1910.00125), apart from alpha and r_k: a step takes back the share pull_k of the way so far, however
 loud the data and however long the learned steps are; the first one has nothing to take back. With a
 plain learning rate the gradient of the sum is taken, so the rate multiplies the pull too.

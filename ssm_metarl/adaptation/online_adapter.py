@@ -42,10 +42,9 @@ from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import OnlineAdaptationConfig
-from ssm_metarl.core.policy import Policy, as_policy
-from ssm_metarl.core.readings import Readings
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
-from ssm_metarl.core.trial_memory import TrialMemory
 from ssm_metarl.entrance import counts, shaped
 from ssm_metarl.objectives.prediction import MIN_SPREAD, target_spread
 from ssm_metarl.types import Rollout, flatten
@@ -120,18 +119,17 @@ class OnlineAdapter:
         self._adapter = StandardAdapter(self.config)
         self._params = expand_to_tasks(self.policy.meta_params(), num_tasks)
         self._params = self._params.at(self._params.flat.detach().clone())
-        self._hidden = self.policy.init_hidden(num_tasks, 1)
-        self._memory = TrialMemory(self.policy, num_tasks, None) if self.policy.in_context else None
+        self._state = self.policy.initial_state(num_tasks, 1)
+        self._memory, self._readings = self._state.memory, self._state.readings
         dims = len(self.policy.heads.predicted_dims)
-        self._spread = self._hidden.new_full((num_tasks, dims), MIN_SPREAD)
+        self._spread = self._params.flat.new_full((num_tasks, dims), MIN_SPREAD)
         self._adapting = torch.ones(num_tasks, dtype=torch.bool)
         self._since = torch.zeros(num_tasks, dtype=torch.int64)  # calls since the window's start
         # A window may hold ends of episodes, which are no transitions: hence twice its length.
         self._history: deque[_Step] = deque(maxlen=2 * self.config.window)
         self._last: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-        self._reward = self._hidden.new_zeros(num_tasks, 1)
+        self._reward = self._spread.new_zeros(num_tasks, 1)
         self._told = torch.zeros_like(self._reward)  # the last reward that was a number
-        self._readings = Readings(self.policy, num_tasks, 1)
         self._bad: Tensor | None = None  # (K, 1), where the last reading was; None for nowhere
         self._lead, self._obs_shape = (num_tasks, 1), (num_tasks, 1, self.policy.obs_dim)
         self.bad_readings = torch.zeros(num_tasks, 1, dtype=torch.int64)
@@ -146,7 +144,7 @@ class OnlineAdapter:
         Raises:
             ValueError: Another shape or type of numbers; never because of the numbers.
         """
-        read = shaped("obs", obs, self._obs_shape, self._hidden.dtype, "K, 1, O")
+        read = shaped("obs", obs, self._obs_shape, self._spread.dtype, "K, 1, O")
         reset = shaped("reset", reset, self._lead, torch.bool, "K, 1")
         obs = self._readings.held(read, reset)
         known = self._judge(reset)
@@ -154,30 +152,22 @@ class OnlineAdapter:
             self._look_back(obs, known)
             reset = reset | self._notice()[:, None]
             self._adapt()
-        seen, cleared = obs, reset
-        if self._memory is not None:
-            inputs, first = self._memory.observe(read[:, 0], reset[:, 0])
-            seen, cleared = inputs[:, None], first[:, None]
-        out, self._hidden = self.policy.unroll(
-            self._params, seen[None], self._hidden, cleared[None]
-        )
-        action = out.distribution.mode()
-        if self._memory is not None:
-            self._memory.acted(action[0, :, 0])
-        self._last = (obs, action[0], reset, out.output)
+        out = self._state.observe(self._params, obs if self._memory is None else read, reset)
+        action, log_prob = self._state.act(out, None)
+        self._last = (obs, action, reset, out.output)
         self._reward = torch.zeros_like(self._reward)
         self._num_calls += 1
-        return action[0], out.distribution.log_prob(action)[0]
+        return action, log_prob
 
     def rewarded(self, reward: Tensor) -> None:
         """The reward (K, 1) of the last action, which only a policy that remembers sees."""
-        reward = shaped("reward", reward, self._lead, self._hidden.dtype, "K, 1")
-        reward = reward.detach().to(self._hidden)
+        reward = shaped("reward", reward, self._lead, self._spread.dtype, "K, 1")
+        reward = reward.detach().to(self._spread)
         if not math.isfinite(reward.sum().item()):
             reward = torch.where(reward.isfinite(), reward, self._told)
         self._told = self._reward = reward
         if self._memory is not None:
-            self._memory.rewarded(self._reward[:, 0])
+            self._state.rewarded(reward)
 
     def _judge(self, reset: Tensor) -> Tensor:
         """Tell of bad readings; where the last transition says something of the plant, (K, 1)."""
@@ -247,7 +237,7 @@ class OnlineAdapter:
             self.num_adaptations[chosen] += 1
             self._params.flat[chosen] = params.flat
             self._spread[chosen] = target_spread(self.policy, rollout)
-            _, self._hidden[chosen] = self.policy.read(params, rollout)
+            _, self._state.hidden[chosen] = self.policy.read(params, rollout)
         settled = torch.zeros_like(self._adapting)
         settled[chosen] = known.sum(dim=0) >= self.config.window
         self._adapting &= ~settled

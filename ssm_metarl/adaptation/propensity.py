@@ -2,7 +2,7 @@
 
 Place in the flow: stage 4, used by `inner_objective` where experience is replayed.
 
-Uniform replay of other tasks is biased: half of CartPole's replayed transitions come from plants
+Uniform replay of other tasks is biased: half of the replayed transitions may come from plants
 whose actuator is mounted the other way round. As in MQL (Fakoor et al. 2020, arXiv 1910.00125,
 section 4), a logistic classifier tells this task's transitions (label 1) from the buffer's
 (label 0); its odds are the importance weights beta(s, a, s') = p / (1 - p). How far to trust the M
@@ -55,8 +55,8 @@ def propensity_weights(
     # Both classes weigh the same, so that the odds are a density ratio.
     count = torch.stack([(taken * (1 - label)).sum(1), (taken * label).sum(1)], dim=1)
     weight = taken * torch.where(label > 0, 1 / count[:, 1:], 1 / count[:, :1])
-    theta = _logistic_regression(features, label, weight)
-    logit = (past @ theta)[..., 0].clamp(-MAX_LOGIT, MAX_LOGIT)
+    coefficients = _logistic_regression(features, label, weight)
+    logit = (past @ coefficients)[..., 0].clamp(-MAX_LOGIT, MAX_LOGIT)
     odds = logit.exp() * shared.mask.transpose(0, 1).flatten(1)  # (K, T' M)
     total, steps = odds.sum(1, keepdim=True), count[:, :1]
     evenness = total.square() / (steps * odds.square().sum(1, keepdim=True))
@@ -89,11 +89,11 @@ def _logistic_regression(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     Returns:
         Coefficients, shape (K, F, 1).
     """
-    theta = x.new_zeros(x.shape[0], x.shape[2], 1)
+    coefficients = x.new_zeros(x.shape[0], x.shape[2], 1)
     ridge = RIDGE * torch.eye(x.shape[2], dtype=x.dtype)
     for _ in range(NEWTON_STEPS):
-        p = torch.sigmoid((x @ theta)[..., 0].clamp(-MAX_LOGIT, MAX_LOGIT))
-        gradient = x.transpose(1, 2) @ (weight * (p - y))[..., None] + ridge @ theta
+        p = torch.sigmoid((x @ coefficients)[..., 0].clamp(-MAX_LOGIT, MAX_LOGIT))
+        gradient = x.transpose(1, 2) @ (weight * (p - y))[..., None] + ridge @ coefficients
         curvature = x.transpose(1, 2) @ (x * (weight * p * (1 - p))[..., None]) + ridge
-        theta = theta - torch.linalg.solve(curvature, gradient)
-    return theta
+        coefficients = coefficients - torch.linalg.solve(curvature, gradient)
+    return coefficients

@@ -17,7 +17,7 @@ or with a step size (``adapt_lr``) or objective that it was not made for, rules 
 Adaptation may thus end where it began; the report says so, and why.
 
 The trap: a falling loss by itself is no evidence. On shuffled actions the first step always lowers
-it, and turns a third of CartPole's tasks for the worse.
+it, and turns a third of the tasks for the worse.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from ssm_metarl.adaptation.adapter import (
 )
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import StandardAdaptationConfig
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.types import FlatParams, Rollout
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from ssm_metarl.config import check_types, require
+from ssm_metarl.settings import Count, Positive, check_fields, require
 
 LOOPBACK = "127.0.0.1"
 LOCAL_HOSTS = (LOOPBACK, "localhost", "::1")
@@ -33,17 +33,15 @@ class AppConfig:
     $GRADIO_SERVER_NAME, which Hugging Face Spaces set, or else 127.0.0.1."""
     port: int = field(default_factory=_default_port)
     """Port to bind; by default $GRADIO_SERVER_PORT, or else 7860."""
-    max_visitors: int = 200
+    max_visitors: Count = 200
     """Visitors whose state is kept at once."""
-    visitor_hours: float = 6.0
+    visitor_hours: Positive = 6.0
     """Hours after which a visitor who was not seen again is forgotten, runs included."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         require(0 <= self.port < 65536, "port", "0 to 65535", self.port)
         require(bool(self.host), "host", "an address", self.host)
-        require(self.max_visitors >= 1, "max_visitors", "at least 1", self.max_visitors)
-        require(self.visitor_hours > 0, "visitor_hours", "a number above 0", self.visitor_hours)
 
     @property
     def is_local(self) -> bool:

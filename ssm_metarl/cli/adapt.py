@@ -19,14 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ssm_metarl.cli.console import announce_compilation, print_json
 from ssm_metarl.cli.flags import ModelArgument
 from ssm_metarl.command_line import PROGRAM, changed, command_line, flag
-from ssm_metarl.config import (
-    AdaptationMode,
-    EvaluationConfig,
-    Objective,
-    SupportPolicy,
-    in_one_line,
-    require,
-)
+from ssm_metarl.config import AdaptationMode, EvaluationConfig, Objective, SupportPolicy
+from ssm_metarl.settings import in_one_line, require
 
 if TYPE_CHECKING:
     from ssm_metarl.adaptation.adapter import AdaptedPolicy

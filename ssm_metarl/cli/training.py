@@ -1,7 +1,7 @@
 """What every ``ssm-metarl train`` of a task family does around the training itself.
 
 Place in the flow: under the commands `train` and `train_in_context`, which add their settings; the
-work is `meta_rl.training_run`. Open a run, train until it is done or stopped, evaluate it.
+work is `ssm_metarl.training`. Here is what a terminal adds: flags, signals, progress, words.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ssm_metarl.cli.console import Reporter, interval, note, print_evaluation, print_json
 from ssm_metarl.command_line import changed, flag
-from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
+from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.reproducibility import is_reproducible
 
 if TYPE_CHECKING:
-    from ssm_metarl.core.policy import Policy
-    from ssm_metarl.meta_rl.training_run import Metrics, Trainer, TrainingRun
+    from ssm_metarl.meta_rl.training_run import TrainingRun
 
 Mode = Literal["meta_rl", "in_context", "both", "policy_gradient"]
 EXIT_DIVERGED = 3
 EXIT_INTERRUPTED = 130
-FINAL_TASKS = 100
 BESIDE_RESUME = (
     "resume", "family", "num_epochs", "max_env_steps", "device", "reproducible", "json",
 )  # fmt: skip
@@ -56,7 +54,8 @@ class TrainingCommand(ABC):
         import torch  # noqa: F401  (what the training's memory is measured above)
 
         memory_before = peak_memory()
-        from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+        from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
+        from ssm_metarl.training import complete, evaluated
 
         with contextlib.ExitStack() as held:
             with Reporter("meta-training") as reporter:
@@ -79,11 +78,20 @@ class TrainingCommand(ABC):
                      f"ssm-metarl train --resume {run.out}")  # fmt: skip
                 return EXIT_INTERRUPTED
             try:
-                result = finish(run, memory_before, resumed_further=self._resumed_further)
+                complete(
+                    run,
+                    resumed_further=self._resumed_further,
+                    on_calibration=lambda n: note(
+                        f"setting the limits of adaptation on {n:,} meta-training tasks"
+                    ),
+                )
+                with Reporter("evaluating") as reporter:
+                    result = evaluated(run, reporter.update).result
             except KeyboardInterrupt:
                 note(f"ssm-metarl: interrupted after the training; to evaluate it: "
                      f"ssm-metarl train --resume {run.out}")  # fmt: skip
                 return EXIT_INTERRUPTED
+        result["peak_memory_mb"] = (peak_memory() - memory_before) / 1e6
         if self.json:
             print_json(result)
         else:
@@ -102,15 +110,8 @@ class TrainingCommand(ABC):
         from ssm_metarl.meta_rl.training_log import LOG_NAME
         from ssm_metarl.meta_rl.training_run import TrainingRun
         from ssm_metarl.tasks.registry import named_family
+        from ssm_metarl.training import report
 
-        def on_epoch(metrics: Metrics, line: dict[str, Any]) -> None:
-            message = f"{metrics.env_steps:,} steps, return {metrics.recent_return:.0f}"
-            reporter.update(run.trainer.progress, message)
-
-        def on_eval(policy: Policy) -> dict[str, float]:
-            return curve_point(policy, run.trainer)
-
-        callbacks: dict[str, Any] = {"on_epoch": on_epoch, "on_eval": on_eval}
         if self.resume is not None:
             self._check_beside_resume()
             with readable(self.resume):
@@ -121,7 +122,6 @@ class TrainingCommand(ABC):
                     num_epochs=self.num_epochs,
                     max_env_steps=self.max_env_steps,
                     device=getattr(self, "device", None),
-                    **callbacks,
                 )
             if run.damaged_lines:
                 note(f"ssm-metarl: {run.damaged_lines} line(s) of {run.out / LOG_NAME} could not "
@@ -137,7 +137,8 @@ class TrainingCommand(ABC):
             out = self.out or free_folder(
                 Path("runs"), f"{family.name.replace('/', '-')}-seed{self.seed}"
             )
-            run = TrainingRun.start(config, new_folder(out), family=family, **callbacks)
+            run = TrainingRun.start(config, new_folder(out), family=family)
+        report(run, reporter.update)
         return run
 
     def _check_beside_resume(self) -> None:
@@ -161,57 +162,6 @@ def check_arithmetic(resumed: Path) -> None:
             f"resume: expected {resumed} to be continued {how} --reproducible, as it was begun, "
             f"received a command {other} it"
         )
-
-
-def curve_point(policy: Policy, trainer: Trainer) -> dict[str, float]:
-    """A look at a policy on the way: what its kind of training is for."""
-    from ssm_metarl.evaluation.meta_evaluator import in_context_curve_point, learning_curve_point
-
-    if isinstance(trainer.config, MetaTrainingConfig):
-        return learning_curve_point(policy, trainer.family, trainer.config)
-    return in_context_curve_point(policy, trainer.family)
-
-
-def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> dict[str, Any]:
-    """Record the last checkpoint's limits and verification, and evaluate it.
-
-    Args:
-        run: The training, at its end.
-        memory_before: Most memory that was used before it, in bytes.
-        resumed_further: Whether it went on to other limits than it was started with.
-
-    Returns:
-        The evaluation, with the training's counters.
-    """
-    from ssm_metarl.evaluation.calibration import calibrate
-    from ssm_metarl.evaluation.episodes import MetaTrained
-    from ssm_metarl.evaluation.meta_evaluator import verify
-    from ssm_metarl.evaluation.opened_model import open_model
-    from ssm_metarl.meta_rl.training_run import training_command, training_record
-
-    trainer = run.trainer
-    config, trained = trainer.config, MetaTrained.from_training(training_record(trainer.config))
-    trainer.policy = policy = trainer.policy_on_cpu()
-    command = training_command(config)
-    if resumed_further:
-        # The learning rate decays towards the limit, so no one command does the same.
-        command += "  # its limits were changed on resuming"
-    num_tasks = config.calibration_tasks if isinstance(config, MetaTrainingConfig) else 0
-    if num_tasks > 0 and trained.gradient:
-        note(f"setting the limits of adaptation on {num_tasks:,} meta-training tasks")
-        policy.calibration = calibrate(
-            policy, trainer.family, trained, seed=config.seed, num_tasks=num_tasks
-        )
-    card: dict[str, Any] = {"reproducible": True} if is_reproducible() else {}
-    card |= {"command": command, "verification": verify(policy, trainer.family, trained)}
-    run.save(card)
-    export_pth(run.out)
-    with Reporter("evaluating") as reporter:
-        evaluation = EvaluationConfig(num_tasks=FINAL_TASKS)
-        result = open_model(str(run.out), trainer.family).evaluate(evaluation, reporter.update)
-    result |= {"epochs": trainer.epoch, "env_steps": trainer.env_steps}
-    result["peak_memory_mb"] = (peak_memory() - memory_before) / 1e6
-    return result
 
 
 def print_result(result: dict[str, Any], out: Path) -> None:
@@ -241,23 +191,6 @@ def peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def export_pth(out: Path) -> None:
-    """Write the documented ``model.pth`` of a `StateSpaceModel`, for anyone to load.
-
-    It has no room for the learned step sizes: `load_model` finds them in the file beside it,
-    which is a copy, so that the two stay a pair while the training goes on.
-    """
-    from ssm_metarl.checkpoint import load_checkpoint, save_checkpoint
-    from ssm_metarl.core.ssm import StateSpaceModel
-
-    checkpoint = load_checkpoint(out)
-    core = checkpoint.policy().core
-    if isinstance(core, StateSpaceModel):
-        model = {n: v for n, v in checkpoint.tensors.items() if not n.startswith("optimizer.")}
-        save_checkpoint(out / "model.safetensors", replace(checkpoint, tensors=model, counters={}))
-        core.save(out / "model.pth")
 
 
 @contextlib.contextmanager

@@ -28,11 +28,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssm_metarl.core.diagonal_tangent import DiagonalKernel
-from ssm_metarl.core.fused import can_fuse, fused_unroll
+from ssm_metarl.core.fused import FusedModel
 from ssm_metarl.core.scan import reset_decay, scan
 from ssm_metarl.core.task_linear import task_linear, task_vector
-from ssm_metarl.entrance import sequence
-from ssm_metarl.types import Params, flatten
+from ssm_metarl.types import Params
 
 
 class DiagonalLayer(nn.Module):
@@ -48,7 +47,7 @@ class DiagonalLayer(nn.Module):
         self.gate = nn.Linear(model_dim, model_dim)
 
 
-class DiagonalSSM(nn.Module):
+class DiagonalSSM(FusedModel):
     """A recurrent sequence model, as a pure function `unroll` of its parameters.
 
     Args:
@@ -81,33 +80,16 @@ class DiagonalSSM(nn.Module):
         self.layers = nn.ModuleList(
             DiagonalLayer(model_dim, state_dim, slowest) for _ in range(num_layers)
         )
-        self._shapes = {name: p.shape for name, p in self.named_parameters()}
-        self._num_parameters = sum(shape.numel() for shape in self._shapes.values())
-        self._kernel = self.kernel()
 
     def kernel(self, readouts: Sequence[tuple[int, int]] = ()) -> DiagonalKernel:
         """The compiled form of the model and of linear readouts of its output."""
         model_dim, num_layers = self.output_dim, self.num_layers
         return DiagonalKernel(model_dim, self.state_dim, num_layers, self.norm_dim, readouts)
 
-    def unroll(
-        self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Run over time; shapes as in `SequenceModel.unroll`."""
-        flat = flatten(params, self._shapes)
-        sizes = (self.input_dim, self.hidden_size)
-        x, hidden, reset = sequence(flat, self._num_parameters, x, hidden, reset, sizes)
-        if can_fuse(flat, x, hidden):
-            out, last = fused_unroll(
-                self._kernel, flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
-            )
-            return out.transpose(0, 1), last
-        return self.unroll_plainly(params, x, hidden, reset)
-
     def unroll_plainly(
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same by PyTorch's own operations, on any device and in any precision."""
+        """`unroll` by PyTorch's own operations, on any device and in any precision."""
         reset = reset.transpose(0, 1)  # (K, T, N)
         # An actor's single step and a rollout of single episodes reset at most at their start:
         # then the decay needs no time axis.

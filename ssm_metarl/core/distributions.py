@@ -37,11 +37,8 @@ class ActionDistribution(Protocol):
     def mirror_mean(self) -> Self:
         """The mean of (K, T, N, ...) and its mirror image, mirrored back, from (K, T, 2 N, ...)."""
 
-    def transpose(self, first: int, second: int) -> Self:
-        """The same distributions with two leading axes exchanged."""
-
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Apply ``function``, such as an index into the leading axes, to every parameter."""
+        """Apply ``function``, such as a view of the leading axes, to every parameter."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,6 @@ class Categorical:
         """Action a in the mirror is n - 1 - a."""
         here, image = self.logits.chunk(2, dim=2)
         return Categorical((here + image.flip(-1)) / 2)
-
-    def transpose(self, first: int, second: int) -> Categorical:
-        """Logits with two axes exchanged."""
-        return Categorical(self.logits.transpose(first, second))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Categorical:
         """Apply ``function`` to the logits."""
@@ -121,10 +114,6 @@ class Gaussian:
         """An action in the mirror is its opposite."""
         (mean, image), (log_std, _) = self.mean.chunk(2, dim=2), self.log_std.chunk(2, dim=2)
         return Gaussian((mean - image) / 2, log_std)  # the spread does not depend on the history
-
-    def transpose(self, first: int, second: int) -> Gaussian:
-        """Both parameters with two axes exchanged."""
-        return Gaussian(self.mean.transpose(first, second), self.log_std.transpose(first, second))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Gaussian:
         """Apply ``function`` to mean and log_std."""

@@ -15,16 +15,18 @@ second-order meta-gradient asks for; a third derivative is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssm_metarl.compiled import kernels_apply, share, threads_worth
-from ssm_metarl.types import Kernel
+from ssm_metarl.entrance import sequence
+from ssm_metarl.types import Kernel, Params, flatten
 
 MOST_FREE, SMALLEST_FREE = 8, 2**16
 """At most so many pieces of memory, each of at least so many numbers, wait to be used again."""
@@ -77,6 +79,43 @@ def fused_unroll(
     if groups > 1:
         out, last = torch.cat(out.chunk(groups), dim=2), last.view(1, envs, -1)
     return out, last
+
+
+class FusedModel(nn.Module):
+    """A sequence model that runs compiled where that applies, else by its `unroll_plainly`."""
+
+    input_dim: int
+    hidden_size: int
+
+    def kernel(self, readouts: Sequence[tuple[int, int]] = ()) -> Kernel:
+        """See `SequenceModel.kernel`."""
+        raise NotImplementedError
+
+    @cached_property
+    def _compiled(self) -> tuple[dict[str, torch.Size], int, Kernel]:
+        """Shapes of the parameters, their numbers in all, and the kernel."""
+        shapes = {name: p.shape for name, p in self.named_parameters()}
+        return shapes, sum(shape.numel() for shape in shapes.values()), self.kernel()
+
+    def unroll(
+        self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run over time, as a pure function; shapes as in `SequenceModel.unroll`."""
+        shapes, size, kernel = self._compiled
+        flat = flatten(params, shapes)
+        sizes = (self.input_dim, self.hidden_size)
+        x, hidden, reset = sequence(flat, size, x, hidden, reset, sizes)
+        if not can_fuse(flat, x, hidden):
+            return self.unroll_plainly(params, x, hidden, reset)
+        rows = x.transpose(0, 1), hidden, reset.transpose(0, 1)
+        out, last = fused_unroll(kernel, flat, *rows)
+        return out.transpose(0, 1), last
+
+    def unroll_plainly(
+        self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The same by PyTorch's own operations."""
+        raise NotImplementedError
 
 
 class KernelRun:

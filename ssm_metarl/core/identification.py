@@ -28,7 +28,7 @@ from ssm_metarl.entrance import fitted, shaped
 
 RIDGE = 1e-6
 KEEP = 0.998
-"""Share of the sums that a step keeps: a plant that drifts is forgotten in some 500 steps."""
+"""Share of the sums that a step keeps: of a plant that drifts, half is forgotten in 350 steps."""
 
 
 class Identification:

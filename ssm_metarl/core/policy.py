@@ -3,13 +3,8 @@
 Place in the flow: stage 3; `env_runner.collect_rollout` runs its `actor`, `objectives` score it,
 `adaptation.inner_loop` adapts its parameters.
 
-Two kinds of heads, for the two sequence models:
-
-- `LinearHeads` (with `DiagonalSSM`): action logits, a value and a prediction, each linear in the
-  model's output f. The predicted change of the observation is P0 f + P1 (f x code(action)).
-- `SliceHeads` (with `StateSpaceModel`): no parameter of their own. The first outputs are the
-  action logits; the others are the predicted effect of the action on chosen observation
-  dimensions, ``code(action) * output`` (for two actions the code is 2a - 1).
+Two ways to run it, each a pure function of parameters and state: `unroll` over a rollout, `step`
+from one observation to an action. An `actor` is a closure over a state, which it passes on.
 
 What is adapted and what is not: `meta_params` holds the weights that an inner step changes;
 `step_sizes` (one for each of them, Meta-SGD) are learned by the outer step only.
@@ -27,20 +22,17 @@ from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import Calibration, PolicyConfig
+from ssm_metarl.core.acting import ActingState, PlainActor
+from ssm_metarl.core.compiled_actor import CompiledActor
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
-from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
+from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.fused import can_fuse, fused_unroll
-from ssm_metarl.core.fused_actor import FusedActor
-from ssm_metarl.core.plain_actor import PlainActor
+from ssm_metarl.core.heads import LinearHeads, SliceHeads
 from ssm_metarl.core.ssm import StateSpaceModel
-from ssm_metarl.core.task_linear import task_linear, task_vector
-from ssm_metarl.core.trial_actor import TrialActor
 from ssm_metarl.core.trial_input import TrialInput, trial_starts
 from ssm_metarl.entrance import counts, parameters, sequence, shaped
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import FlatParams, Params, Rollout, SequenceModel, SizedActor, flatten
-
-CARTPOLE_VELOCITIES = (1, 3)
 
 
 @dataclass(frozen=True)
@@ -54,132 +46,20 @@ class PolicyOutput:
     mirrored histories; `Policy.predict` and `Policy.value` take it apart."""
 
 
-class LinearHeads(nn.Module):
-    """Heads that are linear in the sequence model's output: M = action, value and prediction.
-
-    Args:
-        feature_dim: Size of the output.
-        action_space: Discrete, or continuous: Gaussian.
-        obs_dim: Size of an observation, all of whose changes are predicted.
-        scaled: Mean and log_std of continuous actions are those of their code (`PolicyConfig`).
-    """
-
-    action_middle: Tensor
-    action_half: Tensor
-
-    def __init__(
-        self, feature_dim: int, action_space: ActionSpace, obs_dim: int, *, scaled: bool = False
-    ) -> None:
-        super().__init__()
-        self.action_space, self.predicted_dims = action_space, tuple(range(obs_dim))
-        self.action = nn.Linear(feature_dim, action_space.logits_dim)
-        self.value = nn.Linear(feature_dim, 1)
-        self.prediction = nn.Linear(feature_dim, obs_dim * (1 + action_space.code_dim))
-        if isinstance(action_space, Continuous):
-            self.log_std = nn.Parameter(torch.full((action_space.dim,), -0.5))
-            middle, half = action_space.middle_and_half(self.log_std.detach())
-            if not scaled:
-                middle, half = torch.zeros_like(middle), torch.ones_like(half)
-            self.register_buffer("action_middle", middle, persistent=False)
-            self.register_buffer("action_half", half, persistent=False)
-        with torch.no_grad():  # start near the uniform policy and at value zero
-            for head in (self.action, self.value):
-                head.weight.mul_(0.01)
-                head.bias.zero_()
-
-    @property
-    def readouts(self) -> dict[str, nn.Linear]:
-        """The linear maps from the core's output, in the order of `readout`."""
-        return {"action": self.action, "value": self.value, "prediction": self.prediction}
-
-    def readout(self, params: Params, features: Tensor) -> Tensor:
-        """All that the heads say (K, ..., M), from the core's task-first output (K, ..., D)."""
-        return torch.cat(
-            [
-                task_linear(features, params[f"heads.{n}.weight"], params[f"heads.{n}.bias"])
-                for n in self.readouts
-            ],
-            dim=-1,
-        )
-
-    def actions(self, params: Params, output: Tensor) -> ActionDistribution:
-        """Action distribution (K, ...) from the readout (K, ..., M)."""
-        action = output[..., : self.action_space.logits_dim]
-        if isinstance(self.action_space, Discrete):
-            return Categorical(action)
-        log_std = task_vector(params["heads.log_std"], action).expand_as(action)
-        # the same weights say the same of an actuator in other units
-        return Gaussian(
-            self.action_middle + self.action_half * action, log_std + self.action_half.log()
-        )
-
-    def effects(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicted change without an action (K, ..., O), and of its code (K, ..., O, C)."""
-        out = output[..., self.action_space.logits_dim + 1 :]
-        out = out.unflatten(-1, (len(self.predicted_dims), 1 + self.action_space.code_dim))
-        return out[..., 0], out[..., 1:]
-
-
-class SliceHeads(nn.Module):
-    """Heads that are slices of the output: action logits first, then predicted effects."""
-
-    def __init__(
-        self, output_dim: int, action_space: ActionSpace, predicted_dims: tuple[int, ...]
-    ) -> None:
-        super().__init__()
-        if not isinstance(action_space, Discrete):
-            raise ValueError(
-                "SliceHeads: expected a discrete action space, received a continuous one"
-            )
-        needed = action_space.n + len(predicted_dims) * action_space.code_dim
-        if output_dim < needed:
-            raise ValueError(
-                f"output_dim: expected at least {needed} ({action_space.n} action logits and "
-                f"{needed - action_space.n} predicted effects), received {output_dim}"
-            )
-        self.action_space, self.predicted_dims = action_space, predicted_dims
-
-    @property
-    def readouts(self) -> dict[str, nn.Linear]:
-        """None: the core's output is what they read."""
-        return {}
-
-    def readout(self, params: Params, features: Tensor) -> Tensor:
-        """The core's output, as it is."""
-        return features
-
-    def actions(self, params: Params, output: Tensor) -> ActionDistribution:
-        """Action distribution (K, ...) from the core's output (K, ..., M)."""
-        return Categorical(output[..., : self.action_space.n])
-
-    def effects(self, output: Tensor) -> tuple[None, Tensor]:
-        """No change without an action, and that of its code (K, ..., len(predicted_dims), C)."""
-        start, code_dim = self.action_space.n, self.action_space.code_dim
-        size = len(self.predicted_dims) * code_dim
-        return None, output[..., start : start + size].unflatten(-1, (-1, code_dim))
-
-
 class Policy(nn.Module):
     """A sequence model with heads, and a learned step size for each parameter.
 
+    Where it has a reflection, each output is averaged with that of the mirrored history, mirrored
+    back: van der Pol et al. 2020 (arXiv 2006.16908), for the group of one reflection. A policy that
+    is not symmetric leans to one side, and a plant with a weak actuator falls that way. Where it is
+    in context, the core's input is that of `trial_input`, and its state runs through all episodes
+    of a trial.
+
     Args:
-        core: The sequence model; its input is the clipped observation times ``obs_scale``.
+        core: The sequence model; its input is the clipped observation times ``config.obs_scale``.
         heads: What reads the output.
-        obs_scale: Fixed factor for each observation dimension.
-        obs_limit: Bound of each observation dimension, either side of zero; empty for none. A
-            plant out of the training range moves faster than any that the model has seen, and its
-            weights say nothing about such inputs.
-        reflection: Factor, -1 or 1, of each observation dimension in a mirrored history; empty for
-            a policy that sees none. Else each output is averaged with that of the mirrored history,
-            mirrored back: van der Pol et al. 2020 (arXiv 2006.16908), for the group of one
-            reflection. A policy that is not symmetric leans to one side, and a plant with a weak
-            actuator falls that way.
-        trial_input: For an in-context policy, whose state runs through all episodes of a trial:
-            what its core's input holds. None for one that sees observations alone.
-        memory: Whether the state is kept from step to step. Without, every step is cleared like an
-            episode's first one.
+        config: The architecture as data: what the two are, and all that surrounds them.
         inner_lr: Initial step size of every parameter.
-        config: The architecture as data, where the policy is to be saved.
     """
 
     obs_scale: Tensor
@@ -195,42 +75,33 @@ class Policy(nn.Module):
         self,
         core: SequenceModel,
         heads: LinearHeads | SliceHeads,
+        config: PolicyConfig,
         *,
-        obs_scale: tuple[float, ...],
-        obs_limit: tuple[float, ...] = (),
-        reflection: tuple[float, ...] = (),
-        trial_input: TrialInput | None = None,
-        memory: bool = True,
         inner_lr: float,
-        config: PolicyConfig | None = None,
     ) -> None:
         super().__init__()
         holder: object = core  # apart, or the type checker takes `core` for a Module alone
         if not isinstance(holder, nn.Module):
             raise TypeError(f"core: expected a torch module, received {type(core).__name__}")
-        if trial_input is not None:
-            if core.input_dim != trial_input.size:
-                raise ValueError(
-                    f"core: expected {trial_input.size} inputs, received {core.input_dim}"
-                )
-        elif core.input_dim != len(obs_scale):
-            raise ValueError(
-                f"obs_scale: expected {core.input_dim} factors, received {len(obs_scale)}"
-            )
+        self.trial_input = TrialInput.of(config, heads.action_space.code_dim)
+        obs_scale = torch.tensor(config.obs_scale)
+        needed = len(obs_scale) if self.trial_input is None else self.trial_input.size
+        if core.input_dim != needed:
+            raise ValueError(f"core: expected {needed} inputs, received {core.input_dim}")
         self.core, self.heads, self.config = core, heads, config
-        self.mirror, self.trial_input, self.memory = bool(reflection), trial_input, memory
+        self.mirror, self.memory = config.mirror, config.memory
         self.calibration: Calibration | None = None
         """Limits for adapting and for drift, where they were set (`evaluation.calibration`)."""
         self.trained_on: tuple[str, str] | None = None
         """Name and fingerprint of the task family that it was trained on, where they are known."""
-        self.register_buffer("obs_scale", torch.tensor(obs_scale), persistent=False)
-        limits = obs_limit or (torch.inf,) * len(obs_scale)
+        self.register_buffer("obs_scale", obs_scale, persistent=False)
+        limits = config.obs_limit or (torch.inf,) * len(obs_scale)
         self.register_buffer("obs_limit", torch.tensor(limits), persistent=False)
-        factors = torch.tensor(reflection or (1.0,) * len(obs_scale))
+        factors = torch.tensor(config.reflection or (1.0,) * len(obs_scale))
         predicted = factors[list(heads.predicted_dims)]
         self.register_buffer("prediction_reflection", predicted, persistent=False)
-        if trial_input is not None:
-            factors = trial_input.reflection(factors)
+        if self.trial_input is not None:
+            factors = self.trial_input.reflection(factors)
         self.register_buffer("reflection", factors, persistent=False)
         self._shapes = {name: p.shape for name, p in self.named_parameters()}
         spans = FlatParams(torch.empty(0), self._shapes).spans
@@ -315,7 +186,8 @@ class Policy(nn.Module):
         if self.mirror:
             hidden = torch.cat(hidden.chunk(2, dim=1), dim=-1)
             distribution = distribution.mirror_mean()
-        return PolicyOutput(distribution.transpose(0, 1), output.transpose(0, 1)), hidden
+        distribution = distribution.map(lambda x: x.transpose(0, 1))
+        return PolicyOutput(distribution, output.transpose(0, 1)), hidden
 
     def scaled(self, obs: Tensor) -> Tensor:
         """Observations (..., O), clipped and scaled."""
@@ -388,6 +260,61 @@ class Policy(nn.Module):
         effect = (of_action * code[..., None, :]).sum(-1)
         return effect if alone is None else alone + effect
 
+    def initial_state(
+        self, num_tasks: int, num_envs: int, *, trial_episodes: int | None = None
+    ) -> ActingState:
+        """What acting in K x N environments starts from.
+
+        Args:
+            num_tasks: K.
+            num_envs: N.
+            trial_episodes: Episodes of a trial (in-context policies); None for one trial without
+                an end.
+
+        Raises:
+            ValueError: A number below 1.
+        """
+        counts(num_tasks=num_tasks, num_envs=num_envs)
+        if trial_episodes is not None:
+            counts(trial_episodes=trial_episodes)
+        return ActingState(self, num_tasks, num_envs, trial_episodes)
+
+    def step(
+        self,
+        params: Params,
+        state: ActingState,
+        obs: Tensor,
+        reset: Tensor,
+        *,
+        reward: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, ActingState]:
+        """Act once, as a pure function: the plain definition of what an `actor` does.
+
+        Args:
+            params: Shared or per-task parameters.
+            state: From `initial_state` or the step before; it stays what it is.
+            obs: Observations, shape (K, N, O).
+            reset: True where an episode starts, shape (K, N).
+            reward: What the last action brought, shape (K, N), which an in-context policy sees; 0
+                where nobody tells.
+            noise: Numbers (K, N, .) to sample with, as the action space's ``draw_noise`` makes
+                them; None acts greedily.
+
+        Returns:
+            Actions (K, N[, A]), their log-probabilities (K, N), and the state after the step.
+
+        Raises:
+            ValueError: A shape does not fit, or the policy sees no rewards.
+        """
+        flat = parameters(flatten(params, self._shapes), self._num_parameters, state.num_tasks)
+        after = state.copy()
+        if reward is not None:
+            after.rewarded(reward)
+        drawn = None if noise is None else iter((noise,))
+        said = after.observe(FlatParams(flat, self._shapes), obs, reset)
+        return *after.act(said, drawn), after
+
     @usual_modes()
     def actor(
         self,
@@ -399,7 +326,7 @@ class Policy(nn.Module):
         num_steps: int = 0,
         trial_episodes: int | None = None,
     ) -> SizedActor:
-        """An actor with a hidden state of its own.
+        """An actor with a state of its own: `step` after `step`, compiled where that applies.
 
         It starts every episode with an empty memory; an in-context policy's, every trial.
 
@@ -415,9 +342,7 @@ class Policy(nn.Module):
         Raises:
             ValueError: A number below 1, parameters of another policy, noise of other tasks.
         """
-        counts(num_tasks=num_tasks, num_envs=num_envs)
-        if trial_episodes is not None:
-            counts(trial_episodes=trial_episodes)
+        state = self.initial_state(num_tasks, num_envs, trial_episodes=trial_episodes)
         samples = None
         if noise is not None:
             drawn = self.action_space.draw_noise(noise, num_steps, num_envs).to(self.step_size)
@@ -425,15 +350,9 @@ class Policy(nn.Module):
             samples = _one_by_one(shaped("noise", drawn, shape, drawn.dtype, "T, K, N, ."))
         flat = parameters(flatten(params, self._shapes), self._num_parameters, num_tasks)
         params = FlatParams(flat.detach(), self._shapes)
-        if self.in_context:
-            return TrialActor(
-                self, params, num_tasks, num_envs, samples, trial_episodes=trial_episodes
-            )
-        hidden = self.init_hidden(num_tasks, num_envs)
-        fused = isinstance(self.action_space, Discrete) and self.kernel is not None
-        if fused and can_fuse(params.flat, self.obs_scale, hidden):
-            return FusedActor(self, params, num_tasks, num_envs, samples)
-        return PlainActor(self, params, num_tasks, num_envs, samples)
+        if self.kernel is not None and can_fuse(params.flat, self.obs_scale, state.hidden):
+            return CompiledActor(self, params, state, samples)
+        return PlainActor(params, state, samples)
 
 
 def check_actions(space: ActionSpace, rollout: Rollout) -> None:
@@ -461,11 +380,8 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
         if config.num_actions is None
         else Discrete(config.num_actions)
     )
-    obs_dim, trial_input = len(config.obs_scale), None
-    if config.in_context:
-        trial_input = TrialInput(
-            obs_dim, action_space.code_dim, config.actions_seen, config.identifies
-        )
+    obs_dim = len(config.obs_scale)
+    trial_input = TrialInput.of(config, action_space.code_dim)
     # torch's initialisers draw from the global generator: fork it, so that it is left as it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeding.generator(seed, "initial-weights").integers(2**63)))
@@ -495,40 +411,4 @@ def build_policy(config: PolicyConfig, *, seed: int, inner_lr: float) -> Policy:
             heads = LinearHeads(
                 config.hidden_dim, action_space, obs_dim, scaled=config.action_scaled
             )
-        return Policy(
-            core,
-            heads,
-            obs_scale=config.obs_scale,
-            obs_limit=config.obs_limit,
-            reflection=config.reflection,
-            trial_input=trial_input,
-            memory=config.memory,
-            inner_lr=inner_lr,
-            config=config,
-        )
-
-
-def as_policy(model: Policy | StateSpaceModel) -> Policy:
-    """The policy of a model: itself, or a raw `StateSpaceModel` read as the documents say.
-
-    A raw model's first two outputs are action logits; with four inputs and four outputs (the
-    documented CartPole shape) the others predict the action's effect on the two velocities.
-    """
-    if isinstance(model, Policy):
-        return model
-    if not isinstance(model, StateSpaceModel):
-        raise TypeError(
-            f"policy: expected a Policy or a StateSpaceModel, received {type(model).__name__}"
-        )
-    cartpole_shaped = model.input_dim == 4 and model.output_dim == 4
-    config = PolicyConfig(
-        core="state_space",
-        state_dim=model.state_dim,
-        hidden_dim=model.hidden_dim,
-        output_dim=model.output_dim,
-        obs_scale=(1.0,) * model.input_dim,
-        num_actions=2,
-        predicted_dims=CARTPOLE_VELOCITIES if cartpole_shaped else (),
-    )
-    heads = SliceHeads(model.output_dim, Discrete(2), config.predicted_dims)
-    return Policy(model, heads, obs_scale=config.obs_scale, inner_lr=0.01, config=config)
+        return Policy(core, heads, config, inner_lr=inner_lr)

@@ -60,5 +60,5 @@ class Readings:
         good = self._policy.scaled(obs).isfinite()
         last = self._last.masked_fill(reset[..., None], 0.0)
         self._last = torch.where(good, obs, last)
-        self.bad += ~good.all(dim=-1)
+        self.bad = self.bad + ~good.all(dim=-1)
         return self._last

@@ -13,25 +13,23 @@ is read with ``weights_only=True``: a file that carries code is refused, not run
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssm_metarl.config import in_one_line
-from ssm_metarl.core.fused import can_fuse, fused_unroll
+from ssm_metarl.core.fused import FusedModel
+from ssm_metarl.core.pth_file import read_pth
 from ssm_metarl.core.ssm_kernel import SSMKernel
 from ssm_metarl.core.task_linear import task_linear
-from ssm_metarl.entrance import sequence
-from ssm_metarl.types import Params, flatten
+from ssm_metarl.settings import in_one_line
+from ssm_metarl.types import Params
 
 DIMENSIONS = ("state_dim", "input_dim", "output_dim", "hidden_dim")
 
 
-class StateSpaceModel(nn.Module):
+class StateSpaceModel(FusedModel):
     """A recurrent model of one step or of a sequence.
 
     Args:
@@ -61,9 +59,6 @@ class StateSpaceModel(nn.Module):
             nn.Linear(state_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, output_dim)
         )
         self.feedthrough = nn.Linear(input_dim, output_dim)
-        self._shapes = {name: p.shape for name, p in self.named_parameters()}
-        self._num_parameters = sum(shape.numel() for shape in self._shapes.values())
-        self._kernel = self.kernel()
 
     def kernel(self, readouts: Sequence[tuple[int, int]] = ()) -> SSMKernel:
         """The compiled form of the model, whose output nothing else reads out.
@@ -112,24 +107,10 @@ class StateSpaceModel(nn.Module):
         out, hidden = self.unroll(params, sequence[:, None], hidden[None], reset)
         return (out[:, 0] if x.dim() == 3 else out[0, 0]), hidden[0]
 
-    def unroll(
-        self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Run over time as a pure function; shapes as in `SequenceModel.unroll`."""
-        flat = flatten(params, self._shapes)
-        sizes = (self.input_dim, self.hidden_size)
-        x, hidden, reset = sequence(flat, self._num_parameters, x, hidden, reset, sizes)
-        if can_fuse(flat, x, hidden):
-            out, last = fused_unroll(
-                self._kernel, flat, x.transpose(0, 1), hidden, reset.transpose(0, 1)
-            )
-            return out.transpose(0, 1), last
-        return self.unroll_plainly(params, x, hidden, reset)
-
     def unroll_plainly(
         self, params: Params, x: Tensor, hidden: Tensor, reset: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The same by PyTorch's own operations, on any device and in any precision."""
+        """`unroll` by PyTorch's own operations, on any device and in any precision."""
         x = x.transpose(0, 1)  # (K, T, N, I)
         keep = (~reset).to(x.dtype)[..., None]  # (T, K, N, 1)
 
@@ -221,35 +202,3 @@ class StateSpaceModel(nn.Module):
 def _described(shapes: Mapping[str, object], name: str) -> str:
     shape = shapes.get(name, "no such tensor")
     return f"shape {shape}" if isinstance(shape, tuple) else str(shape)
-
-
-def read_pth(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a ``.pth`` file without running anything that it carries.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Truncated, foreign, or holding anything but tensors and plain values.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: expected a .pth file, found none") from None
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path}: expected tensors and plain values only, received a file that asks to run "
-            f"code or is not a PyTorch file; it was not loaded"
-        ) from None
-    except Exception as error:  # torch raises RuntimeError, EOFError, OSError, ... on damage
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path}: expected a PyTorch file, received a damaged one ({reason})"
-        ) from None
-    if not isinstance(content, dict) or not {"state_dict", "config"} <= content.keys():
-        keys = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: expected keys 'state_dict' and 'config', received {keys}")
-    for name in ("state_dict", "config"):
-        if not isinstance(content[name], dict):
-            raise ValueError(
-                f"{path}: {name}: expected a dictionary, received {type(content[name]).__name__}"
-            )
-    return content

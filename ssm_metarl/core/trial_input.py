@@ -32,6 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.identification import Identification
 
 LEVEL, CHANGE, PLANT = 50.0, 200.0, 100.0
@@ -50,6 +51,13 @@ class TrialInput:
     """S."""
     identifies: bool
     """Whether the plant's coefficients are in it."""
+
+    @classmethod
+    def of(cls, config: PolicyConfig, code_dim: int) -> TrialInput | None:
+        """That of an architecture; None where it is no in-context one."""
+        if not config.in_context:
+            return None
+        return cls(len(config.obs_scale), code_dim, config.actions_seen, config.identifies)
 
     @property
     def actions_dim(self) -> int:

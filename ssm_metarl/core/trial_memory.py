@@ -1,6 +1,6 @@
 """What an actor in a trial keeps of the steps before, and the input that it makes of them.
 
-Place in the flow: stage 3, under `trial_actor`. `trial_input` says what the input is and makes it
+Place in the flow: stage 3, under `acting`. `trial_input` says what the input is and makes it
 of whole rollouts; here it grows step by step, in one compiled call on a processor.
 
 A reading that is no number, or that no plant gives (`readings.WILD`), is held: the last good one
@@ -11,6 +11,7 @@ for one that is no number.
 from __future__ import annotations
 
 import math
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 class TrialMemory:
     """Of R environments.
+
+    Two traps: an episode's end clears nothing, only a trial's; and a reward that nobody tells is 0
+    to the policy, which may be one that it never met.
 
     Args:
         policy: An in-context policy; its observations and actions.
@@ -57,6 +61,15 @@ class TrialMemory:
         self._plant = Identification(rows, policy.obs_dim, found - policy.obs_dim)
         shape = (rows, found, policy.obs_dim)
         self._found = torch.zeros(shape, dtype=torch.float64, device=device)
+
+    def copy(self) -> TrialMemory:
+        """Another one that remembers the same."""
+        other = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(other, name, value.clone())
+        other._plant = deepcopy(self._plant)
+        return other
 
     def acted(self, action: Tensor) -> None:
         """The actions (R[, A]) that were chosen; their rewards are not known yet."""

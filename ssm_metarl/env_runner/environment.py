@@ -23,8 +23,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ssm_metarl.action_space import Discrete
-from ssm_metarl.config import plain
 from ssm_metarl.env_runner.task_batch import TaskBatch
+from ssm_metarl.settings import plain
 from ssm_metarl.tasks.gymnasium_family import plant_of
 from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.registry import FAMILIES, TOLD, family_of_env

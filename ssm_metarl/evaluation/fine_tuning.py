@@ -16,11 +16,11 @@ The trap: the greedy episodes are measurements, not data. Only what a task learn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Literal
 
 import numpy as np
 import torch
@@ -28,34 +28,37 @@ from torch import Tensor
 
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.compiled import threads_for_kernels
-from ssm_metarl.config import EvaluationConfig, Objective, SupportPolicy, check_types, require
+from ssm_metarl.config import EvaluationConfig, Objective, PpoSettings, SupportPolicy
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.episodes import can_adapt, check_family, run_arm
+from ssm_metarl.meta_rl.gradient_steps import GradientSteps, Optimizer
 from ssm_metarl.meta_rl.meta_maml import query_parts
-from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
+from ssm_metarl.objectives.ppo import clipped_policy_loss
 from ssm_metarl.objectives.prediction import PredictionLoss
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.settings import Count, Positive, require
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import FlatParams, Params, Rollout
 
 PURPOSE = "fine-tuning"
+Part = tuple[Tensor, Callable[[FlatParams], Tensor]]
+"""Some of the tasks, shape (K',), and their losses (K',) as a function of their parameters."""
 SOLVED = 475.0
 """Return at which CartPole-v1 counts as solved, in Gymnasium's own words."""
-Optimizer = Literal["adam", "sgd"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningConfig:
+class FineTuningConfig(PpoSettings):
     """How each task is trained on."""
 
     rounds: tuple[int, ...] = (1, 2, 7)
     """Episodes of each round."""
-    lr: float
+    lr: Positive
     """Learning rate, the same throughout."""
-    update_epochs: int = 10
+    update_epochs: Count = 10
     """Gradient steps after each round, all on its episodes."""
     objective: Objective = "policy_gradient"
     """What they descend: the clipped surrogate of PPO, or the reward-free loss of prediction."""
@@ -65,39 +68,15 @@ class FineTuningConfig:
     """Who acts in the episodes that are learnt from: the policy, sampled, or uniform actions."""
     stop_return: float | None = None
     """A task whose greedy return is at least this is done; None for never."""
-    max_env_steps: int | None = None
+    max_env_steps: Count | None = None
     """A task that has learnt from so many environment steps is done; None for never."""
-    clip_coef: float = 0.2
-    """Clipping range of the likelihood ratio."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    gamma: float = 0.99
-    """Discount factor."""
-    gae_lambda: float = 0.98
-    """Bias-variance trade-off of generalised advantage estimation."""
-    max_grad_norm: float = 1.0
-    """The norm of each task's gradient is clipped to this."""
     seed: int = 0
     """Names all episodes: the greedy ones are those of `EvaluationConfig.seed`."""
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         require(len(self.rounds) > 0 and min(self.rounds) >= 1, "rounds",
                 "at least one, of at least 1 episode", self.rounds)  # fmt: skip
-        for name in ("lr", "clip_coef", "max_grad_norm"):
-            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        require(self.update_epochs >= 1, "update_epochs", "at least 1", self.update_epochs)
-        require(self.entropy_coef >= 0, "entropy_coef", "at least 0", self.entropy_coef)
-        for name in ("gamma", "gae_lambda"):
-            require(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
-        require(self.max_env_steps is None or self.max_env_steps >= 1, "max_env_steps",
-                "None or at least 1", self.max_env_steps)  # fmt: skip
-        for name, allowed in (
-            ("objective", ("prediction", "policy_gradient")),
-            ("optimizer", ("adam", "sgd")),
-            ("behaviour", ("random", "policy")),
-        ):
-            require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
         require(self.objective == "prediction" or self.behaviour == "policy", "behaviour",
                 "'policy' where objective is 'policy_gradient'", self.behaviour)  # fmt: skip
 
@@ -190,10 +169,12 @@ class _Learner:
         params = expand_to_tasks(policy.meta_params() if start is None else start, len(tasks))
         flat = params.flat.detach().clone().requires_grad_()  # (K, P)
         self.params = params.at(flat)
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.Adam([flat], lr=config.lr, eps=1e-5)
-            if config.optimizer == "adam"
-            else torch.optim.SGD([flat], lr=config.lr)
+        self.steps = GradientSteps(
+            {"flat": flat},
+            config.lr,
+            config.max_grad_norm,
+            optimizer=config.optimizer,
+            each_row=True,
         )
         self.active = np.ones(len(tasks), dtype=bool)
         self.env_steps = [np.zeros(len(tasks), dtype=np.int64)]
@@ -204,15 +185,8 @@ class _Learner:
         """Learn from ``count`` episodes of every task that is not done."""
         rows = torch.from_numpy(np.flatnonzero(self.active))
         rollout = self._collect(rows, count)
-        flat = self.params.flat
-        for parts in self._losses(rollout):
-            flat.grad = torch.zeros_like(flat)
-            for chosen, loss in parts:
-                own = flat.detach()[rows[chosen]].requires_grad_()
-                # Task k's loss depends on row k alone, so the sum's gradient is each task's own.
-                (gradient,) = torch.autograd.grad(loss(self.params.at(own)).sum(), own)
-                flat.grad[rows[chosen]] = self._clipped(gradient)
-            self.optimizer.step()
+        backward = partial(self._backward, rows, self._losses(rollout))
+        self.steps.take([backward] * self.config.update_epochs)
         steps = self.env_steps[-1].copy()
         steps[self.active] += rollout.steps_taken().numpy()
         self.env_steps.append(steps)
@@ -231,10 +205,21 @@ class _Learner:
                 actor = self.policy.actor(params, len(tasks), count, noise=noise, num_steps=limit)
             return collect_rollout(worlds, actor, limit)
 
-    def _losses(
-        self, rollout: Rollout
-    ) -> Iterator[list[tuple[Tensor, Callable[[FlatParams], Tensor]]]]:
-        """For each gradient step: some of the tasks, and their losses as functions of theirs."""
+    def _backward(self, rows: Tensor, parts: list[Part]) -> Tensor:
+        """Each task's gradient into its row; the sum of the losses that are finite."""
+        flat = self.params.flat
+        flat.grad = torch.zeros_like(flat)
+        total = flat.new_zeros(())
+        for chosen, loss in parts:
+            own = flat.detach()[rows[chosen]].requires_grad_()
+            losses = loss(self.params.at(own))
+            # Task k's loss depends on row k alone, so the sum's gradient is each task's own.
+            (flat.grad[rows[chosen]],) = torch.autograd.grad(losses.sum(), own)
+            total = total + losses.detach()[losses.isfinite()].sum()
+        return total
+
+    def _losses(self, rollout: Rollout) -> list[Part]:
+        """Some of the tasks at a time, and their losses as functions of their parameters."""
         config, policy = self.config, self.policy
         advantage = torch.zeros_like(rollout.reward)
         if config.objective == "policy_gradient":
@@ -245,7 +230,7 @@ class _Learner:
                 told_dims=self.tasks.family.told_dims,
                 obs_scale=policy.obs_scale,
             )
-        parts: list[tuple[Tensor, Callable[[FlatParams], Tensor]]] = []
+        parts: list[Part] = []
         for part in query_parts(rollout, advantage):
             if config.objective == "prediction":
                 parts.append((part.tasks, PredictionLoss(policy, part.query)))
@@ -260,15 +245,7 @@ class _Learner:
                 )  # fmt: skip
 
             parts.append((part.tasks, loss))
-        for _ in range(config.update_epochs):
-            yield parts
-
-    def _clipped(self, gradient: Tensor) -> Tensor:
-        """Each task's gradient (K', P) clipped by itself; one that is not finite is none."""
-        norm = gradient.norm(dim=1, keepdim=True)
-        clipped = gradient * (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        result: Tensor = clipped.masked_fill(~norm.isfinite(), 0.0)
-        return result
+        return parts
 
     def _measure(self) -> None:
         """One greedy episode of every task that is not done, and who is done now."""

@@ -19,11 +19,11 @@ advantage. Every number belongs to (seed, purpose, task or epoch), as in `traine
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,22 +32,22 @@ from ssm_metarl import seeding
 from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.core.heads import LinearHeads
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.trial_input import trial_starts
-from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.meta_rl.architecture import in_context_architecture
-from ssm_metarl.meta_rl.counted import Counted
-from ssm_metarl.meta_rl.meta_maml import FINAL_LR_SHARE, TrainingDiverged
-from ssm_metarl.meta_rl.optimizer_state import optimizer_tensors, restore_optimizer
-from ssm_metarl.objectives.trial_advantage import trial_advantage
+from ssm_metarl.meta_rl.epochs import EpochTrainer, on_family
+from ssm_metarl.meta_rl.gradient_steps import GradientSteps
+from ssm_metarl.meta_rl.value_scale import ValueScale
+from ssm_metarl.objectives.gae import trial_advantage
+from ssm_metarl.objectives.ppo import clipped_gain, value_loss
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks, teacher
 from ssm_metarl.types import Rollout
 
-NO_EXPERT = -1
 INNER_LR = 0.01
 """Step size of a gradient step, for which this training does not prepare."""
 
@@ -94,23 +94,24 @@ class Sequences:
     """Mean 0, standard deviation 1 over all, shape (S, M)."""
     target: Tensor
     """What the value head should say, shape (S, M)."""
-    expert: Tensor
-    """What a told expert would have done, shape (S, M); -1 where there is none."""
+    expert: Tensor | None
+    """What a told expert would have done, shape (S, M); None where nobody is imitated."""
 
     def minibatches(self, order: Tensor, count: int) -> Iterator[Sequences]:
         """The sequences in the given order, in ``count`` parts."""
         for part in order.tensor_split(count):
             yield Sequences(
                 hidden=self.hidden[part],
-                **{n: getattr(self, n)[:, part] for n in _TIMED},
+                expert=None if self.expert is None else self.expert[:, part],
+                **{name: getattr(self, name)[:, part] for name in _TIMED},
             )
 
 
-_TIMED = ("inputs", "reset", "action", "log_prob", "advantage", "target", "expert")
+_TIMED = ("inputs", "reset", "action", "log_prob", "advantage", "target")
 
 
-class InContextTrainer(Counted):
-    """An in-context meta-training that can be stopped after any epoch and go on from there.
+class InContextTrainer(EpochTrainer[InContextMetrics]):
+    """In-context meta-training.
 
     Args:
         config: The settings.
@@ -131,7 +132,7 @@ class InContextTrainer(Counted):
         super().__init__()
         self.config: InContextConfig
         self.family = family or family_of_env(config.family)
-        self.config = replace(config, family=self.family.name)  # what a checkpoint says it is
+        self.config = on_family(config, self.family)  # what a checkpoint says it is
         if config.imitation_coef > 0:
             teacher(self.family.task())  # whoever asks for one that is not there hears it now
         self.policy_config = in_context_architecture(config, self.family, like=like)
@@ -139,18 +140,8 @@ class InContextTrainer(Counted):
             self.policy_config, seed=config.seed, inner_lr=INNER_LR
         )
         self.policy.trained_on = (self.family.name, fingerprint(self.family))
-        self.optimizer = torch.optim.Adam(
-            self.policy.meta_params().values(), lr=config.lr, eps=1e-5
-        )
-
-    @kept_environments()
-    def train(self, on_epoch: Callable[[InContextMetrics], None] | None = None) -> Policy:
-        """Run epochs until the limit is reached; returns the policy."""
-        while self.progress < 1:
-            metrics = self.run_epoch()
-            if on_epoch is not None:
-                on_epoch(metrics)
-        return self.policy
+        self.steps = GradientSteps(self.policy.meta_params(), config.lr, config.max_grad_norm)
+        self.value_scale = ValueScale()
 
     @threads_for_kernels()
     @torch.enable_grad()
@@ -165,9 +156,11 @@ class InContextTrainer(Counted):
             start=self.epoch * config.tasks_per_epoch,
         )
         rollout = self._collect(tasks)
-        expert = torch.full_like(rollout.action, NO_EXPERT)
+        expert = None
         if config.imitation_coef > 0:
             expert = teacher(tasks)(rollout.obs, rollout.action, rollout.reset)
+        assert isinstance(self.policy.heads, LinearHeads)  # no other has a value
+        self.value_scale.update(rollout.reward, self.policy.heads.value, epoch=self.epoch)
         sequences, value_error = self._rate(rollout, expert)
         loss, entropy, norm = self._update(sequences)
 
@@ -187,7 +180,6 @@ class InContextTrainer(Counted):
 
     def _collect(self, tasks: Tasks) -> Rollout:
         config, policy = self.config, self.policy
-        batched = self.family.dynamics is not None  # a Gymnasium environment's state is hidden
         with closing(
             make_worlds(
                 tasks,
@@ -195,8 +187,8 @@ class InContextTrainer(Counted):
                 seed=config.seed,
                 purpose="train-trial",
                 max_episode_steps=config.horizon,
-                push_probability=config.push_probability if batched else 0.0,
-                spread_starts=config.spread_starts if batched else 0.0,
+                push_probability=config.push_probability,
+                spread_starts=config.spread_starts,
             )
         ) as worlds:
             noise = TaskNoise(config.seed, "train-trial-action", tasks.indices)
@@ -212,7 +204,7 @@ class InContextTrainer(Counted):
             return collect_rollout(worlds, actor, steps, autoreset=True)
 
     @torch.no_grad()
-    def _rate(self, rollout: Rollout, expert: Tensor) -> tuple[Sequences, float]:
+    def _rate(self, rollout: Rollout, expert: Tensor | None) -> tuple[Sequences, float]:
         """Values, advantages, and the states that acting had where sequences start.
 
         The weights are still those that acted, so running over the inputs once more gives the very
@@ -232,7 +224,8 @@ class InContextTrainer(Counted):
             cut = reset[first : first + len(part)]
             out, hidden = policy.unroll(policy.meta_params(), part, hidden, cut)
             values.append(policy.value(out.output))
-        value = torch.cat(values) / (1 - config.gamma)
+        unit = self.value_scale.size  # of the head: a mean reward over the rewards' size
+        value = torch.cat(values) / (1 - config.gamma) * unit
         advantage = trial_advantage(
             flat,
             value,
@@ -249,8 +242,7 @@ class InContextTrainer(Counted):
             "action": flat.action,
             "log_prob": flat.log_prob,
             "advantage": scaled,
-            "target": target * (1 - config.gamma),  # the head's unit: a mean reward
-            "expert": expert.flatten(1, 2)[:, None],
+            "target": target * (1 - config.gamma) / unit,
         }
 
         def cut_up(x: Tensor) -> Tensor:
@@ -261,54 +253,40 @@ class InContextTrainer(Counted):
         whole = config.steps_per_epoch // config.sequence_steps
         sequences = Sequences(
             hidden=torch.cat(states[:whole], dim=1)[0],
+            expert=None if expert is None else cut_up(expert.flatten(1, 2)[:, None]),
             **{name: cut_up(x) for name, x in columns.items()},
         )
         return sequences, float(advantage.var() / target.var().clamp(min=1e-8))
 
+    def counters(self) -> dict[str, int | float]:
+        """With the rewards' size, whose unit the value head speaks."""
+        return super().counters() | {"mean_square_reward": self.value_scale.mean_square}
+
+    def restore(self, tensors: dict[str, Tensor], counters: dict[str, int | float]) -> None:
+        """Put back what :meth:`tensors` and :meth:`counters` gave; older files had the unit 1."""
+        super().restore(tensors, counters)
+        self.value_scale = ValueScale(counters.get("mean_square_reward", 1.0))
+
     def _update(self, sequences: Sequences) -> tuple[float, float, float]:
         """PPO's gradient steps; gives the last one's loss, entropy and gradient norm."""
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * max(FINAL_LR_SHARE, 1 - self.progress)
         rng = seeding.generator(config.seed, "minibatches", self.epoch)
-        for _ in range(config.update_epochs):
-            order = torch.from_numpy(rng.permutation(len(sequences.hidden)))
-            for part in sequences.minibatches(order, config.minibatches):
-                self.optimizer.zero_grad(set_to_none=True)
-                loss, entropy = ppo_loss(self.policy, part, config)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(
-                    self.policy.meta_params().values(), config.max_grad_norm
-                )
-                if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                    raise TrainingDiverged(
-                        f"expected a finite loss and gradient, received loss {loss.item():g} and "
-                        f"gradient norm {norm.item():g}"
-                    )
-                self.optimizer.step()
-        return loss.item(), entropy.item(), norm.item()
+        entropy = torch.zeros(())
 
-    def policy_on_cpu(self) -> Policy:
-        """The policy, which lives there."""
-        return self.policy
+        def losses() -> Iterator[Callable[[], Tensor]]:
+            for _ in range(config.update_epochs):
+                order = torch.from_numpy(rng.permutation(len(sequences.hidden)))
+                for part in sequences.minibatches(order, config.minibatches):
+                    yield partial(backward, part)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that a resumed training needs, but for the counters."""
-        moments = optimizer_tensors(self.optimizer, list(self.policy.meta_params()))
-        return {
-            **{f"policy.{n}": v.detach().clone() for n, v in self.policy.state_dict().items()},
-            **{f"optimizer.{n}": v for n, v in moments.items()},
-        }
+        def backward(part: Sequences) -> Tensor:
+            nonlocal entropy
+            loss, entropy = ppo_loss(self.policy, part, config)
+            loss.backward()
+            return loss.detach()
 
-    def restore(self, tensors: dict[str, Tensor], counters: dict[str, int | float]) -> None:
-        """Put back what :meth:`tensors` and :meth:`counters` gave."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}
-
-        self.policy.load_state_dict(part("policy."))
-        restore_optimizer(self.optimizer, list(self.policy.meta_params()), part("optimizer."))
-        self.restore_counters(counters)
+        taken = self.steps.take(losses(), progress=self.progress)
+        return taken.loss, entropy.item(), taken.grad_norm
 
 
 def ppo_loss(
@@ -322,13 +300,11 @@ def ppo_loss(
         sequences.reset[:, None],
     )
     distribution = out.distribution.map(lambda x: x[:, 0])
-    ratio = (distribution.log_prob(sequences.action) - sequences.log_prob).exp()
-    clipped = ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
-    advantage = sequences.advantage
-    gain = torch.minimum(ratio * advantage, clipped * advantage).mean()
-    value_loss = (policy.value(out.output)[:, 0] - sequences.target).square().mean()
+    log_prob = distribution.log_prob(sequences.action)
+    gain = clipped_gain(log_prob, sequences.log_prob, sequences.advantage, config.clip_coef).mean()
+    error = value_loss(policy.value(out.output)[:, 0], sequences.target)
     entropy = distribution.entropy().mean()
-    loss = config.value_coef * value_loss - gain - config.entropy_coef * entropy
-    if config.imitation_coef > 0:
+    loss = config.value_coef * error - gain - config.entropy_coef * entropy
+    if sequences.expert is not None:
         loss = loss - config.imitation_coef * distribution.log_prob(sequences.expert).mean()
     return loss, entropy

@@ -21,8 +21,7 @@ collected by a fixed random policy, the default.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,16 +30,11 @@ from torch import Tensor
 from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params, expand_to_tasks
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.meta_rl.optimizer_state import optimizer_tensors, restore_optimizer
-from ssm_metarl.objectives.policy_gradient import Guide, clipped_policy_loss
+from ssm_metarl.meta_rl.gradient_steps import GradientSteps
+from ssm_metarl.objectives.ppo import Guide, clipped_policy_loss
 from ssm_metarl.types import FlatParams, Rollout
 
-FINAL_LR_SHARE = 0.05
 STEPS_AT_ONCE = 4096  # of query episodes: what they leave for the gradient is some megabytes
-
-
-class TrainingDiverged(RuntimeError):
-    """A loss or gradient is not finite; the parameters are still those before the step."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,9 @@ class MetaMAML:
 
     def __init__(self, policy: Policy, config: MetaTrainingConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.outer_lr, eps=1e-5)
+        self.steps = GradientSteps(
+            dict(policy.named_parameters()), config.outer_lr, config.max_grad_norm
+        )
 
     def adapt(
         self, loss: TaskLoss, *, num_tasks: int, num_steps: int, second_order: bool = False
@@ -203,31 +199,13 @@ class MetaMAML:
             TrainingDiverged: The loss or its gradient is not finite; nothing was changed by
                 that step.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.outer_lr * max(FINAL_LR_SHARE, 1 - progress)
         parts = query_parts(query, advantage, guide)
-        for _ in range(self.config.update_epochs):
-            self.optimizer.zero_grad(set_to_none=True)
+        left_out = 0
+
+        def backward() -> float:
+            nonlocal left_out
             meta_loss, left_out = self.backward(loss, parts, num_steps=num_steps)
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.policy.parameters(), self.config.max_grad_norm
-            )
-            if not (math.isfinite(meta_loss) and math.isfinite(norm.item())):
-                raise TrainingDiverged(
-                    f"expected a finite meta-loss and gradient, received loss "
-                    f"{meta_loss:g} and gradient norm {norm.item():g}"
-                )
-            self.optimizer.step()
-        return MetaUpdate(meta_loss=meta_loss, grad_norm=norm.item(), left_out=left_out)
+            return meta_loss
 
-    def state(self) -> dict[str, Tensor]:
-        """The optimiser's moments as named tensors, for a checkpoint."""
-        return optimizer_tensors(self.optimizer, self._names)
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`state` gave."""
-        restore_optimizer(self.optimizer, self._names, tensors)
-
-    @property
-    def _names(self) -> list[str]:
-        return [name for name, _ in self.policy.named_parameters()]
+        taken = self.steps.take([backward] * self.config.update_epochs, progress=progress)
+        return MetaUpdate(meta_loss=taken.loss, grad_norm=taken.grad_norm, left_out=left_out)

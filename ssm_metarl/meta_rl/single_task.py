@@ -7,16 +7,14 @@ Place in the flow: stage 5, a sibling of `trainer` without tasks or inner steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
-from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, save_checkpoint
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import SingleTaskConfig
 from ssm_metarl.core.policy import Policy, build_policy
@@ -24,12 +22,15 @@ from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.meta_rl.architecture import architecture
-from ssm_metarl.meta_rl.meta_maml import FINAL_LR_SHARE, TrainingDiverged
-from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
+from ssm_metarl.meta_rl.gradient_steps import GradientSteps
+from ssm_metarl.objectives.ppo import clipped_policy_loss
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Rollout
+
+GREEDY_EPISODES = 50
+"""Episodes that a trained policy is measured on."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def train_single_task(
         TrainingDiverged: A loss or gradient is not finite.
     """
     policy = build_policy(architecture(config, family), seed=config.seed, inner_lr=0.01)
-    optimizer = torch.optim.Adam(policy.meta_params().values(), lr=config.lr, eps=1e-5)
+    steps = GradientSteps(policy.meta_params(), config.lr, config.max_grad_norm)
     episodes = env_steps = 0
     while episodes < config.num_episodes:
         count = min(config.episodes_per_update, config.num_episodes - episodes)
@@ -78,32 +79,31 @@ def train_single_task(
             gae_lambda=config.gae_lambda,
             obs_scale=policy.obs_scale,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * max(FINAL_LR_SHARE, 1 - episodes / config.num_episodes)
-        for _ in range(config.update_epochs):
-            loss = clipped_policy_loss(
-                policy,
-                policy.meta_params(),
-                rollout,
-                advantage,
-                clip_coef=config.clip_coef,
-                entropy_coef=config.entropy_coef,
-            ).mean()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                raise TrainingDiverged(
-                    f"expected a finite loss and gradient, received loss {loss.item():g} and "
-                    f"gradient norm {norm.item():g}"
-                )
-            optimizer.step()
+        backward = partial(_backward, policy, rollout, advantage, config)
+        progress = episodes / config.num_episodes
+        taken = steps.take([backward] * config.update_epochs, progress=progress)
         episodes += count
         env_steps += int(rollout.mask.sum())
         if on_update is not None:
             average = float(rollout.episode_returns().mean())
-            on_update(UpdateMetrics(episodes, env_steps, average, loss.item()))
+            on_update(UpdateMetrics(episodes, env_steps, average, taken.loss))
     return policy
+
+
+def _backward(
+    policy: Policy, rollout: Rollout, advantage: Tensor, config: SingleTaskConfig
+) -> Tensor:
+    """Put the loss's gradient into the policy's parameters."""
+    loss = clipped_policy_loss(
+        policy,
+        policy.meta_params(),
+        rollout,
+        advantage,
+        clip_coef=config.clip_coef,
+        entropy_coef=config.entropy_coef,
+    ).mean()
+    loss.backward()
+    return loss.detach()
 
 
 @usual_modes()
@@ -136,23 +136,15 @@ def run_episodes(
         return collect_rollout(worlds, actor, limit)
 
 
-def save_single_task(
-    out: Path, policy: Policy, config: SingleTaskConfig, result: dict[str, Any], command: str
-) -> None:
-    """Write the policy as a checkpoint; a training in ``out`` is not overwritten.
-
-    Raises:
-        ValueError: The folder holds a checkpoint already.
-    """
-    path = out / FILE_NAME
-    if path.exists():
-        raise ValueError(f"out: expected a folder without a checkpoint, received {out}")
-    assert policy.config is not None
-    save_checkpoint(
-        path,
-        Checkpoint(
-            policy_config=asdict(policy.config),
-            tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},
-            card={"command": command, "single_task": asdict(config), "result": result},
-        ),
-    )
+def greedy_figures(policy: Policy, family: TaskFamily, *, seed: int) -> dict[str, float]:
+    """What `GREEDY_EPISODES` greedy episodes of the default task return."""
+    purpose = "single-task-evaluation"
+    rollout = run_episodes(policy, family, GREEDY_EPISODES, seed=seed, purpose=purpose, greedy=True)
+    returns = rollout.episode_returns()
+    return {
+        "greedy_episodes": returns.numel(),
+        "mean": float(returns.mean()),
+        "std": float(returns.std(correction=0)),
+        "min": float(returns.min()),
+        "max": float(returns.max()),
+    }

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,14 +28,14 @@ from ssm_metarl.adaptation.inner_objective import Replay, check_unadapted, task_
 from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig, PolicyConfig
 from ssm_metarl.core.policy import Policy, build_policy
-from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import architecture
-from ssm_metarl.meta_rl.counted import Counted
+from ssm_metarl.meta_rl.epochs import EpochTrainer, named, on_family
 from ssm_metarl.meta_rl.meta_maml import MetaMAML
-from ssm_metarl.objectives.policy_gradient import Guide, action_distribution
+from ssm_metarl.objectives.policy_gradient import action_distribution
+from ssm_metarl.objectives.ppo import Guide
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.registry import family_of_env
@@ -95,8 +94,8 @@ def usable_device(name: str) -> torch.device:
         ) from None
 
 
-class MetaTrainer(Counted):
-    """A meta-training that can be stopped after any epoch and go on from there.
+class MetaTrainer(EpochTrainer[EpochMetrics]):
+    """Meta-training for a gradient step.
 
     Args:
         config: The settings.
@@ -115,7 +114,7 @@ class MetaTrainer(Counted):
         super().__init__()
         self.config: MetaTrainingConfig
         self.family = family or family_of_env(config.family)
-        self.config = replace(config, family=self.family.name)  # what a checkpoint says it is
+        self.config = on_family(config, self.family)  # what a checkpoint says it is
         self.device = usable_device(config.device)
         self.policy_config = architecture(config, self.family, like=like)
         self.policy = build_policy(
@@ -123,6 +122,7 @@ class MetaTrainer(Counted):
         ).to(self.device)
         self.policy.trained_on = (self.family.name, fingerprint(self.family))
         self.maml = MetaMAML(self.policy, config)
+        self.steps = self.maml.steps
         self.buffer = ExperienceBuffer(config.buffer_size, self.family.name)
         self.teacher: Policy | None = None
         """A policy to stay close to at first: what a network was shrunk from (`KICKSTART`)."""
@@ -145,15 +145,6 @@ class MetaTrainer(Counted):
     def policy_on_cpu(self) -> Policy:
         """The policy, or a copy where it lives elsewhere: evaluations run on the processor."""
         return self.policy if self.device.type == "cpu" else copy.deepcopy(self.policy).cpu()
-
-    @kept_environments()
-    def train(self, on_epoch: Callable[[EpochMetrics], None] | None = None) -> Policy:
-        """Run epochs until the limit is reached; returns the policy."""
-        while self.progress < 1:
-            metrics = self.run_epoch()
-            if on_epoch is not None:
-                on_epoch(metrics)
-        return self.policy
 
     @threads_for_kernels()
     @torch.enable_grad()
@@ -259,9 +250,8 @@ class MetaTrainer(Counted):
                 seed=config.seed,
                 purpose="train-query",
                 max_episode_steps=None if full else config.horizon,
-                # a Gymnasium environment's state is out of reach
-                push_probability=config.push_probability if self.family.dynamics else 0.0,
-                spread_starts=config.spread_starts if self.family.dynamics else 0.0,
+                push_probability=config.push_probability,
+                spread_starts=config.spread_starts,
                 device=self.device,
             )
         ) as worlds:
@@ -296,20 +286,11 @@ class MetaTrainer(Counted):
             return Guide(action_distribution(teacher, adapted, query.cleaned()), weight)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a resumed training needs, but for the counters."""
-        return {
-            **{f"policy.{n}": v.detach().clone() for n, v in self.policy.state_dict().items()},
-            **{f"optimizer.{n}": v for n, v in self.maml.state().items()},
-            **{f"experience.{n}": v for n, v in self.buffer.tensors().items()},
-        }
+        """With the experience that it has collected."""
+        experience = {f"experience.{n}": v for n, v in self.buffer.tensors().items()}
+        return super().tensors() | experience
 
     def restore(self, tensors: dict[str, Tensor], counters: dict[str, int | float]) -> None:
         """Put back what :meth:`tensors` and :meth:`counters` gave."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}
-
-        self.policy.load_state_dict(part("policy."))
-        self.maml.restore(part("optimizer."))
-        self.buffer.restore(part("experience."))
-        self.restore_counters(counters)
+        super().restore(tensors, counters)
+        self.buffer.restore(named(tensors, "experience."))

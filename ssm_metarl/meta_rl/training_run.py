@@ -31,7 +31,7 @@ from ssm_metarl.checkpoint import (
     save_checkpoint,
 )
 from ssm_metarl.command_line import command_line
-from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, plain, rebuild
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.daemon.only_writer import only_writer
@@ -41,6 +41,7 @@ from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer, usable_device
 from ssm_metarl.meta_rl.training_log import LOG_NAME, read_log
 from ssm_metarl.reproducibility import is_reproducible
+from ssm_metarl.settings import plain, rebuild
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 
@@ -74,7 +75,7 @@ class TrainingRun:
         on_eval: OnEval | None = None,
     ) -> None:
         self.trainer, self.out = trainer, out
-        self._on_epoch, self._on_eval = on_epoch, on_eval
+        self.on_epoch, self.on_eval = on_epoch, on_eval
         self._stop_requested = False
         self.stopped = False
         self.damaged_lines = 0
@@ -93,7 +94,7 @@ class TrainingRun:
         Args:
             config: The settings.
             out: The folder.
-            family: Overrides the family that ``config.family`` names.
+            family: What it trains on; None for the one that the settings name.
             callbacks: As in the constructor.
 
         Raises:
@@ -157,6 +158,8 @@ class TrainingRun:
                 f"{known.name!r} of another name, other parameters, ranges, sizes or physics; "
                 f"{advice}"
             )
+        if known.dynamics is None:  # older files record what did nothing there
+            config = replace(config, push_probability=0.0, spread_starts=0.0)
         saved = PolicyConfig.from_dict(checkpoint.policy_config)
         trainer = make_trainer(config, known, like=saved)
         built = trainer.policy.config
@@ -195,10 +198,10 @@ class TrainingRun:
                 metrics = trainer.run_epoch()
                 line: dict[str, Any] = asdict(metrics)
                 passed = int(trainer.progress * NUM_EVALUATIONS) > due
-                if self._on_eval is not None and (passed or trainer.epoch == 1):
+                if self.on_eval is not None and (passed or trainer.epoch == 1):
                     line |= {
                         f"eval_{k}": plain(v)
-                        for k, v in self._on_eval(trainer.policy_on_cpu()).items()
+                        for k, v in self.on_eval(trainer.policy_on_cpu()).items()
                     }
                 log.write(json.dumps(line) + "\n")
                 log.flush()
@@ -207,8 +210,8 @@ class TrainingRun:
                         events.add_scalar(name, value, trainer.epoch)
                 if trainer.epoch % CHECKPOINT_EVERY == 0:
                     self.save()
-                if self._on_epoch is not None:
-                    self._on_epoch(metrics, line)
+                if self.on_epoch is not None:
+                    self.on_epoch(metrics, line)
             self.stopped = trainer.progress < 1
             self.save()
         return trainer.policy

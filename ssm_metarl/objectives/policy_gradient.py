@@ -1,9 +1,9 @@
-"""Policy-gradient objectives: the inner one (likelihood ratio) and the outer one (clipped).
+"""The inner policy-gradient objective: advantage times likelihood ratio, without a clip.
 
-Place in the flow: `returns` gives the advantages; `adaptation.inner_loop` and
-`meta_rl.meta_maml` take the loss's gradient.
+Place in the flow: `returns` gives the advantages, `adaptation.inner_loop` takes the loss's
+gradient. The outer objective is `ppo`'s.
 
-The inner objective is advantage times the likelihood *ratio*, not times log pi: the ratio keeps
+It is advantage times the likelihood *ratio*, not times log pi: the ratio keeps
 the dependence on the sampling distribution that second-order meta-gradients need (ProMP,
 Rothfuss et al. 2019, arXiv 1810.06784, section 4).
 """
@@ -11,7 +11,6 @@ Rothfuss et al. 2019, arXiv 1810.06784, section 4).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,29 +20,16 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.types import Params, Rollout
 
 MAX_RATIO = 10.0  # behaviour far from the policy (random actions) must not dominate by one step
-# Both losses clamp the *logarithm*: exp(100) is inf, and in a gradient 0 * inf is NaN.
-MAX_LOG_RATIO = 20.0
-
-
-def policy_gradient_loss(
-    policy: Policy, params: Params, rollout: Rollout, advantage: Tensor
-) -> Tensor:
-    """Negative mean of ratio x advantage, for each task.
-
-    Args:
-        policy: Scores the actions taken.
-        params: Shared or per-task parameters.
-        rollout: Steps with the log-probabilities of the behaviour that took them.
-        advantage: Shape (T, K, N), no gradient.
-
-    Returns:
-        Shape (K,).
-    """
-    return PolicyGradientLoss(policy, rollout, advantage)(params)
 
 
 class PolicyGradientLoss:
-    """`policy_gradient_loss` as a function of the parameters."""
+    """Negative mean of ratio x advantage, for each task, as a function of the parameters.
+
+    Args:
+        policy: Scores the actions taken.
+        rollout: Steps with the log-probabilities of the behaviour that took them.
+        advantage: Shape (T, K, N), no gradient.
+    """
 
     def __init__(self, policy: Policy, rollout: Rollout, advantage: Tensor) -> None:
         self._policy, self._rollout = policy, rollout.cleaned()
@@ -58,55 +44,7 @@ class PolicyGradientLoss:
         distribution = action_distribution(self._policy, params, self._rollout)
         log_ratio = distribution.log_prob(self._rollout.action) - self._rollout.log_prob
         ratio = log_ratio.clamp(max=math.log(MAX_RATIO)).exp()
-        return -_task_mean(ratio * self._advantage, self._rollout.mask), distribution
-
-
-@dataclass(frozen=True)
-class Guide:
-    """A teacher's part in the outer loss: kickstarting (Schmitt et al. 2018, arXiv 1803.03835)."""
-
-    distribution: ActionDistribution
-    """What the teacher would do in the rollout's steps, (T, K, N), no gradient."""
-    weight: float
-    """Of KL(teacher || policy), in nats a step."""
-
-
-def clipped_policy_loss(
-    policy: Policy,
-    params: Params,
-    rollout: Rollout,
-    advantage: Tensor,
-    *,
-    clip_coef: float,
-    entropy_coef: float,
-    guide: Guide | None = None,
-) -> Tensor:
-    """PPO's clipped surrogate (Schulman et al. 2017, arXiv 1707.06347, eq. 7), for each task.
-
-    Args:
-        policy: Scores the actions taken.
-        params: Shared or per-task parameters.
-        rollout: Steps with the log-probabilities of the behaviour that took them.
-        advantage: Shape (T, K, N), no gradient.
-        clip_coef: The ratio counts within 1 - clip_coef and 1 + clip_coef.
-        entropy_coef: Weight of the entropy bonus.
-        guide: A teacher to stay close to.
-
-    Returns:
-        Loss to minimise, shape (K,).
-    """
-    rollout = rollout.cleaned()
-    distribution = action_distribution(policy, params, rollout)
-    log_ratio = distribution.log_prob(rollout.action) - rollout.log_prob
-    advantage = torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
-    ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
-    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    gain = torch.minimum(ratio * advantage, clipped * advantage)
-    if entropy_coef > 0:
-        gain = gain + entropy_coef * distribution.entropy()
-    if guide is not None:
-        gain = gain - guide.weight * guide.distribution.kl(distribution)
-    return -_task_mean(gain, rollout.mask)
+        return -task_mean(ratio * self._advantage, self._rollout.mask), distribution
 
 
 def action_distribution(policy: Policy, params: Params, rollout: Rollout) -> ActionDistribution:
@@ -114,7 +52,7 @@ def action_distribution(policy: Policy, params: Params, rollout: Rollout) -> Act
     return policy.look(params, rollout).distribution
 
 
-def _task_mean(x: Tensor, mask: Tensor) -> Tensor:
+def task_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over each task's taken steps, shape (K,)."""
     x = torch.where(mask, x, torch.zeros_like(x))
     return x.sum(dim=(0, 2)) / mask.sum(dim=(0, 2)).clamp(min=1)

@@ -43,8 +43,7 @@ def silent_dims(policy: Policy, rollout: Rollout) -> Tensor:
     dims = list(policy.heads.predicted_dims)
     change = ((rollout.next_obs - rollout.obs) * policy.obs_scale)[..., dims]
     still = change.square().mean(dim=(0, 2)).sqrt() < MIN_SPREAD
-    told_dims = 0 if policy.config is None else policy.config.told_dims
-    told = torch.tensor(dims, device=still.device) >= policy.obs_dim - told_dims
+    told = torch.tensor(dims, device=still.device) >= policy.obs_dim - policy.config.told_dims
     return still & ~told & (rollout.steps_taken() > 1)[:, None]
 
 

@@ -1,11 +1,7 @@
-"""Advantages: a linear baseline for each task and generalised advantage estimation.
+"""Advantages of episodes: a linear baseline for each task, `gae` over it, and one size for all.
 
-Place in the flow: from `Rollout` to the weights of `policy_gradient`.
-
-An episode that *terminated* is worth nothing afterwards; one that was *truncated* by a time limit
-would have gone on, so its value is bootstrapped (Pardo et al. 2018, arXiv 1712.00378). The same
-holds where collection stopped in mid-episode. With the two confused, a policy that never fails
-learns that its last steps are worthless.
+Place in the flow: from `Rollout` to the weights of `policy_gradient` and `ppo`. The baseline is
+fitted to the two kinds of end that `gae` knows: an episode that was cut is worth what follows.
 """
 
 from __future__ import annotations
@@ -13,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssm_metarl.core.scan import scan
+from ssm_metarl.objectives.gae import accumulated, continues, episode_advantage
 from ssm_metarl.types import Rollout
 
 RIDGE = 1e-3
@@ -80,11 +76,11 @@ def fit_linear_baseline(
     size = obs.shape[-1] - told_dims
     features = baseline_features(obs[..., :size])  # (T, K, N, F)
     next_features = baseline_features(next_obs[..., :size])
-    continues = _continues(rollout)
-    ends = (~continues & ~rollout.terminated)[..., None]
+    goes_on = continues(rollout)
+    ends = (~goes_on & ~rollout.terminated)[..., None]
     # gamma^n phi(s') of where each piece ends (0 after a termination), and its discounted rewards
     steps = torch.cat([gamma * ends * next_features, rollout.reward[..., None]], dim=-1)
-    to_go = _accumulated(steps, gamma * continues[..., None].to(steps.dtype))
+    to_go = accumulated(steps, gamma * goes_on[..., None].to(steps.dtype))
     tail, reward_to_go = to_go[..., :-1], to_go[..., -1:]
 
     taken = rollout.mask[..., None].to(features.dtype)
@@ -114,44 +110,6 @@ def _ridge(x: Tensor, y: Tensor, count: Tensor) -> Tensor:
     gram = x.transpose(1, 2) @ x / count + RIDGE * torch.eye(size).to(x)
     weights = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)
     return weights
-
-
-def _accumulated(x: Tensor, discount: Tensor) -> Tensor:
-    """y_t = x_t + discount_t y_{t+1}, for x (T, K, N) or (T, K, N, F): a scan in reversed time."""
-    rows, factors = (y.flatten(1, 2) if y.dim() > 3 else y for y in (x, discount))
-    states = scan(factors.flip(0), rows.flip(0), torch.zeros_like(rows[0]))
-    return states.flip(0).view_as(x)
-
-
-def _continues(rollout: Rollout) -> Tensor:
-    """True where the next recorded step belongs to the same episode, shape (T, K, N)."""
-    followed = torch.zeros_like(rollout.mask)
-    followed[:-1] = rollout.mask[1:] & ~rollout.reset[1:]
-    return followed & ~rollout.terminated & ~rollout.truncated
-
-
-def generalized_advantage(
-    rollout: Rollout, value: Tensor, next_value: Tensor, *, gamma: float, gae_lambda: float
-) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, eq. 16).
-
-    Args:
-        rollout: T steps; pieces of episodes follow one another in an environment.
-        value: V(obs), shape (T, K, N).
-        next_value: V(next_obs), shape (T, K, N); used except after a termination.
-        gamma: Discount factor.
-        gae_lambda: Trade-off between bias (0) and variance (1).
-
-    Returns:
-        Shape (T, K, N); zero where no step was taken.
-    """
-    alive = (~rollout.terminated).to(value.dtype)
-    delta = rollout.reward + gamma * alive * next_value - value
-    # what stands in masked-out steps, NaN perhaps, must not reach the steps before them
-    delta = torch.where(rollout.mask, delta, torch.zeros_like(delta))
-    continues = _continues(rollout).to(value.dtype)
-    advantage = _accumulated(delta, gamma * gae_lambda * continues)
-    return torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
 
 
 def normalized(advantage: Tensor, mask: Tensor, *, shared_scale: bool = False) -> Tensor:
@@ -199,5 +157,5 @@ def advantages(
     value, next_value = fit_linear_baseline(
         rollout, gamma, told_dims=told_dims, obs_scale=obs_scale
     )
-    raw = generalized_advantage(rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda)
+    raw = episode_advantage(rollout, value, next_value, gamma=gamma, gae_lambda=gae_lambda)
     return normalized(raw, rollout.mask, shared_scale=shared_scale)

@@ -325,7 +325,8 @@ class RecursiveSelfImprovementAgent:
 
     def _propose(self) -> Body:
         from ssm_metarl.checkpoint import unpack
-        from ssm_metarl.config import MetaTrainingConfig, rebuild
+        from ssm_metarl.config import MetaTrainingConfig
+        from ssm_metarl.settings import rebuild
 
         lineage, generation = self.lineage, self.lineage.generation + 1
         parent = unpack(self.store.get(lineage.champion), "champion")

@@ -89,8 +89,9 @@ class Training:
     def _trainer(self, start: Checkpoint) -> MetaTrainer:
         """The training, where it was left."""
         from ssm_metarl.checkpoint import FILE_NAME, load_checkpoint
-        from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
+        from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
         from ssm_metarl.meta_rl.trainer import MetaTrainer
+        from ssm_metarl.settings import rebuild
 
         config = rebuild(MetaTrainingConfig, start.settings, "training")
         like = PolicyConfig.from_dict(start.policy_config)
@@ -125,8 +126,9 @@ def prepare(
     """
     import torch
 
-    from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
+    from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
     from ssm_metarl.recursive_self_improvement.growth import grown_config, relative_change, resize
+    from ssm_metarl.settings import rebuild
 
     if unknown := sorted(set(changes) - set(MOVES)):
         raise ValueError(f"changes: expected fields among {sorted(MOVES)}, received {unknown}")

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from ssm_metarl.config import check_types, require
+from ssm_metarl.settings import Count, Positive, Weight, check_fields, require
 
 OPERATIONAL = ("train_timeout", "memory_limit_mb", "min_free_mb")
 """Settings that decide nothing, and may be others whenever a lineage goes on."""
@@ -24,21 +24,21 @@ class RSIConfig:
     seed: int = 0
     """Names every random number of the lineage: tasks, trainings, proposals."""
 
-    num_candidates: int = 6
+    num_candidates: Count = 6
     """Proposed changes in a generation; a control and a placebo train beside them."""
-    train_steps: int = 200_000
+    train_steps: Count = 200_000
     """Environment steps that each of them trains on."""
-    max_env_steps: int | None = None
+    max_env_steps: Count | None = None
     """Environment steps of the whole lineage, trainings and evaluations; None for no limit."""
     screen_pairs: tuple[int, ...] = (16, 32, 64)
     """Paired tasks after which the worse half of the candidates drops out, ascending."""
-    confirm_pairs: int = 1000
+    confirm_pairs: Count = 1000
     """Most pairs of the first confirmation; later ones may take more, as their alpha shrinks."""
-    attribution_pairs: int = 256
+    attribution_pairs: Count = 256
     """Most pairs that ask whether the change or the training alone made the difference."""
-    canary_pairs: int = 1000
+    canary_pairs: Count = 1000
     """Most pairs on which a new champion is watched; harm brings the old one back."""
-    batch_pairs: int = 64
+    batch_pairs: Count = 64
     """Pairs that are measured at once, between two looks at the verdict."""
 
     alpha: float = 0.05
@@ -58,50 +58,38 @@ class RSIConfig:
     tolerance: float = 0.05
     """What a guardrail may lose against the champion, as a share of the range of returns."""
 
-    support_steps: int = 20
+    support_steps: Count = 20
     """Environment steps of data that a policy adapts from."""
     curve_steps: tuple[int, ...] = (5, 10, 20)
     """Lengths of data of the adaptation curve; the last is ``support_steps``."""
     return_bounds: tuple[float, float] | None = None
     """Least and greatest return possible; None for those that the family declares."""
 
-    max_failures: int = 3
+    max_failures: Count = 3
     """Failed generations in a row after which everything halts."""
     floor: float = 0.5
     """A generation fails whose champion has less than this share of the first one's return."""
-    max_parameters: int = 50_000
+    max_parameters: Count = 50_000
     """Largest model that may be proposed."""
-    train_timeout: float = 3600.0
+    train_timeout: Positive = 3600.0
     """Seconds after which a job counts as hung."""
-    memory_limit_mb: float = 4000.0
+    memory_limit_mb: Positive = 4000.0
     """Memory of a worker above which its job is ended."""
-    min_free_mb: float = 32.0
+    min_free_mb: Weight = 32.0
     """Room on the disk below which the lineage pauses."""
-    keep_champions: int = 5
+    keep_champions: Count = 5
     """Past champions whose weights stay on disk, beside the first one and the best one."""
-    audit_tasks: int = 500
+    audit_tasks: Count = 500
     """Vault tasks of an audit."""
 
     def __post_init__(self) -> None:
-        check_types(self)
-        at_least_one = (
-            "num_candidates", "train_steps", "confirm_pairs", "attribution_pairs", "canary_pairs",
-            "batch_pairs", "support_steps", "max_failures", "max_parameters", "keep_champions",
-            "audit_tasks",
-        )  # fmt: skip
-        for name in at_least_one:
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("train_timeout", "memory_limit_mb"):
-            require(getattr(self, name) > 0, name, "a number above 0", getattr(self, name))
-        require(self.max_env_steps is None or self.max_env_steps >= 1, "max_env_steps",
-                "None or at least 1", self.max_env_steps)  # fmt: skip
+        check_fields(self)
         for name in (
             "alpha", "guardrail_alpha", "attribution_alpha", "canary_alpha", "give_up_alpha"
         ):  # fmt: skip
             require(0 < getattr(self, name) < 1, name, "between 0 and 1", getattr(self, name))
         for name in ("margin", "smaller_tolerance", "tolerance", "floor"):
             require(0 <= getattr(self, name) < 1, name, "0 to 1", getattr(self, name))
-        require(self.min_free_mb >= 0, "min_free_mb", "at least 0", self.min_free_mb)
         for name in ("screen_pairs", "curve_steps"):
             values = getattr(self, name)
             require(len(values) > 0 and values[0] >= 1 and list(values) == sorted(set(values)),
@@ -122,21 +110,14 @@ class RSIRun(RSIConfig):
     """Generation 0: a shipped name, a run's folder or a checkpoint; none to continue a lineage."""
     family: str | None = None
     """Task family: a name, or my_plant.py:FAMILY; None for the model's or the lineage's own."""
-    cycles: int | None = None
+    cycles: Count | None = None
     """Generations to run; None until it is told to stop."""
     executor: Literal["local", "ray"] = "local"
     """Where candidates run: worker processes on this machine, or a Ray cluster."""
-    workers: int | None = None
+    workers: Count | None = None
     """Worker processes (local); None for one a processor."""
     ray_address: str | None = None
     """Address of the Ray cluster; None starts one on this machine."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("cycles", "workers"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, "None or at least 1", value)
-        require(self.executor in ("local", "ray"), "executor", "'local' or 'ray'", self.executor)
 
     @property
     def settings(self) -> RSIConfig:

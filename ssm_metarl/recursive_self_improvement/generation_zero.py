@@ -10,14 +10,16 @@ from pathlib import Path
 
 from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.checkpoint import Checkpoint, load_model, pack
-from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.environment import Environment
 from ssm_metarl.evaluation.episodes import can_adapt, check_declaration, check_family
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 from ssm_metarl.recursive_self_improvement.candidates import recipe_for
+from ssm_metarl.settings import rebuild
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 
@@ -101,8 +103,6 @@ def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) ->
         return load_model(model)
     policy = as_policy(model)
     check_unadapted(policy)
-    if policy.config is None:
-        raise ValueError("model: expected a policy with its configuration, received one without")
     return Checkpoint(
         policy_config=asdict(policy.config),
         tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from ssm_metarl.config import rebuild
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
 from ssm_metarl.recursive_self_improvement.gate import (
     PRIMARY,
@@ -36,6 +35,7 @@ from ssm_metarl.recursive_self_improvement.gate import (
 )
 from ssm_metarl.recursive_self_improvement.ledger import Event
 from ssm_metarl.recursive_self_improvement.metrics import STABILITY_QUANTILE, differences
+from ssm_metarl.settings import rebuild
 
 Body = Mapping[str, Any]
 

@@ -22,7 +22,7 @@ EVALUATOR = (
     "recursive_self_improvement/agent.py", "recursive_self_improvement/config.py",
     "recursive_self_improvement/gate.py",
     "recursive_self_improvement/lineage.py", "recursive_self_improvement/metrics.py",
-    "seeding.py", "tasks", "types.py",
+    "seeding.py", "settings.py", "tasks", "types.py",
 )  # fmt: skip
 """Files and folders, under the package, that an evaluation's numbers depend on."""
 

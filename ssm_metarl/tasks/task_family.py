@@ -24,7 +24,7 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import in_one_line, plain
+from ssm_metarl.settings import in_one_line, plain
 from ssm_metarl.tasks.sketch import Sketch
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.inner_objective import task_loss
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import HybridAdaptationConfig, Objective, StandardAdaptationConfig
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds

@@ -13,7 +13,7 @@ from float32 import double
 from ssm_metarl.adaptation.inner_objective import Replay, task_loss, weigh_replay
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.objectives.policy_gradient import policy_gradient_loss
+from ssm_metarl.objectives.policy_gradient import PolicyGradientLoss
 from ssm_metarl.objectives.prediction import prediction_loss, target_spread
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.types import Rollout
@@ -55,9 +55,9 @@ def test_policy_gradient_with_replay(
 ) -> None:
     current, params = make_support(3), policy.meta_params()
     loss = task_loss(policy, "policy_gradient", current, replay=replay, **DISCOUNT)
-    expected = policy_gradient_loss(policy, params, current, advantages(current, **DISCOUNT))
+    expected = PolicyGradientLoss(policy, current, advantages(current, **DISCOUNT))(params)
     weighted = replay.weights * advantages(replay.rollout, **DISCOUNT)
-    past = policy_gradient_loss(policy, params, replay.rollout, weighted)
+    past = PolicyGradientLoss(policy, replay.rollout, weighted)(params)
     torch.testing.assert_close(loss(params), expected + 0.7 * replay.trust * past)
     assert (past.abs() > 1e-4).all()
 

@@ -14,7 +14,8 @@ from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import load_pretrained
 from ssm_metarl.config import OnlineAdaptationConfig
-from ssm_metarl.core.policy import Policy, as_policy
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
@@ -255,7 +256,7 @@ def driven(
         seen = obs.clone()
         spoil(t, seen)
         action, log_prob = online(seen, ended)
-        assert online._hidden.isfinite().all() and log_prob.isfinite().all()
+        assert online._state.hidden.isfinite().all() and log_prob.isfinite().all()
         step = worlds.step(action)
         online.rewarded(step.reward * reward)
         up += int(not step.terminated) if up == t else 0

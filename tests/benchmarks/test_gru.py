@@ -16,7 +16,7 @@ from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import run_trials
-from ssm_metarl.meta_rl.in_context import NO_EXPERT, InContextTrainer
+from ssm_metarl.meta_rl.in_context import InContextTrainer
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily
 
@@ -70,7 +70,7 @@ def test_sequences_give_the_probabilities_of_acting(mirror: bool) -> None:
     trainer = gru_trainer(tiny(num_epochs=1), family(mirror))
     tasks = trainer.family.sample("train", 4, seed=0)
     rollout = trainer._collect(tasks)
-    sequences, _ = trainer._rate(rollout, torch.full_like(rollout.action, NO_EXPERT))
+    sequences, _ = trainer._rate(rollout, None)
     assert bool(sequences.reset[1:].any())
 
     def log_prob(policy: Policy, inputs: Tensor, hidden: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from ssm_metarl.cli.train import Train
 from ssm_metarl.command_line import command_line
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
 from ssm_metarl.meta_rl.training_run import LOG_NAME
+from ssm_metarl.training import train
 
 from .conftest import BUDGET, Cli, Trained
 
@@ -33,7 +34,7 @@ ENDLESS = ("--update_epochs", 1_000_000, "--max_env_steps", 1_000_000)
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short evaluation at the end of a training."""
-    monkeypatch.setattr("ssm_metarl.cli.training.FINAL_TASKS", 3)
+    monkeypatch.setattr("ssm_metarl.training.FINAL_TASKS", 3)
 
 
 def test_stdout_is_one_json_object_and_progress_goes_to_stderr(trained: Trained) -> None:
@@ -74,6 +75,19 @@ def test_the_same_seed_gives_the_same_result(cli: Cli, trained: Trained) -> None
     assert same_tensors(first, second)
     assert "adapted" in again.out and "difference" in again.out
     assert again.out.endswith("model: again\n")
+
+
+def test_python_does_what_the_command_line_does(trained: Trained, tmp_path: Path) -> None:
+    command = parse(["train", *BUDGET])
+    assert isinstance(command, Train)
+    result = train(command.settings(), tmp_path / "run").result
+    one, other = load_checkpoint(trained.folder), load_checkpoint(tmp_path / "run")
+    assert same_tensors(one, other)
+    assert (one.card, one.training) == (other.card, other.training)
+    assert one.calibration == other.calibration
+    differ = {"model", "peak_memory_mb"}
+    printed = {n: v for n, v in trained.outcome.json.items() if n not in differ}
+    assert {n: v for n, v in json.loads(json.dumps(result)).items() if n not in differ} == printed
 
 
 def same_tensors(first: Checkpoint, second: Checkpoint) -> bool:
@@ -136,7 +150,7 @@ def test_training_that_diverges_keeps_the_last_good_checkpoint(cli: Cli) -> None
     assert outcome.code == 3
     assert outcome.out == ""
     last = outcome.err.splitlines()[-1]
-    assert "expected a finite meta-loss" in last and last.endswith("bad")
+    assert "expected a finite loss" in last and last.endswith("bad")
     checkpoint = load_checkpoint("bad")
     assert checkpoint.counters["epoch"] == 0
     assert all(bool(torch.isfinite(v).all()) for v in checkpoint.tensors.values())
@@ -222,6 +236,7 @@ def test_interrupting_any_other_command_is_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ssm_metarl.evaluation.meta_evaluator.verify", interrupt)
+    monkeypatch.setattr("ssm_metarl.training.verify", interrupt)
     outcome = cli("verify", "--model", model)
     assert (outcome.code, outcome.err) == (130, "ssm-metarl: interrupted\n")
     outcome = cli("train", "--out", "run", "--num_epochs", 1, *TINY)  # its last stage verifies

@@ -23,7 +23,7 @@ TINY = (
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A short evaluation at the end of a training."""
-    monkeypatch.setattr("ssm_metarl.cli.training.FINAL_TASKS", 3)
+    monkeypatch.setattr("ssm_metarl.training.FINAL_TASKS", 3)
 
 
 def test_a_training_its_evaluation_and_its_verification(cli: Cli) -> None:

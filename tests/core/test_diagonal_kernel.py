@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.action_space import Discrete
+from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
-from ssm_metarl.core.policy import LinearHeads, Policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.types import Params
 
 LAYER = ["log_rate", "D", "B.weight", "B.bias", "C.weight", "C.bias", "gate.weight", "gate.bias"]
@@ -32,7 +34,8 @@ def policy(request: pytest.FixtureRequest) -> Policy:
         torch.manual_seed(1)
         model = DiagonalSSM(4, model_dim=6, state_dim=5, num_layers=2, norm_dim=request.param)
         heads = LinearHeads(model.output_dim, Discrete(3), obs_dim=4)
-        return Policy(model, heads, obs_scale=(0.5, 1.0, 2.0, 1.0), inner_lr=0.1)
+        config = PolicyConfig(obs_scale=(0.5, 1.0, 2.0, 1.0), num_actions=3)
+        return Policy(model, heads, config, inner_lr=0.1)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "per-task"])

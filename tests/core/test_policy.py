@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from ssm_metarl.action_space import Continuous, Discrete
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
 from ssm_metarl.core.distributions import ActionDistribution, Categorical, Gaussian
-from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads, build_policy
+from ssm_metarl.core.heads import LinearHeads, SliceHeads
+from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.types import Params
@@ -30,29 +32,36 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def make_policy(kind: str) -> Policy:
     kind, *how = kind.split("-")
     reflection = (-1.0,) * (OBS - 1) + (1.0 if "told" in how else -1.0,)
-    options: dict[str, Any] = {
-        "obs_scale": SCALE,
-        "reflection": reflection if "mirror" in how else (),
-        "memory": "memoryless" not in how,
-        "inner_lr": 0.1,
+    actions: dict[str, Any] = {
+        "slice": {"core": "state_space", "num_actions": 2, "predicted_dims": (1, 3)},
+        "discrete": {"num_actions": 3},
+        "continuous": {"action_dim": 2, "action_low": -2.0, "action_high": 2.0},
     }
+    config = PolicyConfig(
+        obs_scale=SCALE,
+        mirror="mirror" in how,
+        reflection=reflection if "mirror" in how else (),
+        memory="memoryless" not in how,
+        **actions[kind],
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         heads: LinearHeads | SliceHeads
         if kind == "slice":
             heads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
-            policy = Policy(StateSpaceModel(8, OBS, 4, 16), heads, **options)
+            policy = Policy(StateSpaceModel(8, OBS, 4, 16), heads, config, inner_lr=0.1)
         else:
             space = {"discrete": Discrete(3), "continuous": Continuous(2, -2.0, 2.0)}[kind]
             heads = LinearHeads(6, space, OBS)
             core = DiagonalSSM(OBS, model_dim=6, state_dim=5, num_layers=2)
-            policy = Policy(core, heads, **options)
+            policy = Policy(core, heads, config, inner_lr=0.1)
         with torch.no_grad():  # away from the uniform start, so that a mix-up would show
             for name, p in policy.meta_params().items():
                 p += 0.3 * draw(*p.shape, seed=len(name))
         return policy
 
 
+SLICES = PolicyConfig(core="state_space", obs_scale=SCALE, num_actions=2, predicted_dims=(1, 3))
 KINDS = ("slice", "discrete", "continuous")
 MIRRORED = tuple(f"{kind}-mirror" for kind in KINDS)
 MEMORYLESS = tuple(f"{kind}-memoryless" for kind in (*KINDS, *MIRRORED))
@@ -345,7 +354,7 @@ def test_observations_are_clipped_in_their_own_units() -> None:
     limits = (1.0, 0.5, 2.0, 1.0)
     core, heads = StateSpaceModel(), SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
     clipped, free = (
-        Policy(core, heads, obs_scale=SCALE, obs_limit=limit, inner_lr=0.1)
+        Policy(core, heads, replace(SLICES, obs_limit=limit), inner_lr=0.1)
         for limit in (limits, ())
     )
     obs = 3 * draw(STEPS, 1, ENVS, OBS, seed=3)
@@ -389,8 +398,9 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"output_dim: expected at least 4 .* received 3"):
         SliceHeads(3, Discrete(2), predicted_dims=(1, 3))
     heads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
-    with pytest.raises(ValueError, match="obs_scale: expected 4 factors, received 3"):
-        Policy(StateSpaceModel(), heads, obs_scale=(1.0,) * 3, inner_lr=0.1)
+    with pytest.raises(ValueError, match="core: expected 3 inputs, received 4"):
+        Policy(StateSpaceModel(), heads, PolicyConfig(obs_scale=(1.0,) * 3, num_actions=2),
+               inner_lr=0.1)  # fmt: skip
 
 
 def test_a_nonlinear_model_starts_as_sensitive_to_each_observation() -> None:

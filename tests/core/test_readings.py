@@ -13,10 +13,9 @@ from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import load_pretrained
 from ssm_metarl.compiled import plain_operations
 from ssm_metarl.config import PolicyConfig
-from ssm_metarl.core.fused_actor import FusedActor
-from ssm_metarl.core.plain_actor import PlainActor
+from ssm_metarl.core.acting import PlainActor
+from ssm_metarl.core.compiled_actor import CompiledActor
 from ssm_metarl.core.policy import Policy, build_policy
-from ssm_metarl.core.trial_actor import TrialActor
 from ssm_metarl.core.trial_memory import TrialMemory
 from ssm_metarl.env_runner.environment import Environment
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
@@ -49,13 +48,13 @@ def make_actor(kind: str, num_tasks: int = 1, **more: object) -> SizedActor:
         assert isinstance(actor, PlainActor)
         return actor
     actor = policy.actor(policy.meta_params(), num_tasks, 1)
-    assert isinstance(actor, TrialActor if "in context" in kind else FusedActor)
+    assert isinstance(actor, CompiledActor)
     return actor
 
 
 def hidden_of(actor: SizedActor) -> Tensor:
     run = getattr(actor, "_run", None)
-    return actor._hidden if run is None else torch.from_numpy(run.hidden)  # type: ignore[attr-defined]
+    return actor.state.hidden if run is None else torch.from_numpy(run.hidden)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

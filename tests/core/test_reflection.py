@@ -54,7 +54,7 @@ def history(policy: Policy) -> Rollout:
     obs = torch.randn(STEPS + 1, TASKS, ENVS, policy.obs_dim, generator=rng)
     space = policy.action_space
     number = torch.rand(*lead, space.logits_dim, generator=rng)
-    action = number.argmax(-1) if policy.config.num_actions else 2 * number - 1  # type: ignore[union-attr]
+    action = number.argmax(-1) if policy.config.num_actions else 2 * number - 1
     no = torch.zeros(lead, dtype=torch.bool)
     reset = no.clone()
     reset[[0, 4, 9]] = True
@@ -123,7 +123,7 @@ def test_values_stay_and_predictions_turn_dimension_by_dimension(kind: str) -> N
             output = policy.look(policy.meta_params(), seen).output
             code = policy.action_space.code(seen.action).to(output)
             said = [policy.predict(output, code) * turn]
-            if policy.config.core == "diagonal":  # type: ignore[union-attr]
+            if policy.config.core == "diagonal":
                 said.append(policy.value(output))
             found.append(said)
         return found[0], found[1]

@@ -89,7 +89,7 @@ def test_the_memory_crosses_an_episodes_end_and_not_a_trials():
 def test_the_plain_actor_acts_alike(monkeypatch, mirror, layout):
     policy = small_policy(mirror=mirror, **layout)
     compiled = sampled_rollout(policy, policy.meta_params(), 2)
-    for module in ("policy", "trial_actor", "diagonal_ssm"):
+    for module in ("policy", "diagonal_ssm"):
         monkeypatch.setattr(f"ssm_metarl.core.{module}.can_fuse", lambda *_: False)
     monkeypatch.setattr(TrialMemory, "observe", TrialMemory.observe_plainly)
     plain = sampled_rollout(policy, policy.meta_params(), 2)
@@ -163,7 +163,7 @@ def test_what_in_context_does_not_go_with(changes, message):
 def test_the_number_of_threads_changes_the_last_bit_at_most(monkeypatch, mirror):
     policy = small_policy(mirror=mirror)
     alone = sampled_rollout(policy, policy.meta_params(), 2)
-    monkeypatch.setattr("ssm_metarl.core.trial_actor.threads_worth", lambda rows: 3)
+    monkeypatch.setattr("ssm_metarl.core.compiled_actor.threads_worth", lambda rows: 3)
     shared = sampled_rollout(policy, policy.meta_params(), 2)
     assert torch.equal(alone.action, shared.action)
     for rollout in (alone, shared):

@@ -106,14 +106,14 @@ def test_only_training_tasks_are_looked_at(policy: Policy, monkeypatch: pytest.M
 
 
 def test_a_model_that_cannot_adapt_has_no_limits() -> None:
-    from ssm_metarl.core.policy import as_policy
+    from ssm_metarl.core.pth_policy import as_policy
 
     model = as_policy(StateSpaceModel(output_dim=2))
     assert calibrate(model, CARTPOLE, MetaTrained(), **SMALL) is None
 
 
 def test_a_model_adapted_by_reward_has_no_prediction_error_to_bound() -> None:
-    from ssm_metarl.core.policy import as_policy
+    from ssm_metarl.core.pth_policy import as_policy
 
     model = as_policy(StateSpaceModel(output_dim=2))
     limits = calibrate(model, CARTPOLE, MetaTrained(objective="policy_gradient"), **SMALL)

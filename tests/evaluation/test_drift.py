@@ -9,7 +9,8 @@ from ssm_metarl.adaptation.online_adapter import OnlineAdapter, OnlineEvent
 from ssm_metarl.checkpoint import load_pretrained
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import Policy, as_policy, build_policy
+from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.evaluation import drift

@@ -12,7 +12,8 @@ import torch
 
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import Policy, as_policy, build_policy
+from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds

@@ -17,11 +17,11 @@ from ssm_metarl.config import (
     PolicyConfig,
     SingleTaskConfig,
     StandardAdaptationConfig,
-    rebuild,
 )
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.evaluation.fine_tuning import FineTuningConfig
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
+from ssm_metarl.settings import rebuild
 
 from .junk import json_value, pick, python_value, rng_of
 

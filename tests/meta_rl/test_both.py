@@ -57,7 +57,7 @@ def test_some_epochs_go_without_a_step_and_train_the_context() -> None:
         steps.add(metrics.inner_steps)
         if metrics.inner_steps == 0:
             assert metrics.grad_norm > 0 and metrics.left_out == 0
-            moments = trainer.maml.optimizer.state[trainer.policy.step_size]["exp_avg"]
+            moments = trainer.steps.optimizer.state[trainer.policy.step_size]["exp_avg"]
             drift = (trainer.policy.step_size - sizes).abs().max()
             assert drift <= 2 * trainer.config.outer_lr  # nothing but what momentum is left
             assert moments.isfinite().all()

@@ -14,12 +14,12 @@ from torch import Tensor
 from float32 import EPS, TIMES, assert_identity, assert_only_rounded
 from ssm_metarl.checkpoint import load_checkpoint, load_pretrained
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.config_in_context import DEFAULT_ENV_STEPS, InContextConfig
+from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import run_trials
 from ssm_metarl.meta_rl import training_run
-from ssm_metarl.meta_rl.in_context import NO_EXPERT, InContextTrainer, Sequences, ppo_loss
-from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
+from ssm_metarl.meta_rl.in_context import InContextTrainer, Sequences, ppo_loss
 from ssm_metarl.meta_rl.training_run import LOG_NAME, TrainingRun, recorded_config, training_record
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
@@ -40,9 +40,6 @@ def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_run, "_event_writer", lambda *_: None)
 
 
-NOBODY = torch.full((49, 4, 1), NO_EXPERT)
-
-
 def collected(trainer: InContextTrainer) -> Any:
     tasks = trainer.family.sample("train", trainer.config.tasks_per_epoch, seed=0)
     return trainer._collect(tasks)
@@ -51,7 +48,7 @@ def collected(trainer: InContextTrainer) -> Any:
 def test_sequences_start_from_the_states_that_acting_had() -> None:
     trainer = InContextTrainer(tiny())
     rollout = collected(trainer)
-    sequences, _ = trainer._rate(rollout, NOBODY)
+    sequences, _ = trainer._rate(rollout, None)
     assert sequences.inputs.shape[:2] == (16, 3 * 4)
 
     def log_prob(policy: Policy, inputs: Tensor, hidden: Tensor) -> Tensor:
@@ -71,7 +68,7 @@ def test_sequences_start_from_the_states_that_acting_had() -> None:
 def test_an_episodes_end_is_an_input_and_a_trials_end_clears() -> None:
     trainer = InContextTrainer(tiny(trial_episodes=2))
     rollout = collected(trainer)
-    sequences, _ = trainer._rate(rollout, NOBODY)
+    sequences, _ = trainer._rate(rollout, None)
     starts = rollout.reset[:48, :, 0].reshape(3, 16, 4).transpose(0, 1).flatten(1)
     flags = sequences.inputs[..., -2:]
     assert torch.equal(flags[..., 0].bool(), sequences.reset)
@@ -83,7 +80,7 @@ def test_an_episodes_end_is_an_input_and_a_trials_end_clears() -> None:
 def test_one_step_of_ppo_is_the_policy_gradient() -> None:
     # At the weights that acted the ratio is 1 everywhere: clipping changes nothing.
     trainer = InContextTrainer(tiny())
-    sequences, _ = trainer._rate(collected(trainer), NOBODY)
+    sequences, _ = trainer._rate(collected(trainer), None)
 
     def gradient(clip_coef: float, policy: Policy, columns: dict[str, Tensor]) -> Tensor:
         config = replace(trainer.config, clip_coef=clip_coef, value_coef=0.0, entropy_coef=0.0)
@@ -120,7 +117,7 @@ def test_trainings_repeat_bit_for_bit_and_resume_as_if_nothing_had_been(tmp_path
     whole = TrainingRun.start(config, tmp_path / "whole")
     whole.train()
     broken = TrainingRun.start(config, tmp_path / "broken")
-    broken._on_epoch = lambda metrics, _: metrics.epoch == 2 and broken.request_stop()
+    broken.on_epoch = lambda metrics, _: metrics.epoch == 2 and broken.request_stop()
     broken.train()
     assert broken.stopped
     TrainingRun.resume(tmp_path / "broken").train()
@@ -189,7 +186,7 @@ def test_settings_out_of_range(changes: dict[str, Any], message: str) -> None:
 
 
 def test_the_default_limit() -> None:
-    assert InContextConfig().env_step_limit == DEFAULT_ENV_STEPS
+    assert InContextConfig().env_step_limit == 2_000_000
     assert InContextConfig(num_epochs=5).env_step_limit is None
 
 

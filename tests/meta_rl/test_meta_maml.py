@@ -18,13 +18,9 @@ from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.meta_rl.architecture import architecture
-from ssm_metarl.meta_rl.meta_maml import (
-    FINAL_LR_SHARE,
-    MetaMAML,
-    TrainingDiverged,
-    query_parts,
-)
-from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
+from ssm_metarl.meta_rl.gradient_steps import FINAL_LR_SHARE, TrainingDiverged
+from ssm_metarl.meta_rl.meta_maml import MetaMAML, query_parts
+from ssm_metarl.objectives.ppo import clipped_policy_loss
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CARTPOLE
@@ -73,13 +69,13 @@ class MetaBatch:
 
     def gradient(self) -> dict[str, Tensor]:
         named = dict(self.maml.policy.named_parameters())
-        self.maml.optimizer.zero_grad()
+        self.maml.steps.optimizer.zero_grad()
         parts = query_parts(self.query, self.advantage)
         loss, left_out = self.maml.backward(self.loss, parts, num_steps=self.num_steps)
         assert left_out == 0
         assert loss == pytest.approx(self.meta_loss().item())
         grads = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in named.items()}
-        self.maml.optimizer.zero_grad()
+        self.maml.steps.optimizer.zero_grad()
         return grads
 
     def update(self, **changes: Any) -> Any:
@@ -257,7 +253,7 @@ class TestUpdate:
             batch = make_batch(tiny(update_epochs=epochs), num_steps=1)
             batch.update()
             batch.update()
-            steps = {v.item() for n, v in batch.maml.state().items() if n.endswith(".step")}
+            steps = {v.item() for n, v in batch.maml.steps.tensors().items() if n.endswith(".step")}
             assert steps == {2 * epochs}
 
     def test_the_norm_is_reported_before_clipping(self, tiny: MakeConfig) -> None:
@@ -291,15 +287,18 @@ class TestUpdate:
     ) -> None:
         batch = make_batch(tiny(), num_steps=1)
         batch.update()
-        before, state = parameters(batch.maml.policy), batch.maml.state()
+        before, state = parameters(batch.maml.policy), batch.maml.steps.tensors()
         if where == "loss":
             batch.advantage.fill_(number)
         else:
             weight = next(batch.maml.policy.core.parameters())
             weight.register_hook(lambda g: torch.full_like(g, number))
-        with pytest.raises(TrainingDiverged, match="expected a finite meta-loss and gradient"):
+        with pytest.raises(TrainingDiverged, match="expected a finite loss and gradient"):
             batch.update()
-        for kept, now in ((before, parameters(batch.maml.policy)), (state, batch.maml.state())):
+        for kept, now in (
+            (before, parameters(batch.maml.policy)),
+            (state, batch.maml.steps.tensors()),
+        ):
             assert kept.keys() == now.keys()
             assert all(torch.equal(kept[n], now[n]) for n in kept)
 
@@ -331,7 +330,7 @@ class TestState:
     def test_a_restored_optimiser_continues_bit_for_bit(self, tiny: MakeConfig) -> None:
         batch = make_batch(tiny(), num_steps=1, dtype=torch.float32)
         batch.update()
-        state, policy = batch.maml.state(), copy.deepcopy(batch.maml.policy)
+        state, policy = batch.maml.steps.tensors(), copy.deepcopy(batch.maml.policy)
         kept = copy.deepcopy(state)
         batch.update(progress=0.5)
         batch.update(progress=0.6)
@@ -340,7 +339,7 @@ class TestState:
             other = make_batch(tiny(), num_steps=1, dtype=torch.float32)
             other.maml.policy.load_state_dict(policy.state_dict())
             if tensors:
-                other.maml.restore(tensors)
+                other.maml.steps.restore(tensors)
             other.update(progress=0.5)
             other.update(progress=0.6)
             return parameters(other.maml.policy)
@@ -354,12 +353,12 @@ class TestState:
         assert any(not torch.equal(without[n], expected[n]) for n in expected)
 
     def test_a_fresh_optimiser_has_no_state(self, tiny: MakeConfig) -> None:
-        assert make_batch(tiny(), num_steps=1).maml.state() == {}
+        assert make_batch(tiny(), num_steps=1).maml.steps.tensors() == {}
 
     def test_every_trained_parameter_has_its_moments(self, tiny: MakeConfig) -> None:
         batch = make_batch(tiny(), num_steps=1)
         batch.update()
         trained = {n for n, p in batch.maml.policy.named_parameters() if p.grad is not None}
         expected = {f"{n}.{key}" for n in trained for key in ("step", "exp_avg", "exp_avg_sq")}
-        assert set(batch.maml.state()) == expected
+        assert set(batch.maml.steps.tensors()) == expected
         assert "step_size.exp_avg" in expected

@@ -20,7 +20,8 @@ from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import FINGERPRINT, load_checkpoint, load_pretrained, save_checkpoint
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig, PolicyConfig, SingleTaskConfig
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import LinearHeads, build_policy
+from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy import build_policy
 from ssm_metarl.env_runner.environment import Environment
 from ssm_metarl.env_runner.observation_scale import measured_scale
 from ssm_metarl.env_runner.worlds import fingerprint
@@ -400,3 +401,27 @@ def test_a_fingerprint_is_of_what_is_declared(declare: Declare) -> None:
         ),
     ):
         assert fingerprint(other) != fingerprint(family)
+
+
+@pytest.mark.parametrize("name", ["push_probability", "spread_starts"])
+def test_what_a_simulator_cannot_do_is_refused_and_its_default_recorded_as_none(
+    declare: Declare, tiny: MakeConfig, name: str
+) -> None:
+    family = declare()
+    for trainer, config in ((MetaTrainer, tiny), (InContextTrainer, InContextConfig)):
+        with pytest.raises(ValueError, match=rf"^{name}: expected 0 for .* received 0.123$"):
+            trainer(config(**{name: 0.123}), family)  # type: ignore[operator]
+        assert getattr(trainer(config(), family).config, name) == 0.0  # type: ignore[operator]
+        assert getattr(trainer(config(**{name: 0.123})).config, name) == 0.123  # type: ignore[operator]
+
+
+def test_an_older_record_of_what_did_nothing_goes_on(
+    declare: Declare, tiny: MakeConfig, tmp_path: Path
+) -> None:
+    family = declare("trolleys")
+    TrainingRun.start(tiny(), tmp_path, family=family)
+    checkpoint = load_checkpoint(tmp_path)
+    old = checkpoint.training | {"push_probability": 0.2, "spread_starts": 0.5}
+    save_checkpoint(tmp_path / "checkpoint.safetensors", replace(checkpoint, training=old))
+    run = TrainingRun.resume(tmp_path, family=family)
+    assert (run.trainer.config.push_probability, run.trainer.config.spread_starts) == (0.0, 0.0)

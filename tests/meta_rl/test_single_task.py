@@ -10,15 +10,15 @@ import torch
 from ssm_metarl.checkpoint import FILE_NAME, load_checkpoint, load_pretrained
 from ssm_metarl.config import SingleTaskConfig
 from ssm_metarl.meta_rl import single_task
-from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
 from ssm_metarl.meta_rl.single_task import (
     UpdateMetrics,
     run_episodes,
-    save_single_task,
     train_single_task,
 )
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.training import train_one_task
 
 
 def small(**settings: object) -> SingleTaskConfig:
@@ -108,15 +108,15 @@ def test_a_gradient_that_is_none_stops_it_before_it_spreads(
 
 
 def test_a_saved_policy_loads_and_is_not_overwritten(tmp_path: Path) -> None:
-    config = small()
-    policy = train_single_task(config, CARTPOLE)
-    save_single_task(tmp_path / "out", policy, config, {"mean": 20.0}, "train it")
+    policy, result = train_one_task(small(), out=tmp_path / "out")
     loaded = load_pretrained(tmp_path / "out")
     assert all(torch.equal(loaded.state_dict()[n], v) for n, v in policy.state_dict().items())
     card = load_checkpoint(tmp_path / "out").card
-    assert (card["command"], card["result"]) == ("train it", {"mean": 20.0})
-    assert card["single_task"]["num_episodes"] == 6
+    words = "--state-dim 4 --hidden-dim 8 --num-episodes 6 --episodes-per-update 4"
+    assert card["command"] == f"ssm-metarl train --mode policy_gradient {words}"
+    assert card["result"] | {"model": result["model"]} == result
+    assert (card["single_task"]["num_episodes"], result["greedy_episodes"]) == (6, 50)
     before = (tmp_path / "out" / FILE_NAME).read_bytes()
     with pytest.raises(ValueError, match="expected a folder without a checkpoint"):
-        save_single_task(tmp_path / "out", policy, config, {}, "again")
+        train_one_task(small(), out=tmp_path / "out")
     assert (tmp_path / "out" / FILE_NAME).read_bytes() == before

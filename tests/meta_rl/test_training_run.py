@@ -20,7 +20,7 @@ from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_c
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.meta_rl import trainer as trainer_module
 from ssm_metarl.meta_rl import training_run
-from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
 from ssm_metarl.meta_rl.training_run import LOCK_NAME, LOG_NAME, TrainingRun
 
 MakeConfig = Callable[..., MetaTrainingConfig]
@@ -392,7 +392,7 @@ class TestTrouble:
             return rollout
 
         monkeypatch.setattr(trainer_module, "collect_rollout", spoiled)
-        with pytest.raises(TrainingDiverged, match="expected a finite meta-loss"):
+        with pytest.raises(TrainingDiverged, match="expected a finite loss"):
             run.train()
         checkpoint = load_checkpoint(tmp_path)
         assert checkpoint.counters["epoch"] == 2

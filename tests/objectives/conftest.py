@@ -10,12 +10,17 @@ from torch import Tensor
 
 from float32 import double
 from ssm_metarl.action_space import Discrete
+from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.diagonal_ssm import DiagonalSSM
-from ssm_metarl.core.policy import LinearHeads, Policy, SliceHeads
+from ssm_metarl.core.heads import LinearHeads, SliceHeads
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.types import Rollout
 
 MakeRollout = Callable[..., Rollout]
+SLICES = PolicyConfig(
+    core="state_space", obs_scale=(1.0,) * 4, num_actions=2, predicted_dims=(1, 3)
+)
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def constant_policy() -> Callable[..., Policy]:
                 p.zero_()
             core.feedthrough.bias.copy_(torch.tensor(output))
         heads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
-        return Policy(core, heads, obs_scale=(1.0,) * 4, inner_lr=0.1).double()
+        return Policy(core, heads, SLICES, inner_lr=0.1).double()
 
     return make
 
@@ -93,10 +98,11 @@ def policy(request: pytest.FixtureRequest) -> Policy:
         torch.manual_seed(0)
         if request.param == "slice":
             heads: SliceHeads | LinearHeads = SliceHeads(4, Discrete(2), predicted_dims=(1, 3))
-            result = Policy(StateSpaceModel(4, 4, 4, 8), heads, obs_scale=(1.0,) * 4, inner_lr=0.1)
+            result = Policy(StateSpaceModel(4, 4, 4, 8), heads, SLICES, inner_lr=0.1)
         else:
             heads = LinearHeads(6, Discrete(2), 4)
-            result = Policy(DiagonalSSM(4, 6, 5, 2), heads, obs_scale=(1.0,) * 4, inner_lr=0.1)
+            config = PolicyConfig(obs_scale=(1.0,) * 4, num_actions=2)
+            result = Policy(DiagonalSSM(4, 6, 5, 2), heads, config, inner_lr=0.1)
         with torch.no_grad():
             for p in result.meta_params().values():
                 p += 0.2 * torch.randn(p.shape)

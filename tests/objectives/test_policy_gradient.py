@@ -12,12 +12,8 @@ from torch import Tensor
 
 from ssm_metarl.core.distributions import Categorical
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.objectives.policy_gradient import (
-    MAX_RATIO,
-    Guide,
-    clipped_policy_loss,
-    policy_gradient_loss,
-)
+from ssm_metarl.objectives.policy_gradient import MAX_RATIO, PolicyGradientLoss
+from ssm_metarl.objectives.ppo import Guide, clipped_policy_loss
 from ssm_metarl.types import Rollout
 
 MakeRollout = Callable[..., Rollout]
@@ -25,7 +21,7 @@ Loss = Callable[[Policy, Rollout, Tensor], Tensor]
 
 
 def likelihood_ratio(policy: Policy, rollout: Rollout, advantage: Tensor) -> Tensor:
-    return policy_gradient_loss(policy, policy.meta_params(), rollout, advantage)
+    return PolicyGradientLoss(policy, rollout, advantage)(policy.meta_params())
 
 
 def clipped(policy: Policy, rollout: Rollout, advantage: Tensor) -> Tensor:

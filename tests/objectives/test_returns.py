@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssm_metarl.objectives import returns
+from ssm_metarl.objectives.gae import episode_advantage
 from ssm_metarl.objectives.returns import (
     DUAL_FROM,
     MOST_PAIRED,
@@ -19,7 +20,6 @@ from ssm_metarl.objectives.returns import (
     advantages,
     baseline_features,
     fit_linear_baseline,
-    generalized_advantage,
     normalized,
 )
 from ssm_metarl.types import Rollout
@@ -117,7 +117,7 @@ def test_truncation_costs_no_advantage_and_termination_does(make_rollout: MakeRo
     last = slice(24, None, 25)
     for end, expected in (("truncated", 0.0), ("terminated", -9.0)):
         rollout = reward_of_one(make_rollout, end)
-        advantage = generalized_advantage(rollout, value, value, gamma=GAMMA, gae_lambda=0.95)
+        advantage = episode_advantage(rollout, value, value, gamma=GAMMA, gae_lambda=0.95)
         torch.testing.assert_close(advantage[last], torch.full_like(advantage[last], expected))
         if end == "truncated":
             torch.testing.assert_close(advantage, torch.zeros_like(advantage))
@@ -223,14 +223,14 @@ def test_equals_a_naive_reference_over_episodes_that_follow_one_another(
     )
     value = torch.randn(shape, generator=g, dtype=torch.float64)
     next_value = torch.randn(shape, generator=g, dtype=torch.float64)
-    received = generalized_advantage(rollout, value, next_value, gamma=gamma, gae_lambda=lam)
+    received = episode_advantage(rollout, value, next_value, gamma=gamma, gae_lambda=lam)
     torch.testing.assert_close(received, naive_advantage(rollout, value, next_value, gamma, lam))
 
 
 def test_lambda_zero_is_the_temporal_difference(make_rollout: MakeRollout) -> None:
     rollout = make_rollout(5, 2, 2)
     value, next_value = rollout.obs[..., 0], rollout.next_obs[..., 0]
-    received = generalized_advantage(rollout, value, next_value, gamma=GAMMA, gae_lambda=0.0)
+    received = episode_advantage(rollout, value, next_value, gamma=GAMMA, gae_lambda=0.0)
     torch.testing.assert_close(received, rollout.reward + GAMMA * next_value - value)
 
 
@@ -268,8 +268,8 @@ def test_steps_never_taken_contribute_nothing(
     dirty = spoiled(clean)
     assert dirty.reward.isnan().any()
     value = torch.where(ends_early, clean.obs[..., 0], float("nan"))
-    raw = generalized_advantage(dirty, value, value, gamma=GAMMA, gae_lambda=0.95)
-    expected = generalized_advantage(
+    raw = episode_advantage(dirty, value, value, gamma=GAMMA, gae_lambda=0.95)
+    expected = episode_advantage(
         clean, clean.obs[..., 0], clean.obs[..., 0], gamma=GAMMA, gae_lambda=0.95
     )
     assert torch.equal(raw, expected)

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from ssm_metarl.checkpoint import load_checkpoint, pack, unpack
-from ssm_metarl.config import MetaTrainingConfig, rebuild
+from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.meta_rl import trainer as trainer_module
-from ssm_metarl.meta_rl.meta_maml import TrainingDiverged
+from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 from ssm_metarl.objectives.policy_gradient import action_distribution
 from ssm_metarl.recursive_self_improvement import candidates
 from ssm_metarl.recursive_self_improvement.candidates import Training, prepare, recipe_for
+from ssm_metarl.settings import rebuild
 from ssm_metarl.tasks.registry import family_of_env
 
 FAMILY = family_of_env("cartpole")

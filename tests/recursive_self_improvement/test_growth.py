@@ -15,7 +15,7 @@ from torch import Tensor
 
 from float32 import assert_only_rounded
 from ssm_metarl.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, rebuild
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.trainer import MetaTrainer
@@ -26,6 +26,7 @@ from ssm_metarl.recursive_self_improvement.growth import (
     relative_change,
     resize,
 )
+from ssm_metarl.settings import rebuild
 from ssm_metarl.types import FlatParams
 
 CONFIGURATIONS = 60
