@@ -5,31 +5,29 @@ the registry. Each check is a function that returns what it found, or raises Val
 wrong; the first ones decide whether the others have anything to stand on.
 
 Everything is asked of the worlds that trainings use, but for two that need a plant's state in their
-hands: the reflection, which starts from mirrored states, and the sketch.
+hands: the `reflection`, which starts from mirrored states, and the sketch.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
-from ssm_metarl.action_space import Continuous, Discrete
+from ssm_metarl.action_space import Discrete
 from ssm_metarl.env_runner.observation_scale import measured_sizes
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
 from ssm_metarl.evaluation.baselines import ExpertActor
+from ssm_metarl.evaluation.reflection import Unchecked, check_reflection
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld
 from ssm_metarl.tasks.sketch import Shape
 from ssm_metarl.tasks.task_family import Choice, Split, TaskFamily, Tasks
 from ssm_metarl.types import Actor, EnvStep, Rollout
@@ -41,8 +39,6 @@ DRIVEN = 300
 """Steps for which worlds are driven, at most."""
 SIZES = (1e-3, 10.0)
 """Of scaled observations, as random steps meet them."""
-LARGEST_STATE = 8
-"""Size of states up to which every way to mirror them is tried."""
 BEYOND = 8
 """Steps beyond the declared dead time for which an effect is waited."""
 
@@ -57,10 +53,6 @@ class Finding:
     verdict: Verdict
     """"note": nothing is wrong, but whoever uses the family should know."""
     message: str = ""
-
-
-class Unchecked(Exception):
-    """There is nothing to check, or no way to."""
 
 
 def check_contract(family: TaskFamily) -> list[Finding]:
@@ -203,116 +195,6 @@ def _check_values(tasks: Tasks, what: str) -> None:
                 raise ValueError(f"{what}: {error}") from None
 
 
-def _reflection(family: TaskFamily) -> str:
-    """Mirrored states and actions give mirrored observations, and the same rewards and ends."""
-    if not family.reflection:
-        raise Unchecked("none is declared")
-    tasks = family.sample("id", 8, seed=2, stream=PURPOSE)
-    _, space = observation_and_action(family)
-    if isinstance(space, Continuous) and any(low != -high for low, high in space.bounds):
-        raise ValueError(f"reflection: expected bounds of actions that mirror, received {space}")
-    rng = seeding.generator(2, PURPOSE)
-    actions = [space.random(rng, 64).unflatten(0, (8, 8)) for _ in range(10)]
-    state, step = _batched_states(tasks) if family.dynamics else _gymnasium_states(tasks)
-    factors = torch.tensor(family.reflection, dtype=torch.float64)
-
-    def wrong_in(pattern: tuple[float, ...]) -> Tensor:
-        """Which observations are not mirrored, where states are mirrored so; (O + 1,)."""
-        one, other = state, state * torch.tensor(pattern, dtype=torch.float64)
-        running = torch.ones(8, 8, dtype=torch.bool)
-        wrong = torch.zeros(len(factors) + 1, dtype=torch.bool)
-        for action in actions:
-            one, seen, reward, ends = step(one, action)
-            other, mirrored, same_reward, same_ends = step(other, _mirrored(space, action))
-            expected = torch.cat([factors * seen, reward[..., None], ends[..., None]], dim=-1)
-            met = torch.cat([mirrored, same_reward[..., None], same_ends[..., None]], dim=-1)
-            apart = _apart(met[running], expected[running])
-            wrong |= torch.cat([apart[:-2], apart[-2:].any()[None]])
-            running = running & ~ends
-            if not running.any():
-                break
-        return wrong
-
-    patterns = [(-1.0,) * state.shape[-1]]
-    if state.shape[-1] <= LARGEST_STATE:
-        patterns += list(itertools.product((-1.0, 1.0), repeat=state.shape[-1]))
-    best = min(map(wrong_in, patterns), key=lambda wrong: int(wrong.sum()))
-    if not best.any():
-        return f"factors {', '.join(f'{factor:+g}' for factor in family.reflection)}"
-    names = [*(family.obs_names or [f"obs_{i}" for i in range(len(factors))]), "reward or end"]
-    wrong = ", ".join(name for name, bad in zip(names, best.tolist(), strict=True) if bad)
-    raise ValueError(
-        f"reflection: expected the mirrored history to give what {family.reflection} says, "
-        f"received something else in {wrong}"
-    )
-
-
-StateStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-"""States (K, N, S) and actions to the next states, observations, rewards and ends."""
-
-
-def _batched_states(tasks: Tasks) -> tuple[Tensor, StateStep]:
-    """Random states (K, 8, S) of batched physics, and how to step from any."""
-    dynamics = tasks.family.dynamics
-    assert dynamics is not None
-    lead = (len(tasks), 8)
-    parameters = {n: v[:, None].expand(lead) for n, v in tasks.values.items()}
-    spread = torch.tensor(dynamics.start_spread, dtype=torch.float64)
-    uniform = torch.from_numpy(seeding.generator(3, PURPOSE).random((2, *lead, len(spread))))
-
-    def step(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        after, reward, ends = dynamics.step(state.contiguous(), action, parameters)
-        return after, dynamics.observe(after, parameters), reward, ends
-
-    return dynamics.initial_state(uniform[0]) + (2 * uniform[1] - 1) * spread, step
-
-
-def _gymnasium_states(tasks: Tasks) -> tuple[Tensor, StateStep]:
-    """The same of Gymnasium environments that keep their state in ``state``, as many do.
-
-    Raises:
-        Unchecked: They do not.
-    """
-    worlds = [GymnasiumWorld(tasks.family, values) for values in tasks.as_dicts()]
-    _, space = observation_and_action(tasks.family)
-    rng = seeding.generator(3, PURPOSE)
-    states = []
-    for world in worlds:
-        for seed in range(8):
-            world.reset(seed)
-            for action in space.random(rng, seed):
-                world.step(world.native(action.numpy()))
-            states.append(getattr(world.env.unwrapped, "state", None))
-    if not all(isinstance(s, (np.ndarray, tuple, list)) and np.ndim(s) == 1 for s in states):
-        raise Unchecked("the environment keeps no state under that name")
-    kind: Callable[[Any], Any] = np.array if isinstance(states[0], np.ndarray) else tuple
-
-    def step(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows = []
-        for k, world in enumerate(worlds):
-            plant: Any = world.env.unwrapped
-            for start, chosen in zip(state[k].tolist(), action[k], strict=True):
-                world.reset(0)
-                plant.state = kind(start)
-                obs, reward, ends, _ = world.step(world.native(chosen.numpy()))
-                rows.append((list(plant.state), obs.tolist(), reward, ends))
-        columns = (torch.tensor(column).unflatten(0, (8, 8)) for column in zip(*rows, strict=True))
-        after, obs, reward, ends = columns
-        return after.double(), obs.double(), reward.double(), ends
-
-    return torch.tensor(np.array(states, dtype=float)).unflatten(0, (8, 8)), step
-
-
-def _apart(one: Tensor, other: Tensor) -> Tensor:
-    """Which of the last axis's numbers differ anywhere."""
-    same = torch.isclose(one.double(), other.double(), rtol=1e-5, atol=1e-6)
-    return ~same.flatten(0, -2).all(0)
-
-
-def _mirrored(space: Discrete | Continuous, action: Tensor) -> Tensor:
-    return space.n - 1 - action if isinstance(space, Discrete) else -action
-
-
 def _clips(family: TaskFamily) -> str:
     """What lies beyond a bound does what the bound does: a code of an action is clipped there."""
     _, space = observation_and_action(family)
@@ -453,7 +335,7 @@ def _sketch(family: TaskFamily) -> str:
 
 CHECKS: dict[str, Callable[[TaskFamily], str]] = {
     "categories": _categories,
-    "reflection": _reflection,
+    "reflection": check_reflection,
     "action codes": _clips,
     "dead time": _dead_time,
     "experts": _experts,

@@ -7,7 +7,8 @@ returns that is no step becomes a ValueError that names it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,31 +32,25 @@ class GymnasiumWorld:
     Args:
         family: Whose environments they are.
         values: Of the task's parameters; None for the unmodified environment.
-        afterwards: Set them once the environment is built, in place of building it with them.
     """
 
-    def __init__(
-        self,
-        family: TaskFamily,
-        values: Mapping[str, Any] | None = None,
-        *,
-        afterwards: bool = False,
-    ) -> None:
+    def __init__(self, family: TaskFamily, values: Mapping[str, Any] | None = None) -> None:
         from gymnasium import spaces
 
         self.plant: GymnasiumPlant = plant_of(family)
         self.env: gymnasium.Env[Any, Any] = self.plant.build(
-            None if afterwards else values, max_episode_steps=family.max_episode_steps
+            values, max_episode_steps=family.max_episode_steps
         )
         try:
-            if afterwards:
-                self.plant.set(self.env, values or {})
             self.obs_dim, self.action_space = spaces_of(self.env, self.plant.name)
             self.max_episode_steps = own_limit(self.env)
         except BaseException:
             self.env.close()
             raise
-        self._space = self.env.observation_space
+        space = self.env.observation_space
+        self._flat: Callable[[Any], Row] = (
+            np.ravel if isinstance(space, spaces.Box) else partial(flat, space)
+        )
         self.box = self.env.action_space if isinstance(self.env.action_space, spaces.Box) else None
 
     def set(self, values: Mapping[str, Any]) -> None:
@@ -70,7 +65,7 @@ class GymnasiumWorld:
         """
         try:
             obs, _ = self.env.reset(seed=seed)
-            return self._row(flat(self._space, obs))
+            return self._row(self._flat(obs))
         except Exception as error:
             raise self._refusal("reset", error) from error
 
@@ -85,7 +80,7 @@ class GymnasiumWorld:
         """
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action)
-            row = self._row(flat(self._space, obs))
+            row = self._row(self._flat(obs))
             return row, float(reward), bool(terminated), bool(truncated)
         except Exception as error:
             raise self._refusal("step", error) from error

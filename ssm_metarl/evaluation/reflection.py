@@ -1,0 +1,164 @@
+"""Does a plant's declared reflection hold? Start from mirrored states, and act mirrored.
+
+Place in the flow: stage 7, one check of the `contract`. A family says what the reflection makes of
+each observation, not of the state behind it; so every way to mirror a state, a sign a dimension, is
+tried, and one of them must do.
+
+The trap: a Gymnasium environment's state is its own affair. Many keep it in ``state``, and are
+checked; of the others nothing is said.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssm_metarl import seeding
+from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
+from ssm_metarl.env_runner.worlds import observation_and_action
+from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+
+PURPOSE = "contract"
+LARGEST_STATE = 8
+"""Size of states up to which every way to mirror them is tried."""
+
+
+class Unchecked(Exception):
+    """There is nothing to check, or no way to."""
+
+
+def check_reflection(family: TaskFamily) -> str:
+    """Mirrored states and actions give mirrored observations, and the same rewards and ends.
+
+    Args:
+        family: It says what its reflection makes of each observation.
+
+    Returns:
+        The factors, in words.
+
+    Raises:
+        Unchecked: None is declared, or there is no way to set a state.
+        ValueError: Some observation, reward or end is not mirrored.
+    """
+    if not family.reflection:
+        raise Unchecked("none is declared")
+    tasks = family.sample("id", 8, seed=2, stream=PURPOSE)
+    _, space = observation_and_action(family)
+    if isinstance(space, Continuous) and any(low != -high for low, high in space.bounds):
+        raise ValueError(f"reflection: expected bounds of actions that mirror, received {space}")
+    rng = seeding.generator(2, PURPOSE)
+    actions = [space.random(rng, 64).unflatten(0, (8, 8)) for _ in range(10)]
+    if family.dynamics is not None:
+        return _checked(family, actions, *_batched_states(tasks))
+    with ExitStack() as opened:
+        worlds = [
+            opened.enter_context(closing(GymnasiumWorld(family, values)))
+            for values in tasks.as_dicts()
+        ]
+        return _checked(family, actions, *_gymnasium_states(worlds, space))
+
+
+StateStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+"""States (K, N, S) and actions to the next states, observations, rewards and ends."""
+
+
+def _checked(family: TaskFamily, actions: list[Tensor], state: Tensor, step: StateStep) -> str:
+    _, space = observation_and_action(family)
+    factors = torch.tensor(family.reflection, dtype=torch.float64)
+
+    def wrong_in(pattern: tuple[float, ...]) -> Tensor:
+        """Which observations are not mirrored, where states are mirrored so; (O + 1,)."""
+        one, other = state, state * torch.tensor(pattern, dtype=torch.float64)
+        running = torch.ones(8, 8, dtype=torch.bool)
+        wrong = torch.zeros(len(factors) + 1, dtype=torch.bool)
+        for action in actions:
+            one, seen, reward, ends = step(one, action)
+            other, mirrored, same_reward, same_ends = step(other, _mirrored(space, action))
+            expected = torch.cat([factors * seen, reward[..., None], ends[..., None]], dim=-1)
+            met = torch.cat([mirrored, same_reward[..., None], same_ends[..., None]], dim=-1)
+            apart = _apart(met[running], expected[running])
+            wrong |= torch.cat([apart[:-2], apart[-2:].any()[None]])
+            running = running & ~ends
+            if not running.any():
+                break
+        return wrong
+
+    patterns = [(-1.0,) * state.shape[-1]]
+    if state.shape[-1] <= LARGEST_STATE:
+        patterns += list(itertools.product((-1.0, 1.0), repeat=state.shape[-1]))
+    best = min(map(wrong_in, patterns), key=lambda wrong: int(wrong.sum()))
+    if not best.any():
+        return f"factors {', '.join(f'{factor:+g}' for factor in family.reflection)}"
+    names = [*(family.obs_names or [f"obs_{i}" for i in range(len(factors))]), "reward or end"]
+    wrong = ", ".join(name for name, bad in zip(names, best.tolist(), strict=True) if bad)
+    raise ValueError(
+        f"reflection: expected the mirrored history to give what {family.reflection} says, "
+        f"received something else in {wrong}"
+    )
+
+
+def _batched_states(tasks: Tasks) -> tuple[Tensor, StateStep]:
+    """Random states (K, 8, S) of batched physics, and how to step from any."""
+    dynamics = tasks.family.dynamics
+    assert dynamics is not None
+    lead = (len(tasks), 8)
+    parameters = {n: v[:, None].expand(lead) for n, v in tasks.values.items()}
+    spread = torch.tensor(dynamics.start_spread, dtype=torch.float64)
+    uniform = torch.from_numpy(seeding.generator(3, PURPOSE).random((2, *lead, len(spread))))
+
+    def step(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        after, reward, ends = dynamics.step(state.contiguous(), action, parameters)
+        return after, dynamics.observe(after, parameters), reward, ends
+
+    return dynamics.initial_state(uniform[0]) + (2 * uniform[1] - 1) * spread, step
+
+
+def _gymnasium_states(worlds: list[GymnasiumWorld], space: ActionSpace) -> tuple[Tensor, StateStep]:
+    """The same of Gymnasium environments that keep their state in ``state``, as many do.
+
+    Raises:
+        Unchecked: They do not.
+    """
+    rng = seeding.generator(3, PURPOSE)
+    states = []
+    for world in worlds:
+        for seed in range(8):
+            world.reset(seed)
+            for action in space.random(rng, seed):
+                world.step(world.native(action.numpy()))
+            states.append(getattr(world.env.unwrapped, "state", None))
+    if not all(isinstance(s, (np.ndarray, tuple, list)) and np.ndim(s) == 1 for s in states):
+        raise Unchecked("the environment keeps no state under that name")
+    kind: Callable[[Any], Any] = np.array if isinstance(states[0], np.ndarray) else tuple
+
+    def step(state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rows = []
+        for k, world in enumerate(worlds):
+            plant: Any = world.env.unwrapped
+            for start, chosen in zip(state[k].tolist(), action[k], strict=True):
+                world.reset(0)
+                plant.state = kind(start)
+                obs, reward, ends, _ = world.step(world.native(chosen.numpy()))
+                rows.append((list(plant.state), obs.tolist(), reward, ends))
+        columns = (torch.tensor(column).unflatten(0, (8, 8)) for column in zip(*rows, strict=True))
+        after, obs, reward, ends = columns
+        return after.double(), obs.double(), reward.double(), ends
+
+    return torch.tensor(np.array(states, dtype=float)).unflatten(0, (8, 8)), step
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    """Which of the last axis's numbers differ anywhere."""
+    same = torch.isclose(one.double(), other.double(), rtol=1e-5, atol=1e-6)
+    return ~same.flatten(0, -2).all(0)
+
+
+def _mirrored(space: Discrete | Continuous, action: Tensor) -> Tensor:
+    return space.n - 1 - action if isinstance(space, Discrete) else -action
