@@ -34,7 +34,7 @@ from ssm_metarl.compiled import (
 from ssm_metarl.core import fused, fused_actor, scan
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner import task_batch
-from ssm_metarl.evaluation.episodes import collect_support, episodes_of, played_direction
+from ssm_metarl.evaluation.episodes import collect_support, episodes_of, plays_disturbed
 from ssm_metarl.evaluation.opened_model import open_model
 from ssm_metarl.tasks import cartpole
 
@@ -159,7 +159,8 @@ def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_model(name)
-    tasks = opened.family.task({"sign": played_direction(opened.policy, opened.family)})
+    sign = -1 if plays_disturbed(opened.policy, opened.family) else 1
+    tasks = opened.family.task({"sign": sign})
 
     how = opened.trained.adaptation()
 

@@ -181,10 +181,10 @@ def finish(run: TrainingRun, memory_before: int, *, resumed_further: bool) -> di
         The evaluation, with the training's counters.
     """
     from ssm_metarl.evaluation.calibration import calibrate
-    from ssm_metarl.evaluation.episodes import MetaTrained
     from ssm_metarl.evaluation.meta_evaluator import verify
     from ssm_metarl.evaluation.opened_model import open_model
     from ssm_metarl.meta_rl.training_run import training_command, training_record
+    from ssm_metarl.methods.meta_trained import MetaTrained
 
     trainer = run.trainer
     config, trained = trainer.config, MetaTrained.from_training(training_record(trainer.config))

@@ -32,8 +32,9 @@ from ssm_metarl.config import EvaluationConfig, Objective, SupportPolicy, check_
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.episodes import can_adapt, check_family, run_arm
+from ssm_metarl.evaluation.episodes import check_family, run_arm
 from ssm_metarl.meta_rl.meta_maml import query_parts
+from ssm_metarl.methods.meta_trained import can_adapt
 from ssm_metarl.objectives.policy_gradient import clipped_policy_loss
 from ssm_metarl.objectives.prediction import PredictionLoss
 from ssm_metarl.objectives.returns import advantages
@@ -42,8 +43,6 @@ from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import FlatParams, Params, Rollout
 
 PURPOSE = "fine-tuning"
-SOLVED = 475.0
-"""Return at which CartPole-v1 counts as solved, in Gymnasium's own words."""
 Optimizer = Literal["adam", "sgd"]
 
 
@@ -112,6 +111,8 @@ class FineTuningCurve:
     """Environment steps in them, shape (R + 1, K); of a task that is done, they stay."""
     returns: np.ndarray
     """Return of one greedy episode, shape (R + 1, K); of a task that is done, it stays."""
+    params: FlatParams | None = None
+    """What each task's parameters came to, (K, ...)."""
 
     def after(self, episodes: int) -> np.ndarray:
         """Greedy returns after so many episodes, shape (K,).
@@ -126,7 +127,7 @@ class FineTuningCurve:
         result: np.ndarray = self.returns[self.episodes.tolist().index(episodes)]
         return result
 
-    def steps_to(self, target: float = SOLVED) -> np.ndarray:
+    def steps_to(self, target: float) -> np.ndarray:
         """Environment steps until the greedy return was first ``target``, (K,); inf for never."""
         reached = self.returns >= target
         first = self.env_steps[reached.argmax(axis=0), np.arange(reached.shape[1])]
@@ -176,7 +177,10 @@ def fine_tune(
             on_round(learner.env_steps[-1], learner.returns[-1])
     episodes = [0, *accumulate(config.rounds)][: len(learner.returns)]
     return FineTuningCurve(
-        np.array(episodes), np.stack(learner.env_steps), np.stack(learner.returns)
+        np.array(episodes),
+        np.stack(learner.env_steps),
+        np.stack(learner.returns),
+        learner.params.at(learner.params.flat.detach()),
     )
 
 

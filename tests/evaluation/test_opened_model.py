@@ -14,19 +14,18 @@ from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation.episodes import (
-    MetaTrained,
     collect_support,
     episodes_of,
-    played_direction,
+    plays_disturbed,
     trial_episodes,
 )
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_experience, open_model
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.recursive_self_improvement.generation_zero import generation_zero
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
-from ssm_metarl.tasks.task_family import TaskFamily
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,10 @@ def test_experience_of_another_family_is_not_replayed(opened: OpenedModel) -> No
     ):
         scrambled.adapt(support, "hybrid", config)
     # One that does not say where it is from may be replayed.
-    unnamed = replace(scrambled, buffer=ExperienceBuffer(9))
+    unnamed = replace(scrambled, buffer=ExperienceBuffer(99))
+    assert unnamed.modes == ("standard",), "nothing to replay"
+    assert unnamed.buffer is not None
+    unnamed.buffer.add(support, [0])
     assert unnamed.modes == ("standard", "hybrid") and unnamed.experience(config) is unnamed.buffer
 
 
@@ -148,26 +150,22 @@ def test_episodes_of_several_sets_are_those_of_each_alone(opened: OpenedModel) -
     assert torch.equal(both.obs[0, 0], both.obs[0, 1]), "from the same initial states"
 
 
-def test_the_played_direction_is_where_the_unadapted_policy_lasts_longer(
-    opened: OpenedModel,
-) -> None:
-    sign = played_direction(opened.policy, opened.family)
-    lengths = [
-        int(
+def test_an_unadapted_policy_plays_the_plant_on_which_it_earns_more(opened: OpenedModel) -> None:
+    plays = plays_disturbed(opened.policy, opened.family)
+    totals = {
+        sign: float(
             episodes_of(
                 opened.policy,
                 [opened.policy.meta_params()],
-                CARTPOLE.task({"sign": s}),
+                CARTPOLE.task({"sign": sign}),
                 num_episodes=1,
                 seed=0,
-            ).steps_taken()[0]
+            ).episode_returns()
         )
-        for s in (sign, -sign)
-    ]
-    assert lengths[0] > lengths[1]
-    pendulum = TaskFamily.from_gymnasium("Pendulum-v1", {})
-    with pytest.raises(ValueError, match="direction: expected a family with CartPole's state"):
-        played_direction(opened.policy, pendulum)
+        for sign in (1.0, -1.0)
+    }
+    assert plays == (totals[-1.0] > totals[1.0]) and totals[1.0] != totals[-1.0]
+    assert not plays_disturbed(opened.policy, replace(CARTPOLE, disturbances={}))
 
 
 def test_a_model_of_a_device_that_is_not_here_adapts_on_the_processor(tmp_path: Path) -> None:

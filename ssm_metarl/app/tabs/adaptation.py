@@ -211,7 +211,7 @@ def _live(page: Page, plant: PlantFields) -> None:
         visitor = page.visitor(token)
         opened = server.models.of(visitor)
         tasks = plant.read(values, opened.family).tasks(
-            opened.family, server.models.direction(visitor)
+            opened.family, server.models.expects_disturbed(visitor)
         )
         with visitor.lock, server.kernels.operations():
             visitor.live = LiveRun(
