@@ -9,7 +9,7 @@ methods differ in how they act and in nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -25,7 +25,7 @@ from ssm_metarl.env_runner.trial_worlds import make_trial_worlds
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds, observation_and_action
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
-from ssm_metarl.types import Actor, FlatParams, Params, RewardedActor, Rollout, flatten
+from ssm_metarl.types import Actor, Params, RewardedActor, Rollout
 
 PURPOSE = "evaluation"
 
@@ -178,38 +178,6 @@ def run_trials(
     ).returns
 
 
-def episodes_of(
-    policy: Policy,
-    params: Sequence[Params],
-    tasks: Tasks,
-    *,
-    num_episodes: int,
-    seed: int,
-    max_steps: int | None = None,
-) -> Rollout:
-    """Greedy episodes of several sets of parameters on one task, from the same initial states.
-
-    Args:
-        policy: Whose parameters they are.
-        params: Shared parameters, or those of one task (K = 1), once for each set.
-        tasks: One task.
-        num_episodes: N.
-        seed: Names the initial states.
-        max_steps: Longest episode; None for the family's own limit.
-
-    Returns:
-        A rollout whose task axis is that of ``params``, (T, len(params), N).
-    """
-    shapes = policy.step_sizes().shapes
-    flat = torch.stack([flatten(p, shapes).reshape(-1).detach() for p in params])
-    same = tasks[[0] * len(params)]
-    with closing(
-        make_worlds(same, num_episodes, seed=seed, purpose=PURPOSE, max_episode_steps=max_steps)
-    ) as worlds:
-        actor = policy.actor(FlatParams(flat, shapes), len(params), num_episodes)
-        return collect_rollout(worlds, actor, worlds.max_episode_steps)
-
-
 def trial_episodes(
     policy: Policy,
     params: Params,
@@ -225,7 +193,7 @@ def trial_episodes(
         policy: In context; it remembers all episodes of a trial.
         params: Shared parameters, or those of one task.
         tasks: One task.
-        num_trials: N, side by side. Their first episodes start as those of `episodes_of`.
+        num_trials: N, side by side. Their first episodes start as those of `run_episodes`.
         num_episodes: Of a trial.
         seed: Names the initial states.
 
@@ -254,7 +222,7 @@ def first_disturbance(family: TaskFamily) -> Callable[[Tasks], Tasks] | None:
     return next(iter(family.disturbances.values()), None)
 
 
-def plays_disturbed(policy: Policy, family: TaskFamily, *, max_steps: int = 100) -> bool:
+def plays_disturbed(policy: Policy, family: TaskFamily) -> bool:
     """Whether a policy, before adapting, earns more on the default plant under its disturbance.
 
     Meta-training leaves the unadapted policy anywhere between the two: it may know one direction of
@@ -266,8 +234,7 @@ def plays_disturbed(policy: Policy, family: TaskFamily, *, max_steps: int = 100)
         return False
 
     def total(tasks: Tasks) -> float:
-        params = [policy.meta_params()]
-        rollout = episodes_of(policy, params, tasks, num_episodes=1, seed=0, max_steps=max_steps)
-        return float(rollout.episode_returns())
+        actor = policy.actor(policy.meta_params(), 1, 1)
+        return float(run_episodes(tasks, actor, 1, seed=0).returns[0, 0])
 
     return total(disturb(family.task())) > total(family.task())

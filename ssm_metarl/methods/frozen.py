@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ssm_metarl.methods.method import VERMILION, Data, Method, Model, Prepared
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import Params
 
 
@@ -20,10 +20,6 @@ class Frozen(Method):
     label = "before adapting"
     definition = "no gradient; hidden state reset every episode"
     color = VERMILION
-
-    def applies(self, model: Model, family: TaskFamily) -> str | None:
-        """Always."""
-        return None
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """The meta-parameters."""
@@ -54,10 +50,6 @@ class AdaptedTo(Method):
     def label(self) -> str:
         """Likewise."""
         return self.adapted_to
-
-    def applies(self, model: Model, family: TaskFamily) -> str | None:
-        """Always."""
-        return None
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """The parameters as they are."""

@@ -124,6 +124,7 @@ class Method(Protocol):
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:
         """None where it can run, else why not, as the end of a sentence."""
+        return None
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """Adapt to K tasks.

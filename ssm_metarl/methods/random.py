@@ -13,7 +13,7 @@ from torch import Tensor
 from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.methods.method import YARDSTICK, Data, Method, Model, Prepared
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import Actor
 
 PURPOSE = "evaluation-random"
@@ -28,10 +28,6 @@ class Random(Method):
     label = "random actions"
     definition = "uniform actions"
     color = YARDSTICK
-
-    def applies(self, model: Model, family: TaskFamily) -> str | None:
-        """Always."""
-        return None
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """Actions from streams that belong to the tasks."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,13 +24,19 @@ from ssm_metarl.app.handlers.models import WITHOUT, Models, draws
 from ssm_metarl.app.kernels import Kernels
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.command_line import PROGRAM
+from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.episodes import (
+    PURPOSE,
+    Episodes,
     collect_support,
-    episodes_of,
     first_disturbance,
     trial_episodes,
 )
 from ssm_metarl.evaluation.opened_model import OpenedModel
+from ssm_metarl.evaluation.score import score
+from ssm_metarl.methods.frozen import AdaptedTo
+from ssm_metarl.methods.method import Method
 from ssm_metarl.tasks.cartpole import TIME_STEP
 from ssm_metarl.tasks.task_family import (
     Choice,
@@ -39,7 +46,7 @@ from ssm_metarl.tasks.task_family import (
     Tasks,
     Uniform,
 )
-from ssm_metarl.types import Params, Rollout
+from ssm_metarl.types import Actor, Params, Rollout
 
 EPISODES = 4
 """Greedy episodes before and after, from the same initial states."""
@@ -336,8 +343,7 @@ def _adapted(
         )
         sides = [_side(rollout, opened.family) for rollout in (first, last)]
     else:
-        rollout = episodes_of(policy, params, tasks, num_episodes=EPISODES, seed=SEED)
-        sides = [_side(rollout.task(k), opened.family) for k in range(len(params))]
+        sides = _sides(opened, params, tasks)
     return Adaptation(
         presses=presses,
         mode=mode,
@@ -351,6 +357,20 @@ def _adapted(
         report=report,
         command=_command(opened, tasks, mode, support_steps, num_adapt_steps),
     )
+
+
+def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks) -> list[Side]:
+    """The episodes of each set of parameters, from the same initial states."""
+    rollouts: list[Rollout] = []
+
+    def play(method: Method, actor: Actor) -> Episodes:
+        with closing(make_worlds(tasks, EPISODES, seed=SEED, purpose=PURPOSE)) as worlds:
+            rollouts.append(collect_rollout(worlds, actor, worlds.max_episode_steps))
+        return Episodes.of(rollouts[-1])
+
+    methods = [AdaptedTo(str(number), each) for number, each in enumerate(params)]
+    score(methods, opened.model, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)
+    return [_side(rollout, opened.family) for rollout in rollouts]
 
 
 def _side(rollout: Rollout, family: TaskFamily) -> Side:
