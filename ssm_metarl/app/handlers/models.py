@@ -19,6 +19,7 @@ from ssm_metarl.checkpoint import FILE_NAME, shipped_models
 from ssm_metarl.evaluation.episodes import plays_disturbed
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.meta_rl.training_log import read_log
+from ssm_metarl.methods.registry import known_methods
 from ssm_metarl.tasks.cartpole import CartPoleDynamics
 from ssm_metarl.tasks.task_family import TaskFamily
 
@@ -26,13 +27,11 @@ OWN_RUN = "my training"
 """What a visitor's own run is called in the list."""
 WITHOUT = "none"
 """The mode that does not adapt."""
-MODE_MEANINGS = {
-    WITHOUT: "as it is",
-    "standard": "one gradient step on this plant's data",
-    "hybrid": "this plant's data and replayed experience",
-    "in_context": "no step: it remembers the episodes before",
-    "both": "one gradient step, and it remembers the episodes before",
-}
+
+
+def mode_meaning(mode: str) -> str:
+    """What a way to run does, as its method says."""
+    return "as it is" if mode == WITHOUT else str(known_methods()[mode].definition)
 
 
 def draws(family: TaskFamily) -> bool:
