@@ -55,7 +55,7 @@ self-improvement: .venv/.installed-dev ## Run and audit the ten published lineag
 		lineage=runs/rsi-$$model-$$seed; mkdir -p $$lineage; \
 		.venv/bin/ssm-metarl rsi run --model $$from --cycles 3 --seed $$seed \
 			--max_env_steps 20000000 --lineage $$lineage --json > $$lineage/run.json || exit; \
-		.venv/bin/ssm-metarl rsi audit --lineage $$lineage --json > $$lineage/audit.json || exit; \
+		.venv/bin/ssm-metarl rsi audit --lineage $$lineage --num_tasks 500 --json > $$lineage/audit.json || exit; \
 		.venv/bin/ssm-metarl rsi plot --lineage $$lineage || exit; \
 	done; done
 	.venv/bin/python -m benchmarks.gate_simulation > docs/results/rsi_gate.json

@@ -19,8 +19,9 @@ from benchmarks.settings import Settings
 from benchmarks.timing import Series, Spread, alternate
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import Core, EvaluationConfig, MetaTrainingConfig
-from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, run_arm
+from ssm_metarl.evaluation.episodes import collect_support, run_arm
 from ssm_metarl.meta_rl.trainer import MetaTrainer
+from ssm_metarl.methods.meta_trained import MetaTrained
 
 CHECK_EPOCHS, TASKS = 2, 40
 PEERS: dict[str, Algorithm] = {"RecurrentPPO": "recurrent_ppo", "PPO": "ppo"}

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from ssm_metarl.evaluation.plots import plot_training_curve, read_log
+from ssm_metarl.tasks.cartpole import CARTPOLE
 
 ROOT = Path(__file__).parents[1]
 LOG = ROOT / "runs/long/training_log.jsonl"
@@ -15,7 +16,7 @@ LOG = ROOT / "runs/long/training_log.jsonl"
 
 def main() -> None:
     """Draw and write."""
-    plot_training_curve(LOG, ROOT / "docs/images/long_training.png")
+    plot_training_curve(LOG, ROOT / "docs/images/long_training.png", bounds=CARTPOLE.return_bounds)
     rows = [
         {k: v for k, v in row.items() if k == "env_steps" or k.startswith("eval_")}
         for row in read_log(LOG)

@@ -10,7 +10,8 @@ The folders are the data flow:
     4  adaptation/   the inner step; standard and hybrid adapters; when to undo, when to adapt again
     5  meta_rl/      MAML's outer step, recurrent PPO over trials, the training loops
     6  checkpoint    saving and loading
-    7  evaluation/   held-out tasks, baselines, statistics, limits of adaptation, reports
+    7  methods/      one file a way to adapt, and the yardsticks beside them
+       evaluation/   held-out tasks, one scoring loop, statistics, limits of adaptation, reports
        training      a whole training: train, set the limits, verify, save, evaluate
     8  recursive_self_improvement/
                      proposals, training, a gate on fresh tasks, a ledger

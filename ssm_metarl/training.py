@@ -30,7 +30,6 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.evaluation.calibration import calibrate
-from ssm_metarl.evaluation.episodes import MetaTrained
 from ssm_metarl.evaluation.meta_evaluator import (
     in_context_curve_point,
     learning_curve_point,
@@ -48,6 +47,7 @@ from ssm_metarl.meta_rl.training_run import (
     training_command,
     training_record,
 )
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.reproducibility import is_reproducible
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily

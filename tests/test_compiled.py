@@ -34,7 +34,9 @@ from ssm_metarl.compiled import (
 from ssm_metarl.core import compiled_actor, fused, scan
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner import task_batch
-from ssm_metarl.evaluation.episodes import collect_support, episodes_of, played_direction
+from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.evaluation.episodes import collect_support, plays_disturbed
 from ssm_metarl.evaluation.opened_model import open_model
 from ssm_metarl.tasks import cartpole
 
@@ -159,7 +161,8 @@ def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_model(name)
-    tasks = opened.family.task({"sign": played_direction(opened.policy, opened.family)})
+    sign = -1 if plays_disturbed(opened.policy, opened.family) else 1
+    tasks = opened.family.task({"sign": sign})
 
     how = opened.trained.adaptation()
 
@@ -167,9 +170,8 @@ def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
         """The loss after adapting, and the actions then."""
         support = collect_support(policy, tasks, 20, "random", seed=0)
         adapted = replace(opened, policy=policy).adapt(support, "hybrid", how)
-        rollout = episodes_of(
-            policy, [adapted.meta_params()], tasks, num_episodes=2, seed=0, max_steps=60
-        )
+        worlds = make_worlds(tasks, 2, seed=0, purpose="evaluation", max_episode_steps=60)
+        rollout = collect_rollout(worlds, policy.actor(adapted.meta_params(), 1, 2), 60)
         return torch.tensor([adapted.report.loss_after]), rollout.action[:20]
 
     loss, actions = run()

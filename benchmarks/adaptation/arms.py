@@ -27,18 +27,12 @@ from ssm_metarl.config import EvaluationConfig, ReplayWeights
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.baselines import expert_actor, sign_probe_actor
-from ssm_metarl.evaluation.episodes import (
-    PURPOSE,
-    can_flip,
-    collect_support,
-    run_arm,
-    run_trials,
-    uniform_actor,
-)
+from ssm_metarl.evaluation.episodes import PURPOSE, collect_support, run_arm, run_trials
 from ssm_metarl.evaluation.fine_tuning import FineTuningConfig, fine_tune
-from ssm_metarl.evaluation.least_squares import LeastSquaresActor
 from ssm_metarl.evaluation.opened_model import OpenedModel
+from ssm_metarl.methods.least_squares import LeastSquaresActor
+from ssm_metarl.methods.random import uniform_actor
+from ssm_metarl.methods.told import ExpertActor
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.settings import require
 from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
@@ -214,14 +208,16 @@ def frozen_scores(opened: OpenedModel, tasks: Tasks, protocol: Protocol) -> Scor
 
 def yardstick_scores(family: TaskFamily, tasks: Tasks, protocol: Protocol) -> Scores:
     """What needs no training: chance, and controllers that are told something or identify it."""
-    config = EvaluationConfig(seed=protocol.seed, episodes_per_task=1)
-    scores = {("random", NOTHING): protocol.test(tasks, uniform_actor(tasks, config))}
+    actor = uniform_actor(tasks, 1, protocol.seed)
+    scores = {("random", NOTHING): protocol.test(tasks, actor)}
+    for name, expert in family.experts.items():
+        actor = ExpertActor(expert(tasks), tasks, 1)
+        scores[name, NOTHING] = protocol.test(tasks, actor)
     if family.experts:
-        scores["lqr", NOTHING] = protocol.test(tasks, expert_actor(tasks, 1))
         scores |= trial_scores(
             "least_squares", lambda: LeastSquaresActor(family, len(tasks), 1), tasks, protocol
         )
-    if can_flip(family):
+    for probe in family.probes:
         with closing(
             make_worlds(tasks, 1, seed=protocol.seed, purpose=f"{PURPOSE}-support")
         ) as worlds:
@@ -229,7 +225,7 @@ def yardstick_scores(family: TaskFamily, tasks: Tasks, protocol: Protocol) -> Sc
             support = collect_rollout(
                 worlds, random_actor(worlds, noise, SHORT_STEPS), SHORT_STEPS, autoreset=True
             )
-        scores["sign_probe", SHORT] = protocol.test(tasks, sign_probe_actor(support, 1))
+        scores[probe.name, SHORT] = protocol.test(tasks, probe.controller(support, 1))
     return scores
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ssm_metarl.app.handlers.comparing import Interval
 from ssm_metarl.app.handlers.improving import LineageView
+from ssm_metarl.evaluation.plots import shown_range
 from ssm_metarl.recursive_self_improvement.lineage import Role
 
 Chart = dict[str, Any]
@@ -23,12 +24,14 @@ LEAST_WEALTH, MOST_WEALTH = 1e-3, 100
 ROLES = {Role.CANDIDATE: "blue", Role.CONTROL: "orange", Role.PLACEBO: "grey"}
 
 
-def training_curve(log: Sequence[dict[str, Any]], *, ceiling: float = 500.0) -> Chart:
+def training_curve(
+    log: Sequence[dict[str, Any]], *, bounds: tuple[float, float] | None = None
+) -> Chart:
     """Return against environment steps: adapted, frozen, out of range, and their spread.
 
     Args:
         log: Lines of a training log (`training_run`).
-        ceiling: The greatest return possible.
+        bounds: Least and greatest return possible; None for unknown.
     """
     looks = [line for line in log if "eval_adapted_mean" in line]
     series = [
@@ -41,11 +44,12 @@ def training_curve(log: Sequence[dict[str, Any]], *, ceiling: float = 500.0) -> 
     series = [s for s in series if s["points"]]
     if not series:
         return NOTHING
+    low, high = shown_range([y for s in series for _, y in s["points"]], bounds)
     return {
         "kind": "lines",
         "title": "Return while it learnt",
         "x": {"label": "environment steps", "min": 0},
-        "y": {"label": "return of an episode", "min": 0, "max": ceiling * 1.04},
+        "y": {"label": "return of an episode", "min": low, "max": high + 0.04 * (high - low)},
         "series": series,
         "summary": _summary(series),
     }

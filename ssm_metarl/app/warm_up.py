@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from ssm_metarl.checkpoint import shipped_models
 from ssm_metarl.config import Core, MetaTrainingConfig
-from ssm_metarl.evaluation.episodes import collect_support, episodes_of
+from ssm_metarl.evaluation.episodes import collect_support, run_episodes
 from ssm_metarl.evaluation.opened_model import open_model
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 
@@ -29,7 +29,8 @@ def warm_up_adapting() -> None:
         for mode in opened.gradient_modes:
             adapted = opened.adapt(support, mode, opened.trained.adaptation())
             params.append(adapted.meta_params())
-        episodes_of(opened.policy, params, tasks, num_episodes=1, seed=0, max_steps=STEPS)
+        for each in params:
+            run_episodes(tasks, opened.policy.actor(each, 1, 1), 1, seed=0)
 
 
 def warm_up_training() -> None:

@@ -138,17 +138,24 @@ def print_comparison(result: Mapping[str, Any]) -> None:
 
 
 def print_drift(result: Mapping[str, Any]) -> None:
-    """Who held a plant that changed inside an episode, on stdout."""
+    """Who controlled a plant that changed inside an episode, on stdout."""
     print(
         f"{result['family']}, {SPLIT_TITLES[result['split']]}: {result['num_tasks']} unseen tasks "
-        f"(seed {result['seed']}), {DRIFT_TITLES[result['drift']]} inside an episode; no training "
-        f"has seen such a change"
+        f"(seed {result['seed']}), {DRIFT_TITLES.get(result['drift'], result['drift'])} inside an "
+        f"episode; no training has seen such a change"
     )
     for arm, s in result["arms"].items():
+        held = ""
+        if s["up_after"] is not None:
+            low, high = s["ci95"]
+            held = (
+                f"up at the change {s['up_at_change']:.1%}, {result['look_after']} steps later "
+                f"{s['up_after']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
+            )
+        told = "" if s["of_told"] is None else f", {s['of_told']:.0%} of the way to the told expert"
         print(
-            f"{arm}: up at the change {s['up_at_change']:.1%}, 300 steps later {s['up_after']:.1%} "
-            f"(95 % interval {s['ci95'][0]:.1%} to {s['ci95'][1]:.1%}), mean return "
-            f"{s['mean_return']:.0f} of {result['horizon']}"
+            f"{arm}: {held}reward a step before the change {s['reward_before']:.2f}, after it "
+            f"{s['reward_after']:.2f}{told}, mean return {s['mean_return']:.0f}"
         )
     for arm, s in result["arms"].items():
         if s.get("notice_steps") is not None:
@@ -158,10 +165,12 @@ def print_drift(result: Mapping[str, Any]) -> None:
             )
         if s.get("adaptations"):
             print(f"{arm}: {s['adaptations']:.0f} adaptations of a task up to the end")
+    period = ""
+    if result["control_period_ms"] is not None:
+        period = f" (control period {result['control_period_ms']:.0f} ms)"
     for kind, ms in result["control_step_ms"].items():
         print(
-            f"a control step, {kind}: {ms['median']:.1f} ms, 99 % within {ms['p99']:.1f} ms "
-            f"(control period {result['control_period_ms']:.0f} ms)"
+            f"a control step, {kind}: {ms['median']:.1f} ms, 99 % within {ms['p99']:.1f} ms{period}"
         )
 
 
@@ -183,10 +192,13 @@ def print_safety(safety: Mapping[str, Any]) -> None:
         f"{lied['harmless']:.1%}"
     )
     if detector := safety.get("change_detector"):
-        found = detector.get("flips_found")
+        found = [
+            f", {name.removesuffix('_found')} found {share:.1%}"
+            for name, share in detector.items()
+            if name != "false_alarms"
+        ]
         console.print(
-            f"change detector: false alarms {detector['false_alarms']:.1%}"
-            + ("" if found is None else f", flipped actuators found {found:.1%}")
+            f"change detector: false alarms {detector['false_alarms']:.1%}{''.join(found)}"
         )
 
 

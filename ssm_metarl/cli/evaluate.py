@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import (
     SPLIT_TITLES,
@@ -29,8 +29,9 @@ from ssm_metarl.command_line import command_line, part_of
 from ssm_metarl.config import EvaluationConfig
 
 if TYPE_CHECKING:
-    from ssm_metarl.evaluation.fixed_policy import FixedPolicy
+    from ssm_metarl.evaluation.animation import Film
     from ssm_metarl.evaluation.opened_model import OpenedModel
+    from ssm_metarl.methods.fixed_policy import FixedPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,10 @@ class Evaluate(EvaluationConfig):
     """A shipped name, a run's folder, a checkpoint or a .pth file."""
     compare: tuple[str, str] | None = None
     """Instead of --model: two models, for a paired test of the first against the second."""
-    drift: Literal["flip", "parameters"] | None = None
-    """Instead: the plant changes inside an episode, its actuator or everything else; who holds?"""
+    drift: str | None = None
+    """Instead: the plant changes inside an episode, by a disturbance of its family (such as flip:
+    the actuator turns round) or by its parameters moving (parameters); who goes on controlling
+    it?"""
     safety: bool = False
     """Also measure what the safeguard and the change detector do: 17 more arms to run."""
     worth: bool = False
@@ -138,9 +141,7 @@ class Evaluate(EvaluationConfig):
             print_comparison(result)
         return 0
 
-    def _drift(
-        self, drift: Literal["flip", "parameters"], opened: OpenedModel, config: EvaluationConfig
-    ) -> int:
+    def _drift(self, drift: str, opened: OpenedModel, config: EvaluationConfig) -> int:
         """Let plants change inside an episode."""
         from ssm_metarl.evaluation.drift import measure_drift
 
@@ -162,15 +163,12 @@ class Evaluate(EvaluationConfig):
         return 0
 
     def _check_adaptable(self, opened: OpenedModel) -> None:
-        from ssm_metarl.evaluation.episodes import can_adapt
+        from ssm_metarl.methods.standard import Standard
 
         opened.check_gradient("safety")
-        objective = self.objective or opened.trained.objective
-        if not can_adapt(opened.policy, objective):
-            raise ValueError(
-                f"safety: expected a model that can adapt by {objective}, received one without "
-                f"the outputs that it needs"
-            )
+        method = Standard(opened.trained.adaptation(objective=self.objective))
+        if (reason := method.applies(opened.model, opened.family)) is not None:
+            raise ValueError(f"safety: expected a model that can adapt: {reason}")
 
     def _write_report(
         self, opened: OpenedModel, out: Path, results: Mapping[str, Mapping[str, Any]]
@@ -182,7 +180,7 @@ class Evaluate(EvaluationConfig):
             out,
             evaluations={SPLIT_TITLES[split]: results[split] for split in ("id", "ood")},
             training_log=opened.training_log,
-            **film(opened, part_of(self, EvaluationConfig)),
+            film=film(opened, part_of(self, EvaluationConfig)),
             command=command_line("evaluate", self),
         )
 
@@ -199,7 +197,7 @@ def measured_safety(opened: OpenedModel, config: EvaluationConfig) -> dict[str, 
 
 def found_fixed_policy(opened: OpenedModel, config: EvaluationConfig) -> FixedPolicy:
     """The best fixed policy that a search finds, with progress."""
-    from ssm_metarl.evaluation.fixed_policy import search_fixed_policy
+    from ssm_metarl.methods.fixed_policy import search_fixed_policy
 
     with Reporter("searching") as reporter:
         return search_fixed_policy(opened.family, seed=config.seed, on_step=reporter.update)
@@ -223,26 +221,23 @@ def prepare_report(out: Path) -> None:
     make_folder(out)
 
 
-def film(opened: OpenedModel, config: EvaluationConfig) -> dict[str, Any]:
-    """The report's two episodes on a flipped actuator, as its arguments; empty without one."""
-    from ssm_metarl.evaluation.episodes import can_adapt, can_flip, flip_trajectories
+def film(opened: OpenedModel, config: EvaluationConfig) -> Film | None:
+    """The report's two episodes on a disturbed plant; None where there is nothing to draw."""
+    from ssm_metarl.evaluation.animation import can_film, record
+    from ssm_metarl.methods.standard import Standard
 
-    trained = replace(
-        opened.trained,
-        objective=config.objective or opened.trained.objective,
-        support_policy=config.support_policy or opened.trained.support_policy,
+    method = Standard(
+        opened.trained.adaptation(
+            objective=config.objective,
+            num_adapt_steps=config.num_adapt_steps,
+            adapt_lr=config.adapt_lr,
+            rollback=config.rollback,
+        )
     )
-    adapts = can_adapt(opened.policy, trained.objective) and trained.gradient
-    if not (can_flip(opened.family) and adapts):
-        return {}
-    before, after, task = flip_trajectories(
-        opened.policy,
-        opened.family,
-        support_steps=config.support_steps,
-        trained=trained,
-        seed=config.seed,
-        num_adapt_steps=config.num_adapt_steps,
-        adapt_lr=config.adapt_lr,
-        rollback=config.rollback,
+    if not can_film(opened.family) or method.applies(opened.model, opened.family) is not None:
+        return None
+    support_policy = config.support_policy or opened.trained.support_policy
+    model = replace(opened.model, trained=replace(opened.trained, support_policy=support_policy))
+    return record(
+        model, opened.family, method, support_steps=config.support_steps, seed=config.seed
     )
-    return {"before": before, "after": after, "flipped_task": task}

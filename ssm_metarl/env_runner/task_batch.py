@@ -103,14 +103,17 @@ class TaskBatch:
             mask = shaped("mask", mask, self._ended.shape, torch.bool, "K, N")
         # Drawn whether or not it is used: which numbers a reset meets depends on the time step
         # and the task alone.
-        fresh = self.dynamics.initial_state(self._next(self._reset_block, self._reset_noise))
-        if self._spread_starts > 0:
-            fresh = self._spread(fresh)
+        fresh = self._fresh(mask)
         if mask.any():
             self._state = torch.where(mask[..., None], fresh, self._state)
             self._ended = self._ended & ~mask
             self._step_count = torch.where(mask, 0, self._step_count)
         return self.dynamics.observe(self._state, self._parameters)
+
+    def _fresh(self, mask: Tensor) -> Tensor:
+        """Initial states (K, N, S), of which those under ``mask`` are begun from."""
+        fresh = self.dynamics.initial_state(self._next(self._reset_block, self._reset_noise))
+        return self._spread(fresh) if self._spread_starts > 0 else fresh
 
     def step(self, action: Tensor) -> EnvStep:
         """Step every environment that has not ended.

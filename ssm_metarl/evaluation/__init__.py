@@ -1,1 +1,1 @@
-"""Stage 7: held-out tasks, baselines, statistics, reports."""
+"""Stage 7: held-out tasks, one scoring loop, statistics, reports."""

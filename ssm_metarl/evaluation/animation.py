@@ -1,18 +1,20 @@
-"""A film of two episodes on one changed CartPole, side by side: before and after adapting.
+"""A film of two episodes in one plant, side by side: before and after adapting.
 
-Place in the flow: stage 7, drawn by `report` from two recorded trajectories.
+Place in the flow: stage 7, drawn by `report`. `record` runs the two episodes on a plant that a
+family's first disturbance has come over, `animate` draws what the family's `sketch` says of each
+state, in the plant's own proportions.
 
 Drawn with Pillow at three times the size and scaled down, for smooth edges; one small palette
 for all frames, so that a frame stores only the rectangle that changed. The card is opaque with
 its own background: it looks the same on a light and on a dark page.
 
-Time runs as it did: a frame is 0.05 s, 2.5 steps of the physics. The horizontal axis is the
-track's true +-2.4 m, and the pole has its true length.
+Time runs as it did, where the family knows its time step: a frame is 0.05 s.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,32 +23,136 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ssm_metarl.tasks.cartpole import THETA_LIMIT, TIME_STEP, X_LIMIT
+from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.task_batch import TaskBatch
+from ssm_metarl.evaluation.episodes import PURPOSE, collect_support
+from ssm_metarl.methods.frozen import Frozen
+from ssm_metarl.methods.method import Data, Method, Model
+from ssm_metarl.tasks.sketch import Point, Role, Shape
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.types import EnvStep
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
+    from torch import Tensor
 
 States = NDArray[np.floating]
-Point = tuple[float, float]
 
 SCALE = 3  # drawn pixels per pixel
-PANEL, GAP, HEADER = 384, 12, 54  # pixels; two panels, three gaps
+PANEL, GAP, HEADER, FOOTER = 384, 12, 54, 40  # pixels; two panels, three gaps
 WIDTH = 2 * PANEL + 3 * GAP
-PIXELS_PER_METRE = PANEL / (2 * X_LIMIT + 0.3)  # a little beyond the track's ends
+MOST_HEIGHT = 384  # of a plant
 FRAME_SECONDS = 0.05
+STEP_SECONDS = 0.02  # of a plant that does not know
 FIRST_SECONDS, LAST_SECONDS = 0.7, 1.8  # time to read
 COLORS = 48
 
-CARD, FLOOR, TRACK, GHOST, INK = "#EDF0F3", "#FFFFFF", "#9AA5B1", "#D3DAE1", "#1F2933"
-MUTED, POLE, FALLEN, ALIVE, CART = "#616E7C", "#C98B3B", "#D55E00", "#0072B2", "#3E4C59"
+CARD, FLOOR, INK, MUTED, FAILED, DONE = (
+    "#EDF0F3", "#FFFFFF", "#1F2933", "#616E7C", "#D55E00", "#0072B2",
+)  # fmt: skip
+ROLES: Mapping[Role, str] = {
+    "ground": "#9AA5B1", "body": "#3E4C59", "part": "#C98B3B", "joint": INK, "force": FAILED,
+}  # fmt: skip
 
 
-def fallen(states: States) -> bool:
-    """Whether the last state (x, dx/dt, theta, dtheta/dt) is outside CartPole's limits."""
-    x, _, theta, _ = states[-1]
-    return bool(abs(x) > X_LIMIT or abs(theta) > THETA_LIMIT)
+@dataclass(frozen=True)
+class Take:
+    """One recorded episode."""
+
+    states: States
+    """Of the physics, that each step led to, shape (T, S)."""
+    failed: bool
+    """Whether its end was a failure."""
+    total: float
+    """Its return."""
+
+    def __post_init__(self) -> None:
+        if self.states.ndim != 2 or len(self.states) == 0:
+            raise ValueError(
+                f"states: expected shape (T, S) with T > 0, received {self.states.shape}"
+            )
+
+
+@dataclass(frozen=True)
+class Film:
+    """Two episodes of one plant."""
+
+    family: TaskFamily
+    """With a sketch."""
+    task: Mapping[str, float]
+    """The plant's parameters."""
+    title: str
+    before: Take
+    after: Take
+
+    @property
+    def caption(self) -> str:
+        """What it shows, in words."""
+        units = {p.name: p.unit for p in self.family.parameters}
+        task = ", ".join(f"{n} {v:.3g} {units[n]}".rstrip() for n, v in self.task.items())
+        return (
+            f"One task, in real time: {task}. Before adapting the episode lasts "
+            f"{len(self.before.states)} steps (return {self.before.total:.0f}), after adapting "
+            f"{len(self.after.states)} (return {self.after.total:.0f})."
+        )
+
+
+def can_film(family: TaskFamily) -> bool:
+    """Whether a family can be drawn, and a disturbance come over it."""
+    return bool(family.dynamics and family.sketch and family.disturbances)
+
+
+def record(
+    model: Model, family: TaskFamily, method: Method, *, support_steps: int, seed: int
+) -> Film:
+    """One episode before and one after adapting to the default plant, disturbed or not.
+
+    An unadapted policy may play one of the two well; the other one is shown.
+
+    Args:
+        model: Stays untouched.
+        family: See `can_film`.
+        method: How it adapts.
+        support_steps: Environment steps that it adapts from.
+        seed: Names the initial state and the support data.
+    """
+    name, disturb = next(iter(family.disturbances.items()))
+    plants = {f"Another plant: {name}": disturb(family.task()), "The plant as it is": family.task()}
+    takes = {title: _take(Frozen(), model, tasks, Data(None), seed) for title, tasks in
+             plants.items()}  # fmt: skip
+    title = min(takes, key=lambda each: takes[each].total)
+    tasks = plants[title]
+    support = collect_support(
+        model.policy, tasks, support_steps, model.trained.support_policy, seed=seed
+    )
+    after = _take(method, model, tasks, Data(support), seed)
+    return Film(family, tasks.as_dicts()[0], title, takes[title], after)
+
+
+def _take(method: Method, model: Model, tasks: Tasks, data: Data, seed: int) -> Take:
+    worlds = _Recording(tasks, seed=seed)
+    actor = method.prepare(model, tasks, data).actor
+    rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
+    count = int(rollout.mask.sum())
+    states = np.stack([state[0, 0].numpy() for state in worlds.states[:count]])
+    failed = tasks.family.end_is_failure and bool(rollout.terminated.any())
+    return Take(states, failed, float(rollout.episode_returns()))
+
+
+class _Recording(TaskBatch):
+    """Worlds that keep the states (K, N, S) which their steps led to."""
+
+    def __init__(self, tasks: Tasks, *, seed: int) -> None:
+        super().__init__(tasks, 1, seed=seed, purpose=f"{PURPOSE}-film")
+        self.states: list[Tensor] = []
+
+    def step(self, action: Tensor) -> EnvStep:
+        """As `TaskBatch.step`."""
+        result = super().step(action)
+        self.states.append(self._state)
+        return result
 
 
 @cache
@@ -97,32 +203,26 @@ class _Pen:
         self.draw.text((x * SCALE, y * SCALE), text, color, font, anchor)
         return float(self.draw.textlength(text, font)) / SCALE
 
-    def arrow(self, tail: float, tip: float, y: float, color: str) -> None:
-        """A horizontal arrow."""
-        back = tip - math.copysign(10, tip - tail)
-        self.line((tail, y), (back, y), color, 3)
-        self.polygon([(tip, y), (back, y - 5.5), (back, y + 5.5)], color)
-
 
 @dataclass(frozen=True)
-class _Film:
+class _Canvas:
     """What all frames share."""
 
-    before: States
-    after: States
-    length: float
-    title: str
-    flipped: bool
+    film: Film
 
     @property
-    def reach(self) -> float:
-        """Length of the whole pole, pixels."""
-        return 2 * self.length * PIXELS_PER_METRE
+    def pixels_per_unit(self) -> float:
+        """Of the plant's own lengths."""
+        assert self.film.family.sketch is not None
+        left, right, bottom, top = self.film.family.sketch.extent
+        return min(PANEL / (right - left), MOST_HEIGHT / (top - bottom))
 
     @property
     def height(self) -> int:
-        """Of the film, pixels: a long pole needs more."""
-        return HEADER + GAP + round(max(150.0, 116.0 + self.reach)) + 70
+        """Of the film, pixels."""
+        assert self.film.family.sketch is not None
+        *_, bottom, top = self.film.family.sketch.extent
+        return HEADER + GAP + round((top - bottom) * self.pixels_per_unit) + 30 + FOOTER
 
     def frame(self, step: int) -> Image:
         """The picture after ``step`` >= 1 steps."""
@@ -130,107 +230,78 @@ class _Film:
 
         image = Image.new("RGB", (WIDTH * SCALE, self.height * SCALE), CARD)
         pen = _Pen(ImageDraw.Draw(image))
-        self._header(pen)
-        self._panel(pen, GAP, "before adapting", self.before, step)
-        self._panel(pen, 2 * GAP + PANEL, "after adapting", self.after, step)
+        pen.text(GAP + 6, HEADER / 2 + 6, self.film.title, INK, 16, bold=True)
+        self._panel(pen, GAP, "before adapting", self.film.before, step)
+        self._panel(pen, 2 * GAP + PANEL, "after adapting", self.film.after, step)
         return image.reduce(SCALE)
 
-    def _header(self, pen: _Pen) -> None:
-        y = HEADER / 2 + 6
-        x = GAP + 6 + pen.text(GAP + 6, y, self.title, INK, 16, bold=True)
-        if self.flipped:  # what the policy asks for, and what the cart feels
-            x += 34
-            x += pen.text(x, y, "asked for", MUTED, 13) + 9
-            pen.arrow(x, x + 32, y - 5, MUTED)
-            x += 32 + 24
-            x += pen.text(x, y, "cart is pushed", FALLEN, 13) + 9
-            pen.arrow(x + 32, x, y - 5, FALLEN)
-
-    def _panel(self, pen: _Pen, left: float, title: str, states: States, step: int) -> None:
-        count = min(step, len(states))
-        over = step >= len(states)
-        lost = over and fallen(states)
+    def _panel(self, pen: _Pen, left: float, title: str, take: Take, step: int) -> None:
+        family = self.film.family
+        count = min(step, len(take.states))
+        over = step >= len(take.states)
+        lost = over and take.failed
         bottom, middle = self.height - GAP, left + PANEL / 2
-        rail = bottom - 50.0
         pen.box(left, HEADER, left + PANEL, bottom, FLOOR, 8)
-        ends = [middle + side * X_LIMIT * PIXELS_PER_METRE for side in (-1, 1)]
-        pen.line((ends[0], rail), (ends[1], rail), TRACK, 2)
-        for end in ends:
-            pen.line((end, rail - 7), (end, rail + 7), TRACK, 2)
-        self._plant(pen, middle, rail, states[count - 1], FALLEN if lost else POLE)
+        assert family.sketch is not None
+        for shape in family.sketch.draw(take.states[count - 1].tolist(), self.film.task):
+            color = FAILED if lost and shape.role == "part" else ROLES[shape.role]
+            self._shape(pen, middle, bottom - FOOTER, shape, color)
         pen.text(left + 14, HEADER + 25, title, INK, 14, bold=True)
-        seconds = count * TIME_STEP
+        time = f" ({count * family.time_step:.1f} s)" if family.time_step is not None else ""
         if lost:
-            how = "left the track" if abs(states[-1][0]) > X_LIMIT else "fell"
-            label, color = f"{how} after {count} steps ({seconds:.1f} s)", FALLEN
+            label, color = f"failed after {count} steps{time}", FAILED
         elif over:
-            label, color = f"balanced for all {count} steps ({seconds:.0f} s)", ALIVE
+            label, color = f"ran for {count} steps{time}", DONE
         else:
             label, color = f"step {count}", MUTED
         pen.text(middle, bottom - 16, label, color, 14, bold=over, anchor="ms")
 
-    def _plant(self, pen: _Pen, middle: float, rail: float, state: States, color: str) -> None:
-        x, theta = middle + float(state[0]) * PIXELS_PER_METRE, float(state[2])
-        pivot = (x, rail - 32)
-        for side in (-1, 1):  # how far it may lean before the episode ends
-            pen.line(pivot, _at(pivot, side * THETA_LIMIT, self.reach + 14), GHOST, 1.6)
-        pen.text(*_at(pivot, THETA_LIMIT, self.reach + 18), "12°", TRACK, 10)
-        for offset in (-17, 17):
-            pen.disc((x + offset, rail - 6.5), 6, INK)
-        pen.box(x - 32, pivot[1] - 4, x + 32, rail - 9, CART, 5)
-        tip = _at(pivot, theta, self.reach)
-        pen.line(pivot, tip, color, 8)
-        pen.disc(tip, 4, color)
-        pen.disc(pivot, 6.5, color)
-        pen.disc(pivot, 2.2, FLOOR)
+    def _shape(self, pen: _Pen, middle: float, floor: float, shape: Shape, color: str) -> None:
+        assert self.film.family.sketch is not None
+        left, right, bottom, _ = self.film.family.sketch.extent
+        scale = self.pixels_per_unit
+
+        def at(point: Point) -> Point:
+            return (
+                middle + (point[0] - (left + right) / 2) * scale,
+                floor - (point[1] - bottom) * scale,
+            )
+
+        if shape.kind == "line":
+            pen.line(at(shape.points[0]), at(shape.points[1]), color, max(2, shape.size * scale))
+        elif shape.kind == "box":
+            (x, y), (other_x, other_y) = map(at, shape.points)
+            pen.box(min(x, other_x), min(y, other_y), max(x, other_x), max(y, other_y), color, 5)
+        else:
+            pen.disc(at(shape.points[0]), max(2, shape.size * scale), color)
 
 
-def _at(pivot: Point, theta: float, distance: float) -> Point:
-    """The point that leans by theta from the upright, to the right if positive."""
-    return pivot[0] + math.sin(theta) * distance, pivot[1] - math.cos(theta) * distance
-
-
-def animate_cartpole(
-    before: States,
-    after: States,
-    path: Path,
-    *,
-    length: float,
-    title: str = "Actuator flipped",
-    flipped: bool = True,
-    max_frames: int = 120,
-) -> Path:
+def animate(film: Film, path: Path, *, max_frames: int = 120) -> Path:
     """Write a looping GIF of two episodes, in real time at 20 frames a second.
 
     An episode that has ended stands still under a label that says how. The last frame shows how
     the longer episode ended, however early the film had to stop.
 
     Args:
-        before: State (x [m], dx/dt, theta [rad], dtheta/dt) that each step led to (`next_obs`,
-            not `obs`), shape (T, 4): where the pole fell, the last one is beyond the limits.
-        after: The same, of the adapted policy; its own T.
+        film: What to draw.
         path: GIF file to write.
-        length: Half of the pole's length, as the task has it [m].
-        title: Headline.
-        flipped: Whether to show that the actuator pushes against what is asked for.
         max_frames: Frames at most; 120 last 6 s, and the pauses at both ends.
 
     Returns:
         ``path``.
 
     Raises:
-        ValueError: A trajectory that is empty or not (T, 4).
+        ValueError: The family has no sketch.
     """
     from PIL import Image
 
-    for name, states in (("before", before), ("after", after)):
-        if states.ndim != 2 or states.shape[1] != 4 or len(states) == 0:
-            raise ValueError(f"{name}: expected shape (T, 4) with T > 0, received {states.shape}")
-    film = _Film(before, after, length, title, flipped)
-    last = max(len(before), len(after))
-    per_frame = FRAME_SECONDS / TIME_STEP
+    if film.family.sketch is None:
+        raise ValueError(f"film: expected a family with a sketch, received {film.family.name!r}")
+    canvas = _Canvas(film)
+    last = max(len(film.before.states), len(film.after.states))
+    per_frame = FRAME_SECONDS / (film.family.time_step or STEP_SECONDS)
     count = min(max_frames - 1, math.ceil(last / per_frame))
-    frames = [film.frame(1 + int(i * per_frame)) for i in range(count)] + [film.frame(last)]
+    frames = [canvas.frame(1 + int(i * per_frame)) for i in range(count)] + [canvas.frame(last)]
     palette = _palette(frames)
     indexed = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
     seconds = [FIRST_SECONDS] + [FRAME_SECONDS] * (count - 1) + [LAST_SECONDS]

@@ -31,18 +31,15 @@ from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.adaptation.change_detector import window_error
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import Calibration, EvaluationConfig
+from ssm_metarl.config import Calibration
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.episodes import (
-    PURPOSE,
-    MetaTrained,
-    can_adapt,
-    collect_support,
-    run_arm,
-    shuffle_actions,
-)
+from ssm_metarl.evaluation.episodes import PURPOSE, collect_support, shuffle_actions
+from ssm_metarl.evaluation.score import score
+from ssm_metarl.methods.frozen import AdaptedTo, Frozen
+from ssm_metarl.methods.meta_trained import MetaTrained, can_adapt
+from ssm_metarl.methods.method import Model
 from ssm_metarl.objectives.prediction import target_spread
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Params, Rollout
@@ -52,7 +49,7 @@ CONFIDENCE = 0.95
 MAX_KL_QUANTILE, MAX_KL_MARGIN = 0.999, 2.0
 MAX_ERROR_QUANTILE = 0.99
 FALL_SHARE = 0.004
-"""A return has fallen where it is lower by more than this share of the returns' range: 2 of 500."""
+"""A return has fallen where it is lower by more than this share of the returns that were seen."""
 FIRST_WINDOWS = 5
 """The change detector's windows are taken from so many windows' steps at an episode's start."""
 FIRST_TASK = 2**40
@@ -95,12 +92,9 @@ def calibrate(
     kinds = {"honest": honest, "shuffled": [shuffle_actions(data, seed=seed) for data in honest]}
     adapted = {kind: _unguarded_step(policy, data, trained) for kind, data in kinds.items()}
 
-    config = EvaluationConfig(num_tasks=num_tasks, episodes_per_task=1, seed=seed)
-    before = run_arm(tasks, policy.actor(policy.meta_params(), num_tasks, 1), config)[:, 0]
-    after = {
-        kind: run_arm(tasks, policy.actor(params, num_tasks, 1), config)[:, 0]
-        for kind, (params, _) in adapted.items()
-    }
+    methods = [Frozen(), *(AdaptedTo(kind, params) for kind, (params, _) in adapted.items())]
+    before, *rest = score(methods, Model(policy, trained), tasks, None, seed=seed).returns[..., 0]
+    after = dict(zip(adapted, rest, strict=True))
     everything = np.concatenate([before, *after.values()])
     tolerance = FALL_SHARE * float(everything.max() - everything.min())
     losses = {kind: np.array([r.loss_after for r in rs]) for kind, (_, rs) in adapted.items()}

@@ -25,8 +25,8 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.env_runner.observation_scale import measured_sizes
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
-from ssm_metarl.evaluation.baselines import ExpertActor
 from ssm_metarl.evaluation.reflection import Unchecked, check_reflection
+from ssm_metarl.methods.told import ExpertActor
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.sketch import Shape
 from ssm_metarl.tasks.task_family import Choice, Split, TaskFamily, Tasks

@@ -1,119 +1,234 @@
-"""The plant changes inside an episode, at a random moment, without a reset: who still holds it?
+"""The plant changes inside an episode, at a random moment, without a reset: who still controls it?
 
-Place in the flow: stage 7, beside `meta_evaluator`; ``ssm-metarl evaluate --drift`` prints it.
+Place in the flow: stage 7, a question to `score`; ``ssm-metarl evaluate --drift`` prints it.
 
-Two changes: ``flip`` turns the actuator round at once; ``parameters`` moves all other parameters to
-those of another task of the split, within 200 steps. All arms (see `DEFINITIONS`) meet the same
-plants, the same changes and the same initial states. Which there are depends on the model: frozen,
-standard and online where it sees observations only; in_context and in_context_restarted where it
-remembers, and ``both`` where it was trained for a gradient step as well. A model that remembers has
-no frozen arm: cleared at every episode's start, its memory does in the one episode that counts what
-in_context does.
+Changes are the family's own `disturbances`, such as ``flip``, which come at once, and
+``parameters``, which moves every parameter that has a range to another task's value, within a share
+of an episode; a category stays as it is. All arms meet the same plants, the same changes and the
+same initial states. Which there are depends on the model: frozen, standard and online where it sees
+observations only; in_context and in_context_restarted where it remembers, and ``both`` where it was
+trained for a gradient step as well. A model that remembers has no frozen arm: cleared at every
+episode's start, its memory does in the one episode that counts what in_context does. Beside them
+act chance and the family's expert, which is told of the change as it comes.
 
-A task counts as up while its first episode lasts. Shares are of all tasks: one that fell before
-its plant changed has not survived the change.
+Where an episode that ends has failed, and chance ends some, an arm holds a task while its first
+episode lasts. Everywhere, what it earned after the change is placed between chance and the expert.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
-from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import EvaluationConfig, OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
 from ssm_metarl.env_runner.rollout import collect_rollout
-from ssm_metarl.evaluation.episodes import PURPOSE, MetaTrained, collect_support
+from ssm_metarl.evaluation.episodes import PURPOSE, Episodes
+from ssm_metarl.evaluation.score import score, support_for
 from ssm_metarl.evaluation.statistics import share_interval
+from ssm_metarl.methods.frozen import Frozen
+from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.meta_trained import MetaTrained
+from ssm_metarl.methods.method import Data, Method, Model, Prepared
+from ssm_metarl.methods.online import BothOnline, Online, Restarted
+from ssm_metarl.methods.random import Random
+from ssm_metarl.methods.registry import applying
+from ssm_metarl.methods.standard import Standard
+from ssm_metarl.methods.told import Told
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
-from ssm_metarl.types import Actor
+from ssm_metarl.types import Actor, Rollout
 from ssm_metarl.version import __version__
 
-Drift = Literal["flip", "parameters"]
-
-HORIZON = 1000
-EARLIEST, LATEST = 100, 600  # the step at which a plant changes, uniform in between
-DRIFT_STEPS = 200  # that parameters take to move
-LOOK_AFTER = 300
-CONTROL_PERIOD_MS = 20.0
+PARAMETERS = "parameters"
+"""The drift that every family has; the others are its disturbances."""
 
 DEFINITIONS = {
-    "frozen": "the meta-parameters, never adapted",
-    "standard": "adapted before the episode, to support data of the plant as it then was",
-    "online": "begins unadapted; notices changes, takes gradient steps on the transitions since",
-    "in_context": "no gradient; memory carried through the episode, whatever happens",
-    "in_context_restarted": "no gradient; where what least squares has found in the trial stops "
-    "predicting, the memory is cleared: a new trial, inside the episode",
-    "both": "in_context_restarted, and a gradient step on the transitions since, the hidden state "
-    "recomputed from zero at the first of them",
-    "up_at_change": "share of tasks whose first episode lasts to the change",
-    "up_after": f"share of tasks whose first episode lasts {LOOK_AFTER} steps beyond its beginning",
+    "up_at_change": "share of tasks whose first episode lasts to the change; null where no episode "
+    "ends, or an end is no failure",
+    "up_after": "share of tasks whose first episode lasts look_after steps beyond its beginning",
     "ci95": "95 % interval of up_after (Wilson's score)",
+    "mean_return": "return of the whole episode",
+    "reward_before": "mean reward of a step in the last look_after steps before the change, mean "
+    "over tasks",
+    "reward_after": "mean reward of a step in the first look_after steps of the change; 0 after an "
+    "end",
+    "of_told": "how far reward_after is on the way from random to the expert, which is told of the "
+    "change as it comes; null without an expert that is better",
     "notice_steps": "steps from a change to its being noticed, median over tasks where it was",
     "false_alarms": "changes noticed before there was one, per 1,000 steps",
     "adaptations": "adaptations by gradient of a task in its whole episode, mean over those up to "
     "the end",
-    "control_step_ms": "time of one action of one plant in the last arm, median and 99 % quantile, "
-    "in steps that adapt by gradient and in those that do not",
+    "control_step_ms": "time of one action of one plant in the last arm that adapts inside the "
+    "episode, median and 99 % quantile, in steps that adapt by gradient and in those that do not",
 }
+"""Beside these stand those of the methods."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When a plant changes, in steps."""
+
+    horizon: int
+    """Length of the one episode."""
+    earliest: int
+    """First step at which a plant may change; uniform from here ..."""
+    latest: int
+    """... to here."""
+    moving: int
+    """Steps that parameters take to move."""
+    look_after: int
+    """Steps that are looked at from the change on."""
+
+    @classmethod
+    def of(cls, episode: int) -> Schedule:
+        """For a family whose episodes have so many steps: one episode of twice as many."""
+        return cls(
+            horizon=2 * episode,
+            earliest=episode // 5,
+            latest=episode * 6 // 5,
+            moving=max(1, episode * 2 // 5),
+            look_after=max(1, episode * 3 // 5),
+        )
+
+
+@dataclass(frozen=True)
+class Change:
+    """What becomes of K tasks."""
+
+    tasks: Tasks
+    later: Tasks
+    at: Tensor
+    """Steps that each of them takes before it changes, shape (K,)."""
+    over: int
+    """Steps that the change takes."""
+    schedule: Schedule
+    seed: int
+
+    def worlds(self) -> ChangingTaskBatch:
+        """The plants, from their initial states."""
+        return ChangingTaskBatch(
+            self.tasks,
+            self.later,
+            self.at,
+            over=self.over,
+            seed=self.seed,
+            purpose=f"{PURPOSE}-drift",
+            max_episode_steps=self.schedule.horizon,
+        )
+
+
+@dataclass(frozen=True)
+class ToldOfChange(Told):
+    """The expert, told the task as it is at each moment: of a change that takes time, its end."""
+
+    later: Tasks
+    at: Tensor
+
+    def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
+        """The experts of both plants; the second one acts from the change on."""
+        first = super().prepare(model, tasks, data).actor
+        second = super().prepare(model, self.later, data).actor
+        step = 0
+
+        def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal step
+            (before, log_prob), (after, _) = first(obs, reset), second(obs, reset)
+            changed = (self.at <= step).view(-1, *(1,) * (before.dim() - 1))
+            step += 1
+            return torch.where(changed, after, before), log_prob
+
+        return Prepared(act, [])
 
 
 @usual_modes()
 def measure_drift(
     policy: Policy,
     family: TaskFamily,
-    drift: Drift,
+    drift: str,
     config: EvaluationConfig,
     trained: MetaTrained,
     *,
     online: OnlineAdaptationConfig | None = None,
+    schedule: Schedule | None = None,
     on_step: Callable[[float, str], None] | None = None,
 ) -> dict[str, Any]:
-    """Let plants change inside an episode, and see who holds them.
+    """Let plants change inside an episode, and see who controls them.
 
     Args:
         policy: Under evaluation; stays untouched.
         family: Whose held-out tasks are drawn; it needs batched physics.
-        drift: What changes.
+        drift: What changes: a disturbance of the family, or ``parameters``.
         config: Split, tasks, seed, and how the standard arm adapts beforehand.
         trained: How the model was meta-trained.
         online: Settings of the arms that adapt inside the episode; None for what the model was
             trained for.
+        schedule: When it changes; None for what suits the family's episodes.
         on_step: Called with the share done and what comes next.
 
     Returns:
         A JSON-ready object: ``arms``, ``control_step_ms``, ``definitions``, and what was asked.
 
     Raises:
-        ValueError: A family without batched physics, or to be flipped, without ``sign``.
+        ValueError: A family without batched physics, or without that disturbance.
     """
-    if family.dynamics is None or (drift == "flip" and "sign" not in family.default_task):
-        needed = "batched physics" + (" and a parameter 'sign'" if drift == "flip" else "")
-        raise ValueError(f"drift: expected a family with {needed}, received {family.name!r}")
+    if family.dynamics is None:
+        raise ValueError(f"drift: expected a family with batched physics, received {family.name!r}")
+    kinds = (*family.disturbances, PARAMETERS)
+    if drift not in kinds:
+        raise ValueError(
+            f"drift: expected one of {', '.join(kinds)} for {family.name!r}, received {drift!r}"
+        )
     tell = on_step or (lambda share, what: None)
-    tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
-    later, at = changes(tasks, drift, config)
-    actors = _actors(policy, tasks, config, trained, online or trained.online())
-    last = list(actors.values())[-1]
-    assert isinstance(last, OnlineAdapter)
+    tasks, model = (
+        family.sample(config.split, config.num_tasks, seed=config.seed),
+        Model(policy, trained),
+    )
+    schedule = schedule or Schedule.of(family.dynamics.max_episode_steps)
+    change = change_of(tasks, drift, config, schedule)
+    methods = _methods(model, config, online or trained.online(), change)
+    support = None
+    if any(method.cost.support for method in methods):
+        support = support_for(model, tasks, config)
+    rollouts: dict[str, Rollout] = {}
+    actors: dict[str, Actor] = {}
+
+    def play(method: Method, actor: Actor) -> Episodes:
+        actors[method.name] = actor
+        rollout = collect_rollout(change.worlds(), actor, schedule.horizon)
+        rollouts[method.name] = rollout
+        return Episodes.of(rollout)
+
+    def on_method(name: str) -> None:
+        tell(len(rollouts) / (len(methods) + 1), name)
+
+    table = score(methods, model, tasks, support, seed=config.seed, play=play, on_method=on_method)
+    at = change.at.numpy()
+    can_end = family.end_is_failure and bool(rollouts[Random.name].terminated.any())
+    rewards = {name: _rewards(rollout, change) for name, rollout in rollouts.items()}
     arms: dict[str, dict[str, Any]] = {}
-    for name, actor in actors.items():
-        tell(len(arms) / (len(actors) + 1), name)
-        rollout = collect_rollout(_worlds(tasks, later, at, drift, config), actor, HORIZON)
-        lives = rollout.mask[:, :, 0].sum(dim=0).numpy()  # (K,)
-        arms[name] = _survival(lives, at.numpy())
+    for name, row in table.items():
+        lives = row.episodes.steps[:, 0]
+        arms[name] = {
+            **_held(lives, at, schedule, can_end),
+            "mean_return": float(row.returns.mean()),
+            "reward_before": rewards[name][0],
+            "reward_after": rewards[name][1],
+            "of_told": _of_told(rewards, name, methods),
+        }
+        actor = actors[name]
         if isinstance(actor, OnlineAdapter):
-            arms[name] |= _noticed(actor, lives, at.numpy())
-    tell(len(arms) / (len(actors) + 1), "time of a control step")
+            arms[name] |= _noticed(actor, lives, at, schedule.horizon)
+    tell(len(methods) / (len(methods) + 1), "time of a control step")
     return {
         "family": family.name,
         "split": config.split,
@@ -121,108 +236,97 @@ def measure_drift(
         "seed": config.seed,
         "version": __version__,
         "drift": drift,
-        "horizon": HORIZON,
+        "horizon": schedule.horizon,
+        "look_after": schedule.look_after,
         "trained_on_changes": False,  # no training changes a task inside an episode
         "arms": arms,
-        "control_step_ms": _control_step_ms(
-            policy, tasks[:1], later[:1], drift, config, last.config
-        ),
-        "control_period_ms": CONTROL_PERIOD_MS,
-        "definitions": DEFINITIONS,
+        "control_step_ms": _control_step_ms(model, change, methods),
+        "control_period_ms": None if family.time_step is None else 1000 * family.time_step,
+        "definitions": DEFINITIONS | {method.name: method.definition for method in methods},
     }
 
 
-def changes(tasks: Tasks, drift: Drift, config: EvaluationConfig) -> tuple[Tasks, torch.Tensor]:
-    """What each task becomes, and after how many steps, (K,)."""
+def change_of(tasks: Tasks, drift: str, config: EvaluationConfig, schedule: Schedule) -> Change:
+    """What each task becomes, and when."""
     at = [
-        int(seeding.generator(config.seed, f"{PURPOSE}-change", k).integers(EARLIEST, LATEST))
+        int(
+            seeding.generator(config.seed, f"{PURPOSE}-change", k).integers(
+                schedule.earliest, schedule.latest
+            )
+        )
         for k in tasks.indices
     ]
-    values = dict(tasks.values)
-    if drift == "flip":
-        values["sign"] = -values["sign"]
+    if drift != PARAMETERS:
+        later, over = tasks.family.disturbances[drift](tasks), 1
     else:
         others = tasks.family.sample(config.split, len(tasks), seed=config.seed, stream="change")
-        values |= {name: v for name, v in others.values.items() if name != "sign"}
-    return Tasks(tasks.family, values, tasks.indices), torch.tensor(at)
+        ranges = [p.name for p in tasks.family.parameters if not p.is_category]
+        later, over = tasks.changed(**{n: others.values[n] for n in ranges}), schedule.moving
+    return Change(tasks, later, torch.tensor(at), over, schedule, config.seed)
 
 
-def _worlds(
-    tasks: Tasks, later: Tasks, at: torch.Tensor, drift: Drift, config: EvaluationConfig
-) -> ChangingTaskBatch:
-    return ChangingTaskBatch(
-        tasks,
-        later,
-        at,
-        over=1 if drift == "flip" else DRIFT_STEPS,
-        seed=config.seed,
-        purpose=f"{PURPOSE}-drift",
-        max_episode_steps=HORIZON,
-    )
-
-
-def _actors(
-    policy: Policy,
-    tasks: Tasks,
-    config: EvaluationConfig,
-    trained: MetaTrained,
-    online: OnlineAdaptationConfig,
-) -> dict[str, Actor]:
-    """The arms that apply; what adapts most comes last."""
-    num_tasks = len(tasks)
-    as_it_is = policy.actor(policy.meta_params(), num_tasks, 1)
-    if not policy.in_context:
-        return {
-            "frozen": as_it_is,
-            "standard": _adapted_actor(policy, tasks, config, trained),
-            "online": OnlineAdapter(policy, online, num_tasks=num_tasks),
-        }
-    restarting = replace(online, num_adapt_steps=0)
-    actors: dict[str, Actor] = {
-        "in_context": as_it_is,
-        "in_context_restarted": OnlineAdapter(policy, restarting, num_tasks=num_tasks),
-    }
-    if trained.gradient:
-        actors["both"] = OnlineAdapter(policy, online, num_tasks=num_tasks)
-    return actors
-
-
-def _adapted_actor(
-    policy: Policy, tasks: Tasks, config: EvaluationConfig, trained: MetaTrained
-) -> Actor:
-    support = collect_support(
-        policy,
-        tasks,
-        config.support_steps,
-        config.support_policy or trained.support_policy,
-        seed=config.seed,
-    )
-    settings = trained.adaptation(
+def _methods(
+    model: Model, config: EvaluationConfig, online: OnlineAdaptationConfig, change: Change
+) -> tuple[Method, ...]:
+    """The arms that apply; what adapts most comes last of the model's own."""
+    family = change.tasks.family
+    standard = model.trained.adaptation(
         objective=config.objective,
         num_adapt_steps=config.num_adapt_steps,
         adapt_lr=config.adapt_lr,
         rollback=config.rollback,
     )
-    params, _ = StandardAdapter(settings).adapt_tasks(policy, support)
-    return policy.actor(params, len(tasks), 1)
+    own: tuple[Method, ...] = (Frozen(), Standard(standard), Online(online))
+    if model.policy.in_context:
+        own = (InContext(), Restarted(online), BothOnline(online))
+    experts = [ToldOfChange(name, change.later, change.at) for name in family.experts]
+    methods, _ = applying((*own, Random(), *experts), model, family)
+    return methods
 
 
-def _survival(lives: np.ndarray, at: np.ndarray) -> dict[str, Any]:
+def _held(lives: np.ndarray, at: np.ndarray, schedule: Schedule, can_end: bool) -> dict[str, Any]:
     """How long the first episodes last (K,), against the moments of change (K,)."""
-    up = lives >= at + LOOK_AFTER
+    if not can_end:
+        return {"up_at_change": None, "up_after": None, "ci95": None}
+    up = lives >= at + schedule.look_after
     return {
         "up_at_change": float((lives >= at).mean()),
         "up_after": float(up.mean()),
         "ci95": list(share_interval(int(up.sum()), len(up))),
-        "mean_return": float(lives.mean()),
     }
 
 
-def _noticed(adapter: OnlineAdapter, lives: np.ndarray, at: np.ndarray) -> dict[str, Any]:
+def _rewards(rollout: Rollout, change: Change) -> tuple[float, float]:
+    """Mean reward of a step before the change, and after it began."""
+    window = change.schedule.look_after
+    reward = torch.where(rollout.mask, rollout.reward, 0.0)[:, :, 0].double()  # (T, K)
+    step = torch.arange(len(reward))[:, None]
+    before = (step < change.at) & (step >= change.at - window)
+    after = (step >= change.at) & (step < change.at + window)
+    lengths = change.at.clamp(max=window)  # a rollout may be shorter: everything has ended
+    return (
+        float(((reward * before).sum(dim=0) / lengths.clamp(min=1)).mean()),
+        float(((reward * after).sum(dim=0) / window).mean()),
+    )
+
+
+def _of_told(
+    rewards: dict[str, tuple[float, float]], name: str, methods: tuple[Method, ...]
+) -> float | None:
+    told = next((rewards[m.name][1] for m in methods if m.cost.told), None)
+    chance = rewards[Random.name][1]
+    if told is None or told <= chance:
+        return None
+    return (rewards[name][1] - chance) / (told - chance)
+
+
+def _noticed(
+    adapter: OnlineAdapter, lives: np.ndarray, at: np.ndarray, horizon: int
+) -> dict[str, Any]:
     """What the online arm noticed, while its episodes lasted."""
     first: dict[int, int] = {}
     false_alarms = 0
-    to_the_end = torch.from_numpy(lives >= HORIZON)  # the adapter goes on looking at a fallen pole
+    to_the_end = torch.from_numpy(lives >= horizon)  # the adapter goes on looking after an end
     for event in adapter.events:
         if event.kind != "changed" or event.step > lives[event.task]:
             continue
@@ -266,17 +370,20 @@ class _Timed:
 
 
 def _control_step_ms(
-    policy: Policy,
-    task: Tasks,
-    later: Tasks,
-    drift: Drift,
-    config: EvaluationConfig,
-    online: OnlineAdaptationConfig,
+    model: Model, change: Change, methods: tuple[Method, ...]
 ) -> dict[str, dict[str, float]]:
     """Time of one plant's actions, with a change after half of them."""
-    timed = _Timed(OnlineAdapter(policy, online))
-    worlds = _worlds(task, later, torch.tensor([LOOK_AFTER]), drift, config)
-    collect_rollout(worlds, timed, 2 * LOOK_AFTER, autoreset=True)
+    watching = [method for method in methods if isinstance(method, Online)]
+    if not watching:
+        return {}
+    steps = change.schedule.look_after
+    alone = replace(
+        change, tasks=change.tasks[:1], later=change.later[:1], at=torch.tensor([steps])
+    )
+    adapter = watching[-1].prepare(model, alone.tasks, Data(None)).actor
+    assert isinstance(adapter, OnlineAdapter)
+    timed = _Timed(adapter)
+    collect_rollout(alone.worlds(), timed, 2 * steps, autoreset=True)
     return {
         kind: {"median": float(np.median(ms)), "p99": float(np.quantile(ms, 0.99))}
         for kind, ms in timed.milliseconds.items()

@@ -32,9 +32,10 @@ from ssm_metarl.config import EvaluationConfig, Objective, PpoSettings, SupportP
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.episodes import can_adapt, check_family, run_arm
+from ssm_metarl.evaluation.episodes import check_family, run_arm
 from ssm_metarl.meta_rl.gradient_steps import GradientSteps, Optimizer
 from ssm_metarl.meta_rl.meta_maml import query_parts
+from ssm_metarl.methods.meta_trained import can_adapt
 from ssm_metarl.objectives.ppo import clipped_policy_loss
 from ssm_metarl.objectives.prediction import PredictionLoss
 from ssm_metarl.objectives.returns import advantages
@@ -46,8 +47,6 @@ from ssm_metarl.types import FlatParams, Params, Rollout
 PURPOSE = "fine-tuning"
 Part = tuple[Tensor, Callable[[FlatParams], Tensor]]
 """Some of the tasks, shape (K',), and their losses (K',) as a function of their parameters."""
-SOLVED = 475.0
-"""Return at which CartPole-v1 counts as solved, in Gymnasium's own words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +90,8 @@ class FineTuningCurve:
     """Environment steps in them, shape (R + 1, K); of a task that is done, they stay."""
     returns: np.ndarray
     """Return of one greedy episode, shape (R + 1, K); of a task that is done, it stays."""
+    params: FlatParams | None = None
+    """What each task's parameters came to, (K, ...)."""
 
     def after(self, episodes: int) -> np.ndarray:
         """Greedy returns after so many episodes, shape (K,).
@@ -105,7 +106,7 @@ class FineTuningCurve:
         result: np.ndarray = self.returns[self.episodes.tolist().index(episodes)]
         return result
 
-    def steps_to(self, target: float = SOLVED) -> np.ndarray:
+    def steps_to(self, target: float) -> np.ndarray:
         """Environment steps until the greedy return was first ``target``, (K,); inf for never."""
         reached = self.returns >= target
         first = self.env_steps[reached.argmax(axis=0), np.arange(reached.shape[1])]
@@ -155,7 +156,10 @@ def fine_tune(
             on_round(learner.env_steps[-1], learner.returns[-1])
     episodes = [0, *accumulate(config.rounds)][: len(learner.returns)]
     return FineTuningCurve(
-        np.array(episodes), np.stack(learner.env_steps), np.stack(learner.returns)
+        np.array(episodes),
+        np.stack(learner.env_steps),
+        np.stack(learner.returns),
+        learner.params.at(learner.params.flat.detach()),
     )
 
 

@@ -20,12 +20,20 @@ from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter, check_experience
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.checkpoint import Checkpoint, find_model, load_model
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import AdaptationMode, EvaluationConfig, StandardAdaptationConfig
+from ssm_metarl.config import (
+    AdaptationMode,
+    EvaluationConfig,
+    MetaTrainingConfig,
+    StandardAdaptationConfig,
+)
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.worlds import fingerprint
-from ssm_metarl.evaluation.episodes import MetaTrained, can_adapt, check_family
-from ssm_metarl.evaluation.fixed_policy import FixedPolicy
+from ssm_metarl.evaluation.episodes import check_family
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer, is_saved_buffer
+from ssm_metarl.methods.fixed_policy import FixedPolicy
+from ssm_metarl.methods.meta_trained import MetaTrained
+from ssm_metarl.methods.method import Model
+from ssm_metarl.methods.registry import WAYS, methods_for
 from ssm_metarl.tasks.registry import family_of_env, named_family
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
@@ -34,6 +42,8 @@ HAND_OVER = "hand it over: open_model(name, family=...), or --family my_plant.py
 
 Mode = AdaptationMode | Literal["in_context", "both"]
 """A gradient step, a memory that runs through several episodes, or the one and then the other."""
+ADAPTATION_MODES: tuple[AdaptationMode, ...] = ("standard", "hybrid")
+MODES: tuple[Mode, ...] = (*ADAPTATION_MODES, "in_context", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +60,25 @@ class OpenedModel:
     """The experience that came with it, or that was given in its place."""
 
     @property
+    def model(self) -> Model:
+        """What methods adapt."""
+        return Model(self.policy, self.trained, self.buffer)
+
+    @property
     def modes(self) -> tuple[Mode, ...]:
-        """The ways in which it can adapt; none where it lacks the outputs that they need."""
-        if not self.policy.in_context:
-            return self.gradient_modes
-        both: tuple[Mode, ...] = ("both",) if self.gradient_modes else ()
-        return (*self.gradient_modes, "in_context", *both)
+        """The ways in which it can adapt, gradient steps first."""
+        every = methods_for(self.family, self.trained, EvaluationConfig())
+        applying = {
+            method.name: isinstance(method, WAYS)
+            and method.applies(self.model, self.family) is None
+            for method in every
+        }
+        return tuple(mode for mode in MODES if applying[mode])
 
     @property
     def gradient_modes(self) -> tuple[AdaptationMode, ...]:
-        """The ways in which a gradient step can adapt it.
-
-        None where it was not trained for one, or lacks the outputs that they need.
-        """
-        if not (self.trained.gradient and can_adapt(self.policy, self.trained.objective)):
-            return ()
-        hybrid = self.buffer is not None and is_of_family(self.buffer, self.family)
-        return ("standard", "hybrid") if hybrid else ("standard",)
+        """The ways in which a gradient step alone can adapt it."""
+        return tuple(mode for mode in ADAPTATION_MODES if mode in self.modes)
 
     def check_gradient(self, what: str) -> None:
         """Raise ValueError about ``what`` unless it was meta-trained for a gradient step."""
@@ -155,13 +167,13 @@ class OpenedModel:
         fixed: FixedPolicy | None = None,
     ) -> dict[str, Any]:
         """Evaluate it, telling how far it is (0 to 1) and which arm runs; JSON-ready."""
-        from ssm_metarl.evaluation.meta_evaluator import MAX_ARMS, evaluate
+        from ssm_metarl.evaluation.meta_evaluator import evaluate
 
-        done = 0
+        done, most = 0, len(methods_for(self.family, self.trained, config, fixed=fixed))
 
         def on_arm(arm: str) -> None:
             nonlocal done
-            on_progress(done / MAX_ARMS, arm)
+            on_progress(done / most, arm)
             done += 1
 
         result = evaluate(
@@ -170,7 +182,7 @@ class OpenedModel:
             config,
             model=self.name,
             trained=self.trained,
-            buffer=self.buffer if "hybrid" in self.modes else None,
+            buffer=self.buffer,
             fixed=fixed,
             on_arm=on_arm,
         )
@@ -197,7 +209,7 @@ def open_model(name: str, family: str | TaskFamily | None = None) -> OpenedModel
         trained.adaptation()  # refuses what no training writes
         if policy.adapted:
             trained = replace(trained, gradient=False)
-        recorded = checkpoint.training.get("family", "cartpole")
+        recorded = checkpoint.training.get("family", MetaTrainingConfig.family)
         if isinstance(family, TaskFamily):
             known = family
         elif family is not None:

@@ -17,39 +17,34 @@ from statistics import mode
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.meta_rl.training_log import read_log
+from ssm_metarl.methods.method import BLUE, SKY, VERMILION
+from ssm_metarl.methods.method import YARDSTICK as MUTED
+from ssm_metarl.methods.registry import in_order, known_methods
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008): told apart with every common kind of colour blindness.
-BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#AA4499", "#56B4E9"
-INK, MUTED, FAINT = "#1F2933", "#616E7C", "#E4E7EB"
-
-ARMS: Mapping[str, tuple[str, str]] = {
-    "random": ("random actions", MUTED),
-    "frozen": ("before adapting", VERMILION),
-    "fixed": ("best fixed policy", MUTED),
-    "in_context": ("in context", SKY),
-    "standard": ("after: standard", BLUE),
-    "hybrid": ("after: hybrid", GREEN),
-    "both": ("after: both", PURPLE),
-    "lqr": ("LQR, told the physics", MUTED),
-    "least_squares": ("least squares, told nothing", MUTED),
-    "sign_probe": ("fixed gain, sign probed", MUTED),
-}
-"""Every known arm, in the order of display: label and colour."""
+INK, FAINT = "#1F2933", "#E4E7EB"
+Bounds = tuple[float, float]
 
 
 def arm_label(arm: str) -> str:
     """An arm's name for readers."""
-    return ARMS[arm][0] if arm in ARMS else arm
+    known = known_methods()
+    return str(known[arm].label) if arm in known else arm
+
+
+def arm_color(arm: str) -> str:
+    """Its colour."""
+    known = known_methods()
+    return str(known[arm].color) if arm in known else INK
 
 
 def present_arms(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     """Arms that any of the evaluations has: known ones in display order, then the others."""
     found = {arm: None for e in evaluations for arm, scores in e["arms"].items() if scores}
-    return [a for a in ARMS if a in found] + [a for a in found if a not in ARMS]
+    return in_order(list(found))
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
@@ -105,13 +100,24 @@ def _save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def shown_range(values: Sequence[float], bounds: Bounds | None) -> Bounds:
+    """From where to where returns are drawn: to the bounds, unless most of that would be empty."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    if bounds is None:
+        low = min(0.0, low)
+    else:
+        high = max(bounds[1], high)
+        low = low if low - bounds[0] > (bounds[1] - bounds[0]) / 2 else min(bounds[0], low)
+    return low, high if high > low else low + 1.0
+
+
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
     """Millions of environment steps, and the column's values, where a row has it."""
     have = [row for row in rows if row.get(name) is not None]
     return [row["env_steps"] / 1e6 for row in have], [float(row[name]) for row in have]
 
 
-def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0) -> Path:
+def plot_training_curve(log: Path, path: Path, *, bounds: Bounds | None = None) -> Path:
     """Draw evaluation and training returns over environment steps.
 
     Args:
@@ -120,7 +126,7 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
             lines) and ``eval_adapted_iqm`` and ``eval_frozen_iqm`` (dotted); of a training in
             context ``eval_episode_1_mean`` and so on.
         path: PNG file to write.
-        ceiling: The highest possible return, drawn as a line; None for none.
+        bounds: Least and greatest possible return, the latter drawn as a line; None for unknown.
 
     Returns:
         ``path``.
@@ -170,11 +176,11 @@ def plot_training_curve(log: Path, path: Path, *, ceiling: float | None = 500.0)
         ends.append((x[-1], y[-1], label, color))
     last = max((x for x, *_ in ends), default=1.0)
     axes.set_xlim(0, last * 1.005 or 1.0)
-    top = max([ceiling or 0.0] + [max(_column(rows, c[0])[1], default=0.0) for c in curves])
-    bottom = min([0.0] + [min(_column(rows, c[0])[1], default=0.0) for c in curves])
-    axes.set_ylim(bottom, bottom + (top - bottom) * 1.06 if top > bottom else bottom + 1)
-    if ceiling is not None:
-        axes.axhline(ceiling, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    values = [y for mean, *_ in curves for y in _column(rows, mean)[1]]
+    bottom, top = shown_range(values, bounds)
+    axes.set_ylim(bottom, bottom + (top - bottom) * 1.06)
+    if bounds is not None:
+        axes.axhline(bounds[1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     _label_ends(axes, ends)
     axes.set_xlabel("environment steps (million)", color=MUTED, fontsize=9)
     axes.set_title(
@@ -205,7 +211,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> No
 
 
 def plot_arms(
-    evaluations: Mapping[str, Mapping[str, Any]], path: Path, *, ceiling: float | None = 500.0
+    evaluations: Mapping[str, Mapping[str, Any]], path: Path, *, bounds: Bounds | None = None
 ) -> Path:
     """Draw every arm's IQM with its interval and its worst tenth, one panel a split.
 
@@ -213,7 +219,7 @@ def plot_arms(
         evaluations: Title of a panel, such as "in distribution" -> the JSON object that
             ``ssm-metarl evaluate --json`` prints.
         path: PNG file to write.
-        ceiling: The highest possible return, drawn as a line; None for none.
+        bounds: Least and greatest possible return, the latter drawn as a line; None for unknown.
 
     Returns:
         ``path``.
@@ -224,6 +230,10 @@ def plot_arms(
     arms = present_arms(list(evaluations.values()))
     if not arms:
         raise ValueError(f"plot_arms: expected evaluations with arms, received {evaluations!r}")
+    shown = [e["arms"][arm] for e in evaluations.values() for arm in arms if e["arms"].get(arm)]
+    left, right = shown_range(
+        [float(x) for s in shown for x in (s["iqm"], s["worst10"], *s["ci95"])], bounds
+    )
     figure = _figure(9.2, 1.15 + 0.36 * len(arms))
     panels = figure.subplots(1, len(evaluations), sharey=True, sharex=True, squeeze=False)[0]
     for panel, (title, evaluation) in zip(panels, evaluations.items(), strict=True):
@@ -236,17 +246,17 @@ def plot_arms(
         for a, b in pairwise(range(len(arms) + 1)):
             if a % 2 == 0:
                 panel.axhspan(a - 0.5, b - 0.5, color="#F5F7FA", zorder=0, linewidth=0)
-        if ceiling is not None:
-            panel.axvline(ceiling, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-            panel.set_xlim(-0.025 * ceiling, ceiling * 1.16)
+        if bounds is not None:
+            panel.axvline(bounds[1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        panel.set_xlim(left - 0.025 * (right - left), right + 0.16 * (right - left))
         for row, arm in enumerate(arms):
             if evaluation["arms"].get(arm):
                 _draw_arm(panel, row, arm, evaluation["arms"][arm])
     panels[0].set_yticks(range(len(arms)), [arm_label(arm) for arm in arms])
     panels[0].set_ylim(len(arms) - 0.5, -0.5)  # the first arm on top
     for tick, arm in zip(panels[0].get_yticklabels(), arms, strict=True):
-        tick.set(color=ARMS.get(arm, ("", INK))[1], fontsize=10)
-        tick.set_weight("normal" if ARMS.get(arm, ("", INK))[1] == MUTED else "bold")
+        tick.set(color=arm_color(arm), fontsize=10)
+        tick.set_weight("normal" if arm_color(arm) == MUTED else "bold")
     figure.supxlabel(
         "episode return:   ● interquartile mean of the tasks, bar: its 95 % interval"
         "      ◇ mean of the worst tenth of the tasks",
@@ -257,7 +267,7 @@ def plot_arms(
 
 
 def _draw_arm(panel: Axes, row: int, arm: str, scores: Mapping[str, Any]) -> None:
-    color = ARMS.get(arm, ("", INK))[1]
+    color = arm_color(arm)
     middle, worst = float(scores["iqm"]), float(scores["worst10"])
     low, high = scores["ci95"]
     panel.plot([worst, middle], [row, row], color=color, linewidth=1.2, alpha=0.5, zorder=2)

@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.evaluation.animation import States, animate_cartpole
+from ssm_metarl.evaluation.animation import Film, animate
 from ssm_metarl.evaluation.plots import arm_label, plot_arms, plot_training_curve, present_arms
 from ssm_metarl.reproducibility import processor
 
@@ -35,13 +35,18 @@ DEFINITIONS: Mapping[str, str] = {
     "the number would change with another draw of tasks. It does not cover training noise.",
     "Worst tenth": "mean of the lowest tenth of the tasks' scores.",
     "Support steps": "environment steps collected in a task before adapting, at most.",
-    "Before adapting": "the meta-trained policy as it is, hidden state reset in every episode.",
-    "After: standard, hybrid": "after gradient steps on the support data; hybrid also on replayed "
-    "experience.",
-    "LQR": "a linear-quadratic regulator told all of the task's parameters, the sign too.",
-    "Fixed gain, sign probed": "one fixed linear controller that reads only the actuator's sign "
-    "off the support data.",
 }
+
+
+def definitions(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """What the report's words mean: its own, and those of the arms that it shows."""
+    own = {
+        arm_label(arm): text
+        for e in evaluations.values()
+        for arm, text in e.get("definitions", {}).items()
+        if arm in e["arms"]
+    }
+    return {**DEFINITIONS, **own}
 
 
 def arms_table(evaluation: Evaluation) -> Table:
@@ -125,9 +130,7 @@ def write_report(
     *,
     evaluations: Mapping[str, Evaluation],
     training_log: Path | None,
-    before: States | None = None,
-    after: States | None = None,
-    flipped_task: Mapping[str, float] | None = None,
+    film: Film | None = None,
     command: str,
 ) -> Path:
     """Write the report's files into a folder.
@@ -137,33 +140,25 @@ def write_report(
         evaluations: Title, such as "in distribution" -> JSON object of an evaluation.
         training_log: JSON lines of the training (see `plots.plot_training_curve`); None where a
             model came without one.
-        before: States that the steps of one episode led to, before adapting, shape (T, 4); None
-            for a report without the film, where a family has no CartPole to draw.
-        after: The same task, after adapting, shape (T, 4), its own T.
-        flipped_task: That task's parameters; ``length`` [m] is needed, ``sign`` -1 is shown.
+        film: One episode before adapting and one after it; None where a family cannot be drawn.
         command: The shell command that makes this report again.
 
     Returns:
         Path of ``report.html``.
-
-    Raises:
-        ValueError: Only some of ``before``, ``after`` and ``flipped_task`` are given.
     """
-    film = (before, after, flipped_task)
-    if any(x is None for x in film) and any(x is not None for x in film):
-        raise ValueError("before, after, flipped_task: expected all or none, received only some")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     pictures = []
-    if before is not None and after is not None and flipped_task is not None:
-        pictures.append(_film(out, before, after, flipped_task))
-    # CartPole ends after 500 steps of reward 1; other families' returns have no such ceiling.
-    cartpole = all(e.get("family") == "cartpole" for e in evaluations.values())
-    ceiling = 500.0 if cartpole else None
-    arms = plot_arms(evaluations, out / "adaptation.png", ceiling=ceiling)
+    if film is not None:
+        path = animate(film, out / "before_after.gif")
+        pictures.append((path, film.caption))
+    known = {tuple(e.get("return_bounds") or ()) for e in evaluations.values()}
+    bounds = next(iter(known)) if len(known) == 1 else ()
+    ends = (bounds[0], bounds[1]) if len(bounds) == 2 else None
+    arms = plot_arms(evaluations, out / "adaptation.png", bounds=ends)
     pictures.append((arms, "Every arm on the same unseen tasks."))
     if training_log is not None:
-        curve = plot_training_curve(training_log, out / "training_curve.png", ceiling=ceiling)
+        curve = plot_training_curve(training_log, out / "training_curve.png", bounds=ends)
         pictures.append((curve, "Returns over meta-training, before and after adapting."))
     captions = {path.name: caption for path, caption in pictures}
     (out / "report.md").write_text(_markdown(evaluations, captions, command), encoding="utf-8")
@@ -172,35 +167,6 @@ def write_report(
     page = out / "report.html"
     page.write_text(_html(evaluations, captions, command), encoding="utf-8")
     return page
-
-
-def _film(out: Path, before: States, after: States, task: Mapping[str, float]) -> tuple[Path, str]:
-    """The film of one task, and its caption."""
-    flipped = _is_flipped(task)
-    path = animate_cartpole(
-        before,
-        after,
-        out / "before_after.gif",
-        length=float(task["length"]),
-        title="Which way does it push?",
-        flipped=flipped,
-    )
-    return path, (
-        f"One task, in real time: {_describe(task)}. Before adapting the episode lasts "
-        f"{len(before)} steps, after adapting {len(after)}."
-    )
-
-
-def _is_flipped(task: Mapping[str, float]) -> bool:
-    return float(task.get("sign", 1.0)) < 0
-
-
-def _describe(task: Mapping[str, float]) -> str:
-    units = {"force": "N", "length": "m (half the pole)", "mass": "kg", "gravity": "m/s²"}
-    parts = [f"{n} {float(task[n]):.3g} {unit}" for n, unit in units.items() if n in task]
-    if "sign" in task:
-        parts.append("actuator " + ("flipped" if _is_flipped(task) else "as usual"))
-    return ", ".join(parts)
 
 
 def _origin(evaluations: Mapping[str, Evaluation]) -> str:
@@ -222,7 +188,8 @@ def _markdown(
     parts += [f"![{caption}]({name})\n\n{caption}" for name, caption in captions.items()]
     parts += [f"## {title}\n\n{results_table(e)}" for title, e in evaluations.items()]
     parts.append(
-        "## Definitions\n\n" + "\n".join(f"- **{n}**: {text}" for n, text in DEFINITIONS.items())
+        "## Definitions\n\n"
+        + "\n".join(f"- **{n}**: {text}" for n, text in definitions(evaluations).items())
     )
     parts.append(f"## Make it again\n\n```\n{command}\n```")
     return "\n\n".join(parts) + "\n"
@@ -240,7 +207,8 @@ def _html(evaluations: Mapping[str, Evaluation], captions: Mapping[str, str], co
         for title, e in evaluations.items()
     )
     terms = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in DEFINITIONS.items()
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n"
+        for name, text in definitions(evaluations).items()
     )
     return f"""<!doctype html>
 <html lang="en">

@@ -9,36 +9,37 @@ Limits come from the model's `Calibration` and are only obeyed here, never set.
 - Shuffled actions: support data that lie. An adaptation is harmless if it was undone, or if the
   return stays within `MARGIN` of the unadapted policy's.
 - Change detection: the verdict on windows of the adapted policy's own episodes, on the same plant
-  (an alarm is false) and on one whose actuator has been flipped.
+  (an alarm is false) and under each disturbance that the family names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.calibration import own_window_errors
-from ssm_metarl.evaluation.episodes import (
-    MetaTrained,
-    collect_support,
-    run_arm,
-    shuffle_actions,
-)
+from ssm_metarl.evaluation.episodes import shuffle_actions
+from ssm_metarl.evaluation.score import Score, score, support_for
 from ssm_metarl.evaluation.statistics import worst_tenth
+from ssm_metarl.methods.frozen import Frozen
+from ssm_metarl.methods.meta_trained import MetaTrained
+from ssm_metarl.methods.method import Method, Model
+from ssm_metarl.methods.standard import Standard
 from ssm_metarl.objectives.prediction import target_spread
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Params, Rollout
 
 SHOWN_STEPS = (1, 2, 3, 5, 10)
-MARGIN = 2.0
-"""Points of return that an adaptation to lying data may cost and still count as harmless."""
+MARGIN = 0.004
+"""What an adaptation to lying data may cost and still count as harmless, as a share of the range of
+returns: of the family's, or else of those that were seen."""
 
 DEFINITIONS = {
     "num_adapt_steps": "gradient steps asked for",
@@ -47,9 +48,11 @@ DEFINITIONS = {
     "falls_after_a_kept_step": "share of tasks whose return falls, by any amount, from one kept "
     "step to the next, over ten steps",
     "harmless": f"share of tasks that were rolled back to the unadapted policy, or whose return "
-    f"is at most {MARGIN:g} below its (where that is worth nothing, nothing can be lost)",
+    f"is below its by at most {MARGIN:.1%} of the range of returns (where that is worth nothing, "
+    f"nothing can be lost)",
     "false_alarms": "share of unchanged plants that the change detector calls changed",
-    "flips_found": "share of plants with a flipped actuator that it calls changed",
+    "flips_found": "share of plants that it calls changed under the family's disturbance flip; of "
+    "others likewise",
 }
 
 
@@ -78,45 +81,31 @@ def measure_safety(
     """
     tell = on_step or (lambda share, what: None)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
-    support = collect_support(
-        policy,
-        tasks,
-        config.support_steps,
-        config.support_policy or trained.support_policy,
-        seed=config.seed,
-    )
+    model = Model(policy, trained)
+    support = support_for(model, tasks, replace(config, shuffle_actions=False))
+    step = trained.adaptation(objective=config.objective, adapt_lr=config.adapt_lr)
 
-    def adapt(data: Rollout, steps: int, rollback: bool) -> tuple[Params, list[AdaptationReport]]:
-        settings = trained.adaptation(
-            objective=config.objective,
-            num_adapt_steps=steps,
-            adapt_lr=config.adapt_lr,
-            rollback=rollback,
-        )
-        return StandardAdapter(settings).adapt_tasks(policy, data)
-
-    def scores(params: Params) -> np.ndarray:
-        actor = policy.actor(params, len(tasks), config.episodes_per_task)
-        result: np.ndarray = run_arm(tasks, actor, config).mean(axis=1)
-        return result
+    def scored(method: Method, data: Rollout = support) -> Score:
+        return score(
+            (method,), model, tasks, data, num_episodes=config.episodes_per_task, seed=config.seed
+        ).scores[0]
 
     tell(0.0, "unadapted")
-    frozen = before = scores(policy.meta_params())
+    frozen = before = scored(Frozen()).per_task
     fell = np.zeros(len(tasks), dtype=bool)
     kept_before = np.zeros(len(tasks), dtype=int)
     rows = []
     most = SHOWN_STEPS[-1]
     for steps in range(1, most + 1):
         tell(steps / (most + 4), f"{steps} step(s)")
-        params, reports = adapt(support, steps, rollback=True)
-        if steps == 1:
-            adapted = params
-        after = scores(params)
-        kept = np.array([report.num_steps for report in reports])
+        settings = replace(step, num_adapt_steps=steps)
+        row = scored(Standard(settings))
+        after = row.per_task
+        kept = np.array([report.num_steps for report in row.reports])
         fell |= (after < before) & (kept > kept_before)
         before, kept_before = after, kept
         if steps in SHOWN_STEPS:
-            free = scores(adapt(support, steps, rollback=False)[0])
+            free = scored(Standard(replace(settings, rollback=False))).per_task
             rows.append(
                 {
                     "num_adapt_steps": steps,
@@ -128,34 +117,42 @@ def measure_safety(
                 }
             )
     tell((most + 1) / (most + 4), "shuffled actions")
-    params, reports = adapt(shuffle_actions(support, seed=config.seed), 1, rollback=True)
-    undone = np.array([report.num_steps == 0 for report in reports])
-    lied_to = scores(params)
+    lied_to = scored(Standard(step), shuffle_actions(support, seed=config.seed))
+    undone = np.array([report.num_steps == 0 for report in lied_to.reports])
+    lost = frozen - lied_to.per_task
+    margin = MARGIN * _range(family, np.concatenate([frozen, lied_to.per_task]))
     result = {
         "more_steps": rows,
         "falls_after_a_kept_step": float(fell.mean()),
         "shuffled_actions": {
             "rolled_back": float(undone.mean()),
-            "harmless": float(np.mean(undone | (lied_to >= frozen - MARGIN))),
+            "harmless": float(np.mean(undone | (lost <= margin))),
         },
         "definitions": DEFINITIONS,
     }
     tell((most + 2) / (most + 4), "change detector")
+    adapted, _ = StandardAdapter(step).adapt_tasks(policy, support)
     detector = _change_detector(policy, adapted, support, tasks, config)
     return result | ({"change_detector": detector} if detector else {})
+
+
+def _range(family: TaskFamily, seen: np.ndarray) -> float:
+    """From the least to the greatest return."""
+    low, high = family.return_bounds or (float(seen.min()), float(seen.max()))
+    return high - low
 
 
 def _change_detector(
     policy: Policy, params: Params, support: Rollout, tasks: Tasks, config: EvaluationConfig
 ) -> dict[str, float]:
-    """Alarms of the change detector on the plants adapted to, and on the same ones flipped."""
+    """Alarms of the change detector on the plants adapted to, and on the same ones disturbed."""
     limits = policy.calibration
     if limits is None or limits.max_prediction_error is None:
         return {}
     plants = {"false_alarms": tasks}
-    if "sign" in tasks.values:
-        flipped = {**tasks.values, "sign": -tasks.values["sign"]}
-        plants["flips_found"] = Tasks(tasks.family, flipped, tasks.indices)
+    plants |= {
+        f"{name}s_found": change(tasks) for name, change in tasks.family.disturbances.items()
+    }
     spread = target_spread(policy, support)
     shares = {}
     for name, plant in plants.items():

@@ -1,6 +1,6 @@
 """Is adaptation worth it here? What it closes of the gap between a fixed policy and a told one.
 
-Place in the flow: stage 7, on the returns of an evaluation that has the arm ``fixed``;
+Place in the flow: stage 7, on the table of an evaluation that has the arm ``fixed``;
 ``ssm-metarl evaluate --worth`` prints it. For arm a, told t and fixed f, mean returns over tasks::
 
     share_a = (a - f) / (t - f)
@@ -20,16 +20,15 @@ from typing import Any
 
 import numpy as np
 
+from ssm_metarl.evaluation.score import Score, Table
 from ssm_metarl.evaluation.statistics import paired_interval, ratio_interval
+from ssm_metarl.methods.fixed_policy import Fixed
+from ssm_metarl.methods.frozen import Frozen
+from ssm_metarl.methods.probe import Probed
+from ssm_metarl.methods.random import Random
 
 Scores = np.ndarray
 """One score a task, (K,)."""
-
-FIXED, TOLD, PROBE, FROZEN = "fixed", "lqr", "sign_probe", "frozen"
-ADAPTING = ("standard", "hybrid", "in_context", "both")
-"""Arms of a model that adapt; the best of them decides."""
-SHOWN = (FROZEN, PROBE, *ADAPTING, "least_squares")
-"""Arms whose share is told."""
 
 DEFINITIONS = {
     "fixed": "best fixed policy that a search on training tasks found: linear in the observation "
@@ -41,50 +40,50 @@ DEFINITIONS = {
     "share": "over_fixed / gap, with the 95 % bootstrap interval over tasks of that ratio; null "
     "without a gap",
     "best": "the adapting arm with the largest mean",
-    "over_probe": "the best arm's mean return above the sign probe's, as in over_fixed",
+    "over_probe": "the best arm's mean return above the family's probe's, as in over_fixed",
     "worth_it": "whether there is a gap and the interval of the best arm's over_fixed is above 0",
 }
 
 
-def measure_worth(returns: Mapping[str, np.ndarray], *, seed: int) -> dict[str, Any]:
+def measure_worth(table: Table, *, seed: int) -> dict[str, Any]:
     """What each arm closes of the gap, and the verdict.
 
     Args:
-        returns: Of every arm, (K, episodes); ``fixed`` among them.
+        table: Of every arm; ``fixed`` and ``frozen`` among them.
         seed: Names the bootstrap's resamples.
 
     Returns:
         A JSON-ready object: ``gap``, ``arms``, ``best``, ``worth_it``, ``verdict`` and
         ``definitions``.
     """
-    scores = {arm: r.mean(axis=1) for arm, r in returns.items()}
-    fixed = scores[FIXED]
-    gap = None
-    if TOLD in scores:
-        gap = _difference(scores[TOLD] - fixed, seed)
+    fixed = table[Fixed.name].per_task
+    told = next((row for row in table.scores if row.method.cost.told), None)
+    probe = next((row for row in table.scores if isinstance(row.method, Probed)), None)
+    gap = None if told is None else _difference(told.per_task - fixed, seed)
     arms: dict[str, Any] = {}
-    for arm in SHOWN:
-        if arm in scores:
-            gain = scores[arm] - fixed
-            share = None
-            if gap is not None and gap["ci95"][0] > 0:
-                whole = scores[TOLD] - fixed
-                share = {
-                    "mean": float(gain.mean() / whole.mean()),
-                    "ci95": list(ratio_interval(gain, whole, seed=seed)),
-                }
-            arms[arm] = {"over_fixed": _difference(gain, seed), "share": share}
-    adapting = [arm for arm in ADAPTING if arm in scores]
-    best = max(adapting, key=lambda arm: scores[arm].mean(), default=None)
+    for row in table.scores:
+        if isinstance(row.method, (Fixed, Random)) or row.method.cost.told:
+            continue
+        gain = row.per_task - fixed
+        share = None
+        if told is not None and gap is not None and gap["ci95"][0] > 0:
+            whole = told.per_task - fixed
+            share = {
+                "mean": float(gain.mean() / whole.mean()),
+                "ci95": list(ratio_interval(gain, whole, seed=seed)),
+            }
+        arms[row.method.name] = {"over_fixed": _difference(gain, seed), "share": share}
+    adapting = [row for row in table.scores if row.method.adapts]
+    best = max(adapting, key=lambda row: float(row.per_task.mean()), default=None)
     over_probe = None
-    if best is not None and PROBE in scores:
-        over_probe = _difference(scores[best] - scores[PROBE], seed)
-    worth_it, verdict = _verdict(best, gap, arms, over_probe)
+    if best is not None and probe is not None:
+        over_probe = _difference(best.per_task - probe.per_task, seed)
+    worth_it, verdict = _verdict(best, told, probe, gap, arms, over_probe)
     return {
         "gap": gap,
-        "told": TOLD if gap is not None else None,
+        "told": None if told is None else told.method.name,
         "arms": arms,
-        "best": best,
+        "best": None if best is None else best.method.name,
         "over_probe": over_probe,
         "worth_it": worth_it,
         "verdict": verdict,
@@ -97,7 +96,9 @@ def _difference(per_task: Scores, seed: int) -> dict[str, Any]:
 
 
 def _verdict(
-    best: str | None,
+    best: Score | None,
+    told: Score | None,
+    probe: Score | None,
     gap: Mapping[str, Any] | None,
     arms: Mapping[str, Any],
     over_probe: Mapping[str, Any] | None,
@@ -110,27 +111,29 @@ def _verdict(
             f"not worth it here: being told everything gains {_points(gap)} over the best fixed "
             f"policy that was found"
         )
-    gain, share = arms[best]["over_fixed"], arms[best]["share"]
+    name = best.method.name
+    gain, share = arms[name]["over_fixed"], arms[name]["share"]
     if gain["ci95"][0] <= 0:
         word = "no more than" if gain["ci95"][1] >= 0 else "less than"
         return False, (
-            f"not worth it here: {best} gets {word} the best fixed policy that was found: "
+            f"not worth it here: {name} gets {word} the best fixed policy that was found: "
             f"{_points(gain)}"
         )
-    if share is None or gap is None:
-        verdict = f"worth it here: {best} gains {_points(gain)} over the best fixed policy found"
+    if share is None or gap is None or told is None:
+        verdict = f"worth it here: {name} gains {_points(gain)} over the best fixed policy found"
     else:
         low, high = share["ci95"]
         verdict = (
-            f"worth it here: {best} closes {share['mean']:.0%} ({low:.0%} to {high:.0%}) of the "
-            f"{gap['mean']:.0f} points between the best fixed policy found and {TOLD}, which is "
-            f"told everything"
+            f"worth it here: {name} closes {share['mean']:.0%} ({low:.0%} to {high:.0%}) of the "
+            f"{gap['mean']:.0f} points between the best fixed policy found and "
+            f"{told.method.name}, which is told everything"
         )
-    if arms[FROZEN]["over_fixed"]["ci95"][0] > 0:
-        verdict += f"; without adapting ({FROZEN}) it gains {_points(arms[FROZEN]['over_fixed'])}"
-    if over_probe is not None and over_probe["ci95"][0] <= 0:
+    frozen = arms[Frozen.name]["over_fixed"]
+    if frozen["ci95"][0] > 0:
+        verdict += f"; without adapting ({Frozen.name}) it gains {_points(frozen)}"
+    if probe is not None and over_probe is not None and over_probe["ci95"][0] <= 0:
         word = "as much" if over_probe["ci95"][1] >= 0 else "more"
-        verdict += f"; reading one bit off the same data ({PROBE}) gains {word}"
+        verdict += f"; reading one bit off the same data ({probe.method.name}) gains {word}"
     return True, verdict
 
 

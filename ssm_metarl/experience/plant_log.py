@@ -9,7 +9,7 @@ A row is one moment: what was observed, and the action that was then taken. What
 is the next row, so an episode's last row has an observation only, its action empty. Columns, in
 any order, others are ignored and named in a note:
 
-    the observations   the family's names (cartpole: x, x_dot, theta, theta_dot), or obs_0, ...
+    the observations   the family's names (such as x and x_dot), or obs_0, ...
     action             0, 1, ... if discrete; action_0, action_1, ... if there are several numbers
     reward             optional: what the action of this row earned
     episode            optional: a row with another value than the row before starts an episode;

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.evaluation.episodes import MetaTrained, check_family, collect_support, run_arm
+from ssm_metarl.evaluation.episodes import check_family
+from ssm_metarl.evaluation.score import score, support_for
 from ssm_metarl.evaluation.statistics import paired_interval
+from ssm_metarl.methods.meta_trained import MetaTrained
+from ssm_metarl.methods.method import Model
+from ssm_metarl.methods.standard import Standard
 from ssm_metarl.recursive_self_improvement.gate import compare
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.version import __version__
@@ -74,16 +77,18 @@ def adapted_returns(
 ) -> NDArray[np.float64]:
     """Mean return of each task's episodes after standard adaptation, shape (K,)."""
     check_family(policy, family)
+    model = Model(policy, trained)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
-    support_policy = config.support_policy or trained.support_policy
-    support = collect_support(policy, tasks, config.support_steps, support_policy, seed=config.seed)
-    adaptation = trained.adaptation(
-        objective=config.objective,
-        num_adapt_steps=config.num_adapt_steps,
-        adapt_lr=config.adapt_lr,
-        rollback=config.rollback,
+    method = Standard(
+        trained.adaptation(
+            objective=config.objective,
+            num_adapt_steps=config.num_adapt_steps,
+            adapt_lr=config.adapt_lr,
+            rollback=config.rollback,
+        )
     )
-    adapted, _ = StandardAdapter(adaptation).adapt_tasks(policy, support)
-    actor = policy.actor(adapted, len(tasks), config.episodes_per_task)
-    result: NDArray[np.float64] = run_arm(tasks, actor, config).mean(axis=1)
-    return result
+    table = score(
+        (method,), model, tasks, support_for(model, tasks, config),
+        num_episodes=config.episodes_per_task, seed=config.seed,
+    )  # fmt: skip
+    return table.scores[0].per_task

@@ -1,8 +1,8 @@
 """Every threshold, tolerance and budget of recursive self-improvement, with its default.
 
 Place in the flow: stage 8, under everything in this folder. No torch here: the daemon reads its
-settings before it loads anything. Points are hundredths of the family's range of returns: on
-``cartpole``, whose returns go from 0 to 500, a point is 5.
+settings before it loads anything. Points are hundredths of the family's range of returns:
+where they go from 0 to 1,000, a point is 10.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RSIConfig:
     """Room on the disk below which the lineage pauses."""
     keep_champions: Count = 5
     """Past champions whose weights stay on disk, beside the first one and the best one."""
-    audit_tasks: Count = 500
+    audit_tasks: Count = 400
     """Vault tasks of an audit."""
 
     def __post_init__(self) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from ssm_metarl.checkpoint import save_checkpoint, unpack
 from ssm_metarl.evaluation.calibration import calibrate
-from ssm_metarl.evaluation.episodes import MetaTrained
 from ssm_metarl.evaluation.meta_evaluator import verify
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.recursive_self_improvement.ledger import Ledger
 from ssm_metarl.recursive_self_improvement.lineage import Lineage
 from ssm_metarl.recursive_self_improvement.store import WeightStore

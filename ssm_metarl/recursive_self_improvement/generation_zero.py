@@ -15,9 +15,10 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.environment import Environment
-from ssm_metarl.evaluation.episodes import can_adapt, check_declaration, check_family
+from ssm_metarl.evaluation.episodes import check_declaration, check_family
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.trainer import MetaTrainer
+from ssm_metarl.methods.meta_trained import can_adapt
 from ssm_metarl.recursive_self_improvement.candidates import recipe_for
 from ssm_metarl.settings import rebuild
 from ssm_metarl.tasks.registry import family_of_env
@@ -63,7 +64,7 @@ def generation_zero(
             "model: expected a meta-trained one, received one that is adapted already"
             + (f" (from {original!r}: give that one)" if original else "")
         )
-    family = family_of(env or checkpoint.training.get("family", "cartpole"))
+    family = family_of(env or checkpoint.training.get("family", MetaTrainingConfig.family))
     if checkpoint.policy_config.get("in_context", False):
         raise ValueError(
             "model: expected one that sees observations only, received one that adapts in context"

@@ -90,7 +90,7 @@ def resize(checkpoint: Checkpoint, config: PolicyConfig, *, seed: int) -> Checkp
 
     New entries have step size 0, so that an inner step, too, goes where it went. It would be
     longer: the RMS by which it divides the gradient, now over more parameters, falls by about the
-    root of their old number over the new (by a sixth for a third layer of the shipped cartpole
+    root of their old number over the new (by a sixth for a third layer of a shipped
     model). The old step sizes are multiplied by that root, which cancels it to within 2 %.
 
     Adam's count of steps stays; the first moment of a new entry is 0, and its second the mean over

@@ -24,7 +24,6 @@ pair counts as -1, the worst there is, whichever side it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +95,18 @@ class Measurement:
 
     def _measure(self, start: int, count: int) -> Measured:
         from ssm_metarl.checkpoint import unpack
-        from ssm_metarl.evaluation.episodes import MetaTrained, collect_support
+        from ssm_metarl.evaluation.episodes import collect_support
+        from ssm_metarl.evaluation.score import score
+        from ssm_metarl.methods.meta_trained import MetaTrained
+        from ssm_metarl.methods.method import Model
+        from ssm_metarl.methods.standard import Standard
 
         checkpoint = unpack(self.weights, "candidate")
-        policy = checkpoint.policy()
         trained = MetaTrained.from_training(checkpoint.training)
+        model = Model(checkpoint.policy(), trained)
+        # A step is kept whatever it does: the limits of adaptation are set when a champion is
+        # exported, and a candidate without them must not look better for it.
+        method = Standard(trained.adaptation(rollback=False))
         env_steps = 0
 
         def returns(split: Any, num_steps: int) -> NDArray[np.float64]:
@@ -110,11 +116,14 @@ class Measurement:
                 split, count, seed=self.seed, start=start, stream=f"rsi-{self.stream}"
             )
             support = collect_support(
-                policy, tasks, num_steps, trained.support_policy, seed=self.seed, purpose=purpose
-            )
-            result, taken = _adapted_returns(policy, tasks, support, trained, self.seed, purpose)
-            env_steps += int(support.steps_taken().sum()) + taken
-            return result
+                model.policy, tasks, num_steps, trained.support_policy,
+                seed=self.seed, purpose=purpose,
+            )  # fmt: skip
+            (row,) = score((method,), model, tasks, support, seed=self.seed, purpose=purpose).scores
+            env_steps += int(row.env_steps.sum() + row.episodes.steps.sum())
+            # Parameters that are no numbers leave neither a loss nor a distance.
+            sound = np.isfinite([[r.loss_after, r.kl] for r in row.reports]).all(axis=1)
+            return np.where(sound, row.returns[:, 0], np.nan)
 
         scores = {PRIMARY: returns("ood", self.support_steps)}
         if self.with_curve:
@@ -123,30 +132,6 @@ class Measurement:
             scores["adaptation_speed"] = area(curve, self.curve_steps)
             scores["meta_learning_efficiency"] = curve[0]
         return Measured({name: values.tolist() for name, values in scores.items()}, env_steps)
-
-
-def _adapted_returns(
-    policy: Any, tasks: Any, support: Any, trained: Any, seed: int, purpose: str
-) -> tuple[NDArray[np.float64], int]:
-    """Greedy return of one full-length episode a task after one gradient step, shape (K,).
-
-    The step is kept whatever it does: the limits of adaptation are set when a champion is
-    exported, and a candidate without them must not look better for it.
-
-    Returns:
-        The returns, NaN where the adapted parameters are no numbers, and the steps taken.
-    """
-    from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-    from ssm_metarl.env_runner.rollout import collect_rollout
-    from ssm_metarl.env_runner.worlds import make_worlds
-
-    adapted, _ = StandardAdapter(trained.adaptation(rollback=False)).adapt_tasks(policy, support)
-    with closing(make_worlds(tasks, 1, seed=seed, purpose=purpose)) as worlds:
-        actor = policy.actor(adapted, len(tasks), 1)
-        rollout = collect_rollout(worlds, actor, worlds.max_episode_steps)
-    result = rollout.episode_returns()[:, 0].double().numpy()
-    sound = adapted.flat.isfinite().all(dim=1).numpy()
-    return np.where(sound, result, np.nan), int(rollout.mask.sum())
 
 
 def area(curve: NDArray[np.float64], lengths: Sequence[int]) -> NDArray[np.float64]:

@@ -18,7 +18,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent
 EVALUATOR = (
     "action_space.py", "adaptation", "checkpoint.py", "compiled.py", "config.py", "core",
-    "env_runner", "evaluation/episodes.py", "experience", "objectives",
+    "env_runner", "evaluation/episodes.py", "evaluation/score.py", "experience", "methods",
+    "objectives",
     "recursive_self_improvement/agent.py", "recursive_self_improvement/config.py",
     "recursive_self_improvement/gate.py",
     "recursive_self_improvement/lineage.py", "recursive_self_improvement/metrics.py",

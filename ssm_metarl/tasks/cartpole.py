@@ -28,7 +28,15 @@ from ssm_metarl.compiled import compiled, kernels_apply
 from ssm_metarl.entrance import fitted
 from ssm_metarl.tasks.control import lqr
 from ssm_metarl.tasks.sketch import Shape, Sketch
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
+from ssm_metarl.tasks.task_family import (
+    Choice,
+    Probe,
+    TaskFamily,
+    TaskParameter,
+    Tasks,
+    Uniform,
+)
+from ssm_metarl.types import Actor, Rollout
 
 CART_MASS = 1.0  # kg
 TIME_STEP = 0.02  # s
@@ -236,6 +244,53 @@ class CartPoleExpert:
         return ((obs * self._gain.to(obs)).sum(-1) > 0).long()
 
 
+PROBE_GAIN = (0.0055, 0.015, 23.0, 1.39)
+"""Force per x [m], dx/dt [m/s], theta [rad], dtheta/dt [rad/s]; only its direction matters."""
+
+
+def read_sign(support: Rollout) -> Tensor:
+    """Which way action 1 pushes, from how the cart's velocity changed.
+
+    The sum over taken steps of ``(2 a - 1) (dx/dt after - before)``. Near the upright the pole
+    changes the cart's velocity much less than the actuator does, so even five random steps
+    suffice. The actions are not centred: that would throw away a support with one action only.
+
+    Args:
+        support: Steps with observation (x, dx/dt, theta, dtheta/dt), shape (T, K, N, 4), and
+            actions 0 or 1; whole episodes or parts of them.
+
+    Returns:
+        +1 or -1 for each task, shape (K,), in the type of the observations; +1 where the data
+        say nothing.
+    """
+    change = support.next_obs[..., 1] - support.obs[..., 1]  # (T, K, N), m/s
+    evidence = (2 * support.action - 1) * change
+    # Masked steps may hold anything, NaN too, so they are replaced and not multiplied by zero.
+    total = torch.where(support.mask, evidence, torch.zeros_like(evidence)).sum(dim=(0, 2))
+    return torch.where(total < 0, -torch.ones_like(total), torch.ones_like(total))
+
+
+def sign_probe(support: Rollout, num_envs: int) -> Actor:
+    """One fixed robust controller (`PROBE_GAIN`), told the sign that the support shows.
+
+    Args:
+        support: Each task's data, T x K x N' steps.
+        num_envs: N, environments per task that the actor will act in.
+
+    Returns:
+        ``(obs (K, N, 4), reset (K, N)) -> (action (K, N) int64, log_prob (K, N) = 0)``.
+    """
+    sign = read_sign(support)
+    gain = torch.tensor(PROBE_GAIN, dtype=sign.dtype, device=sign.device)
+    signed = (gain * sign[:, None])[:, None].expand(-1, num_envs, -1)  # (K, N, 4)
+
+    def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = (obs * signed.to(obs)).sum(-1)  # (K, N)
+        return (wanted > 0).long(), torch.zeros_like(wanted)
+
+    return act
+
+
 def flip(tasks: Tasks) -> Tasks:
     """The same plants, their actuators the other way round."""
     return tasks.changed(sign=-tasks.values["sign"])
@@ -268,6 +323,14 @@ CARTPOLE = TaskFamily(
     solved=475.0,  # Gymnasium's own threshold
     disturbances={"flip": flip},
     experts={"lqr": CartPoleExpert},
+    probes=(
+        Probe(
+            name="sign_probe",
+            label="fixed gain, sign probed",
+            definition="one fixed robust controller; the actuator's sign read off the support data",
+            controller=sign_probe,
+        ),
+    ),
     sketch=Sketch((-2.6, 2.6, -0.4, 2.2), draw),
     parameters=(
         TaskParameter(

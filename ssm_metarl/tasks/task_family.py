@@ -26,6 +26,7 @@ from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.settings import in_one_line, plain
 from ssm_metarl.tasks.sketch import Sketch
+from ssm_metarl.types import Actor, Rollout
 
 if TYPE_CHECKING:
     import gymnasium
@@ -224,6 +225,18 @@ class Expert(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One fixed controller of a family, told the little that it reads off some data of a task."""
+
+    name: str
+    label: str
+    """For legends and tables."""
+    definition: str
+    controller: Callable[[Rollout, int], Actor]
+    """The controller, from K tasks' data (T, K, N') and the environments a task, N, it acts in."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskFamily:
     """A set of tasks that differ in declared parameters: all that others need to know of a plant.
 
@@ -276,6 +289,8 @@ class TaskFamily:
     ones become."""
     experts: Mapping[str, Callable[[Tasks], Expert]] = field(default_factory=dict, hash=False)
     """Controllers that are told the task; the first is the one that a training may imitate."""
+    probes: tuple[Probe, ...] = ()
+    """Fixed controllers that are told what a few steps show: yardsticks for adapting."""
     sketch: Sketch | None = None
     """How to draw a state."""
 

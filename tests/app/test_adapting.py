@@ -20,10 +20,14 @@ from ssm_metarl.cli.adapt import episode_returns
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
-from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, trial_episodes
+from ssm_metarl.evaluation.episodes import collect_support, trial_episodes
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from ssm_metarl.tasks.registry import FAMILIES
+from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
 
 FLIPPED = replace(adapting.default_plant(CARTPOLE), flipped=True)
@@ -160,11 +164,11 @@ def test_presses_end_somewhere(server: Server, visitor: Visitor) -> None:
 def test_surprises_are_the_familys_draws_and_every_visitors_own(server: Server) -> None:
     one, other = server.visitors.arrive(""), server.visitors.arrive("")
     one.seed, other.seed = 1, 2
-    direction = server.models.direction(one)
+    expected_sign = -1.0 if server.models.expects_disturbed(one) else 1.0
     drawn = [adapting.surprise(one, server.models, "ood") for _ in range(3)]
     expected = CARTPOLE.sample("ood", 3, seed=1, stream="app").as_dicts()
     for plant, task in zip(drawn, expected, strict=True):
-        assert plant.flipped == (task["sign"] != direction)
+        assert plant.flipped == (task["sign"] != expected_sign)
         for name, value in plant.values.items():
             assert value == pytest.approx(task[name], abs=0.051)
             parameter = next(p for p in CARTPOLE.parameters if p.name == name)
@@ -246,3 +250,42 @@ def test_both_is_a_step_and_then_a_trial(server: Server, visitor: Visitor) -> No
     assert done.after.returns == last.episode_returns()[0].tolist()
     html = markup.result(done, CARTPOLE)
     assert "episode 2 of a trial" in html and "prediction error on the data" in html
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_familys_plants_are_set_by_their_fields(family: TaskFamily) -> None:
+    """A range has a slider, a category a list of its values, whatever the disturbance sets none."""
+    plant = adapting.default_plant(family)
+    assert plant.values.keys() == {p.name for p in family.parameters} - {"sign"}
+    assert adapting.problems(plant, family, 20, 1) == {}
+    assert plant.tasks(family, False).as_dicts() == [family.default_task]
+    flipped = {**family.default_task, "sign": -1.0}
+    assert plant.tasks(family, True).as_dicts() == [flipped]
+    assert replace(plant, flipped=True).tasks(family, False).as_dicts() == [flipped]
+    for parameter in adapting.fields(family):
+        for wrong in ("x", math.nan, True, 1e9):
+            spoiled = replace(plant, values={**plant.values, parameter.name: wrong})
+            assert list(adapting.problems(spoiled, family, 20, 1)) == [parameter.name]
+        if parameter.is_category:
+            assert set(adapting.choices(parameter)) >= {parameter.default}
+            for value in adapting.choices(parameter):
+                chosen = replace(plant, values={**plant.values, parameter.name: value})
+                assert chosen.tasks(family, False).as_dicts()[0][parameter.name] == value
+    nothing = Plant({}, False)
+    missing = {p.name for p in adapting.fields(family) if not p.is_category}
+    assert adapting.problems(nothing, family, 20, 1).keys() == missing
+
+
+def test_a_surprise_wires_the_sensors_anew(server: Server, visitor: Visitor) -> None:
+    opened = open_model("cartpole", "cartpole_scrambled")
+    server.models._opened[visitor.model] = opened
+    expected = CARTPOLE_SCRAMBLED.sample("id", 1, seed=visitor.seed, stream="app").as_dicts()[0]
+    plant = adapting.surprise(visitor, server.models, "id")
+    for parameter in adapting.fields(CARTPOLE_SCRAMBLED):
+        if parameter.is_category:
+            assert plant.values[parameter.name] == expected[parameter.name]
+    tasks = plant.tasks(CARTPOLE_SCRAMBLED, server.models.expects_disturbed(visitor))
+    assert tasks.as_dicts()[0]["sign"] == expected["sign"]
+    done = press(server, visitor, plant)
+    assert done.report is not None and done.task == tasks.as_dicts()[0]
+    assert done.before.episodes == [] and adapting.film(done) == {}  # the player knows no wiring

@@ -90,7 +90,7 @@ def test_a_live_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_family_has_no_live_view() -> None:
     pendulum = TaskFamily.from_gymnasium("Pendulum-v1", {})
-    with pytest.raises(ValueError, match="live: expected a family with CartPole's state"):
+    with pytest.raises(ValueError, match="live: expected a family that the page can draw and flip"):
         LiveRun(load_pretrained("cartpole"), pendulum.task(), adapting=False, seed=0)
 
 

@@ -10,7 +10,7 @@ from ssm_metarl.app.handlers.models import OWN_RUN, WITHOUT
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import load_pretrained, shipped_models
-from ssm_metarl.evaluation.episodes import MetaTrained
+from ssm_metarl.methods.meta_trained import MetaTrained
 
 
 def test_a_shipped_model_is_ready_for_a_new_visitor(server: Server, visitor: Visitor) -> None:
@@ -54,8 +54,8 @@ def test_the_direction_is_the_one_that_the_unadapted_model_plays(
     directions = {}
     for name in server.models.names(visitor):
         server.models.choose(visitor, name)
-        directions[name] = server.models.direction(visitor)
-    assert directions == {"cartpole": -1.0, "cartpole_hybrid_real_model": 1.0}
+        directions[name] = server.models.expects_disturbed(visitor)
+    assert directions == {"cartpole": True, "cartpole_hybrid_real_model": False}
 
 
 def test_what_is_said_of_a_model_that_was_trained_in_context(

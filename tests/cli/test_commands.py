@@ -23,7 +23,7 @@ from ssm_metarl.checkpoint import (
     save_checkpoint,
 )
 from ssm_metarl.cli.console import print_json
-from ssm_metarl.evaluation.fixed_policy import Effort
+from ssm_metarl.methods.fixed_policy import Effort
 
 from .conftest import Cli
 
@@ -107,8 +107,8 @@ def test_the_film_is_adapted_with_the_evaluations_settings(
         flags = ("--num_tasks", 1, *settings, "--no_rollback", "--seed", 2, "--report", name)
         assert cli("evaluate", "--model", model, *flags).code == 0
     caption = (tmp_path / "a" / "report.md").read_text().split("the episode lasts ")[1]
-    before, after = caption.split(" steps, after adapting ")
-    assert before == after.split(".")[0]  # no step: nothing changes
+    before, after = caption.split(").")[0].split("), after adapting ")
+    assert before.replace(" steps", "") == after  # no step: nothing changes
     films = [(tmp_path / name / "before_after.gif").read_bytes() for name in "ab"]
     assert films[0] != films[1]
 
@@ -167,11 +167,13 @@ def test_evaluate_measures_safety(cli: Cli, model: Path) -> None:
 def test_evaluate_lets_plants_change_inside_an_episode(cli: Cli, model: Path) -> None:
     few = ("evaluate", "--model", model, "--num_tasks", 2, "--drift", "parameters")
     result = cli(*few, "--json").json
-    assert set(result["arms"]) == {"frozen", "standard", "online"}
+    assert set(result["arms"]) == {"frozen", "standard", "online", "random", "lqr"}
     assert result["drift"] == "parameters" and result["trained_on_changes"] is False
     printed = cli(*few).out
     assert "the physics move inside an episode" in printed and "control period 20 ms" in printed
     assert "--safety" in cli(*few, "--safety").refusal()
+    refused = cli(*few[:-1], "break").refusal()
+    assert "drift: expected one of flip, parameters for 'cartpole', received 'break'" in refused
 
 
 def test_evaluate_on_shuffled_actions_and_without_rollback(cli: Cli, model: Path) -> None:
@@ -209,7 +211,7 @@ def test_evaluate_says_what_adapting_is_worth(
     cli: Cli, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     effort = Effort(starts=1, generations=1, population=4, elites=2, tasks=2, judged_on=2)
-    monkeypatch.setattr("ssm_metarl.evaluation.fixed_policy.BATCHED", effort)
+    monkeypatch.setattr("ssm_metarl.methods.fixed_policy.BATCHED", effort)
     result = evaluate(cli, model, "--worth")
     worth = result["worth"]
     assert worth.keys() >= {"gap", "arms", "best", "worth_it", "verdict", "definitions"}

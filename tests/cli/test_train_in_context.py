@@ -93,7 +93,7 @@ def test_a_plant_changes_inside_an_episode(cli: Cli) -> None:
     cli("train", *TINY, "--out", "run", "--json")
     few = ("evaluate", "--model", "run", "--num_tasks", 2, "--drift", "flip")
     result = cli(*few, "--json").json
-    assert set(result["arms"]) == {"in_context", "in_context_restarted"}
+    assert set(result["arms"]) == {"in_context", "in_context_restarted", "random", "lqr"}
     assert result["trained_on_changes"] is False and result["control_period_ms"] == 20
     printed = cli(*few).out
     assert "in_context_restarted: up at the change" in printed

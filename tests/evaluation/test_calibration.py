@@ -16,7 +16,8 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation import calibration as module
 from ssm_metarl.evaluation.calibration import calibrate, harm_limit, most_falls
-from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, shuffle_actions
+from ssm_metarl.evaluation.episodes import collect_support, shuffle_actions
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.tasks.cartpole import CARTPOLE
 
 from .conftest import untrained_policy

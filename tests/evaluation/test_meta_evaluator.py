@@ -16,17 +16,11 @@ from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.task_batch import TaskBatch
+from ssm_metarl.env_runner.trial_worlds import make_trial_worlds
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation import episodes, meta_evaluator
-from ssm_metarl.evaluation.episodes import (
-    MetaTrained,
-    can_flip,
-    collect_support,
-    flip_trajectories,
-    run_arm,
-    run_trials,
-)
-from ssm_metarl.evaluation.fixed_policy import Effort, search_fixed_policy
+from ssm_metarl.evaluation.animation import can_film, record
+from ssm_metarl.evaluation.episodes import PURPOSE, collect_support, run_arm, run_trials
 from ssm_metarl.evaluation.meta_evaluator import (
     evaluate,
     in_context_curve_point,
@@ -36,9 +30,14 @@ from ssm_metarl.evaluation.meta_evaluator import (
 from ssm_metarl.evaluation.report import write_report
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
+from ssm_metarl.methods.fixed_policy import Effort, search_fixed_policy
+from ssm_metarl.methods.meta_trained import MetaTrained
+from ssm_metarl.methods.method import Model
+from ssm_metarl.methods.standard import Standard
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
-from ssm_metarl.types import Rollout
 
 from .conftest import untrained_policy
 
@@ -77,30 +76,31 @@ def pendulum_policy(pendulum: TaskFamily) -> Policy:
 
 def test_arms_that_apply_are_there_in_order(policy: Policy, buffer: ExperienceBuffer) -> None:
     with_buffer = evaluate(policy, CARTPOLE, config(), model="m", buffer=buffer)
-    names = ["frozen", "standard", "hybrid", "random", "lqr", "sign_probe"]
+    names = ["random", "frozen", "standard", "hybrid", "lqr", "sign_probe"]
     assert list(with_buffer["arms"]) == names
+    assert with_buffer["absent"].keys() == {"in_context", "both", "least_squares"}
     seen: list[str] = []
     without = evaluate(policy, CARTPOLE, config(), model="m", on_arm=seen.append)
     assert list(without["arms"]) == seen == [n for n in names if n != "hybrid"]
     assert list(without["paired"]) == ["standard-frozen"]
     empty = evaluate(policy, CARTPOLE, config(), model="m", buffer=ExperienceBuffer(5))
-    assert empty == without
+    assert empty == without and "no experience" in without["absent"]["hybrid"]
 
 
-def test_a_family_without_sign_has_no_cartpole_arms(
+def test_a_family_without_experts_or_categories_has_no_such_arms(
     pendulum: TaskFamily, pendulum_policy: Policy
 ) -> None:
     small = config(num_tasks=1, episodes_per_task=1)
     result = evaluate(pendulum_policy, pendulum, small, model="m")
-    assert list(result["arms"]) == ["frozen", "standard", "random"]
-    assert result["by_sign"] == {}
+    assert list(result["arms"]) == ["random", "frozen", "standard"]
+    assert result["by_category"] == {} and "by_sign" not in result
     assert result["arms"]["random"]["mean"] < 0  # the pendulum's costs, not CartPole's steps
 
 
 def test_a_model_without_prediction_outputs_adapts_by_policy_gradient_only() -> None:
     model = StateSpaceModel(output_dim=2)
     result = evaluate(model, CARTPOLE, config(), model="m")
-    assert list(result["arms"]) == ["frozen", "random", "lqr", "sign_probe"]
+    assert list(result["arms"]) == ["random", "frozen", "lqr", "sign_probe"]
     assert result["paired"] == {} and result["adaptation"] == {}
     rewarded = evaluate(model, CARTPOLE, config(objective="policy_gradient"), model="m")
     assert "standard" in rewarded["arms"]
@@ -123,25 +123,57 @@ def test_a_model_that_does_not_fit_is_refused(policy: Policy, pendulum: TaskFami
         evaluate(policy, CARTPOLE, config(experience_weight=-1), model="m")
 
 
+@pytest.mark.parametrize("family", [CARTPOLE, CARTPOLE_SCRAMBLED, PENDULUM], ids=lambda f: f.name)
 def test_every_arm_starts_from_the_same_states(
-    policy: Policy, buffer: ExperienceBuffer, monkeypatch: pytest.MonkeyPatch
+    family: TaskFamily, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts: dict[str, np.ndarray] = {}
+    """Side by side or one after the other: episode e of task k is the same one."""
+    small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(in_context_architecture(small, family), seed=0, inner_lr=0.1)
+    buffer = ExperienceBuffer(1000)
+    tasks = family.sample("train", 3, seed=0)
+    buffer.add(collect_support(policy, tasks, 20, "random", seed=0), tasks.indices)
+    starts: dict[str, list[np.ndarray]] = {}
     running: list[str] = []
+    reset = TaskBatch.reset
 
-    def recorded(*args: Any, **kwargs: Any) -> Rollout:
-        rollout = collect_rollout(*args, **kwargs)
+    def recorded(worlds: TaskBatch, mask: torch.Tensor | None = None) -> torch.Tensor:
+        obs = reset(worlds, mask)
         if running:  # before the first arm, support data are collected
-            starts[running[-1]] = rollout.obs[0].numpy()
-        return rollout
+            begun = obs if mask is None else obs.masked_fill(~mask[..., None], torch.nan)
+            starts.setdefault(running[-1], []).append(begun.numpy())
+        return obs
 
-    monkeypatch.setattr(episodes, "collect_rollout", recorded)
-    evaluate(policy, CARTPOLE, config(), model="m", buffer=buffer, on_arm=running.append)
-    assert set(starts) == {"frozen", "standard", "hybrid", "random", "lqr", "sign_probe"}
-    for start in starts.values():
-        assert start.shape == (5, 2, 4)
-        np.testing.assert_array_equal(start, starts["frozen"])
-    assert len(np.unique(starts["frozen"].reshape(-1, 4), axis=0)) == 10  # no episode twice
+    monkeypatch.setattr(TaskBatch, "reset", recorded)
+    settings = config(num_tasks=3, episodes_per_task=2)
+    arms = evaluate(policy, family, settings, model="m", buffer=buffer, on_arm=running.append)[
+        "arms"
+    ]
+    assert set(starts) == set(arms) > {"frozen", "standard", "hybrid", "in_context", "both"}
+    expected = starts["frozen"][0]  # (K, E, O)
+    assert len(starts["frozen"]) == 1
+    for arm, resets in starts.items():
+        if resets[0].shape[1] == 2:
+            np.testing.assert_array_equal(resets[0], expected)
+            continue
+        for k in range(3):  # a trial's resets (t, K, 1, O): nan where no episode began
+            begun = [obs[k, 0] for obs in resets if not np.isnan(obs[k]).any()]
+            np.testing.assert_array_equal(np.stack(begun[:2]), expected[k], err_msg=arm)
+    assert len(np.unique(expected.reshape(6, -1), axis=0)) == 6  # no episode twice
+
+
+def test_trials_of_a_gymnasium_family_start_where_its_episodes_do(pendulum: TaskFamily) -> None:
+    tasks = pendulum.sample("id", 2, seed=0)
+    side_by_side = make_worlds(tasks, 3, seed=4, purpose="p").reset()
+    worlds = make_trial_worlds(tasks, 3, seed=4, purpose="p")
+    never, first = torch.zeros(2, 1, dtype=torch.bool), torch.tensor([[True], [False]])
+    assert torch.equal(worlds.reset()[:, 0], side_by_side[:, 0])
+    worlds.reset(never)
+    assert torch.equal(worlds.reset(first)[0, 0], side_by_side[0, 1])
+    both = worlds.reset(~never)
+    assert torch.equal(both[0, 0], side_by_side[0, 2])
+    assert torch.equal(both[1, 0], side_by_side[1, 1])
+    worlds.close()
 
 
 def test_a_tasks_score_does_not_depend_on_its_neighbours(policy: Policy) -> None:
@@ -280,6 +312,15 @@ def test_a_single_task(policy: Policy, buffer: ExperienceBuffer) -> None:
     assert float(sign) == float(CARTPOLE.sample("id", 1, seed=0).values["sign"])
 
 
+def test_every_category_of_two_values_has_scores_of_its_own() -> None:
+    small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(architecture(small, CARTPOLE_SCRAMBLED), seed=0, inner_lr=0.1)
+    result = evaluate(policy, CARTPOLE_SCRAMBLED, config(num_tasks=6), model="m")
+    sensors = {f"sensor_sign_{name}" for name in ("x", "x_dot", "theta", "theta_dot")}
+    assert result["by_category"].keys() == {"sign", *sensors}
+    assert result["by_sign"] == result["by_category"]["sign"]
+
+
 def test_by_sign_is_the_mean_over_the_tasks_of_that_sign(policy: Policy) -> None:
     settings = config(num_tasks=12)
     result = evaluate(policy, CARTPOLE, settings, model="m")
@@ -370,7 +411,7 @@ def test_a_model_that_was_trained_without_inner_steps_runs_as_it_is(policy: Poli
     trained = MetaTrained.from_training(asdict(training))
     assert (trained.gradient, trained.support_policy) == (False, "policy")
     arms = evaluate(policy, CARTPOLE, config(), model="m", trained=trained)["arms"]
-    assert list(arms) == ["frozen", "random", "lqr", "sign_probe"]
+    assert list(arms) == ["random", "frozen", "lqr", "sign_probe"]
     assert verify(policy, CARTPOLE, trained)["support_steps"] == 0
     point = learning_curve_point(policy, CARTPOLE, training, num_tasks=6)
     assert {name.removesuffix("_mean") for name in point if name.endswith("_mean")} == {
@@ -378,32 +419,41 @@ def test_a_model_that_was_trained_without_inner_steps_runs_as_it_is(policy: Poli
     }  # fmt: skip
 
 
-def test_the_flipped_plant_is_the_same_world_before_and_after(policy: Policy) -> None:
-    kwargs: dict[str, Any] = {"support_steps": 20, "trained": MetaTrained(), "seed": 1}
-    kwargs["rollback"] = False
-    before, after, task = flip_trajectories(policy, CARTPOLE, **kwargs)
-    lengths = {}
+@pytest.mark.parametrize("family", [CARTPOLE, PENDULUM], ids=lambda f: f.name)
+def test_a_film_is_of_the_same_world_before_and_after(family: TaskFamily) -> None:
+    small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(architecture(small, family), seed=3, inner_lr=1.0)
+    with torch.no_grad():
+        policy.heads.action.weight.mul_(1000)
+    model = Model(policy)
+    film = record(
+        model, family, Standard(MetaTrained().adaptation(rollback=False)), support_steps=20, seed=1
+    )
+    totals = {}
     for sign in (-1.0, 1.0):  # of the two directions, the one that the policy is worse at
-        worlds = make_worlds(CARTPOLE.task({"sign": sign}), 1, seed=1, purpose="evaluation-flip")
+        tasks = family.task({"sign": sign})
+        worlds = make_worlds(tasks, 1, seed=1, purpose="evaluation-film")
         actor = policy.actor(policy.meta_params(), 1, 1)
-        lengths[sign] = int(collect_rollout(worlds, actor, 500).mask.sum())
-    assert task == {**CARTPOLE.default_task, "sign": min(lengths, key=lengths.__getitem__)}
-    unchanged = flip_trajectories(policy, CARTPOLE, num_adapt_steps=0, **kwargs)
-    np.testing.assert_array_equal(unchanged[0], unchanged[1])
-    np.testing.assert_array_equal(unchanged[0], before)
-    assert before.shape[1] == 4 and not np.array_equal(before, after)
-    worlds = make_worlds(CARTPOLE.task(), 1, seed=1, purpose="evaluation-flip")
-    start = worlds.reset()[0, 0].numpy()
-    assert before[0, 0] == pytest.approx(start[0] + 0.02 * start[1])  # the state after one step
+        totals[sign] = float(collect_rollout(worlds, actor, 500).episode_returns())
+    assert film.task == {**family.default_task, "sign": min(totals, key=totals.__getitem__)}
+    assert film.before.total == min(totals.values())
+    still = Standard(MetaTrained().adaptation(num_adapt_steps=0))
+    unchanged = record(model, family, still, support_steps=20, seed=1)
+    np.testing.assert_array_equal(unchanged.after.states, unchanged.before.states)
+    np.testing.assert_array_equal(unchanged.before.states, film.before.states)
+    assert not np.array_equal(film.before.states, film.after.states)
+    assert (film.before.failed, family.name) in ((True, "cartpole"), (False, "pendulum"))
+    # the state after one step, of the physics and not of the sensors
+    assert film.before.states.shape[1] == len(family.dynamics.push_scale)
 
 
-def test_only_a_plant_with_a_sign_can_be_flipped(policy: Policy, pendulum: TaskFamily) -> None:
-    assert can_flip(CARTPOLE) and not can_flip(pendulum)
-    with pytest.raises(ValueError, match="'sign'"):
-        flip_trajectories(policy, pendulum, support_steps=5, trained=MetaTrained(), seed=0)
+def test_only_a_plant_that_can_be_drawn_and_disturbed_is_filmed(pendulum: TaskFamily) -> None:
+    assert can_film(CARTPOLE) and can_film(PENDULUM) and not can_film(pendulum)
+    assert not can_film(replace(CARTPOLE, sketch=None))
+    assert not can_film(replace(CARTPOLE, disturbances={}))
 
 
-def test_a_report_of_a_family_without_sign_has_no_film(
+def test_a_report_of_a_family_without_a_sketch_has_no_film(
     pendulum: TaskFamily, pendulum_policy: Policy, tmp_path: Any
 ) -> None:
     small = config(num_tasks=2, episodes_per_task=1)
@@ -413,21 +463,12 @@ def test_a_report_of_a_family_without_sign_has_no_film(
     assert "before_after.gif" not in page.read_text()
     assert "adaptation.png" in page.read_text()
     assert not (tmp_path / "before_after.gif").exists()
-    with pytest.raises(ValueError, match="all or none"):
-        write_report(
-            tmp_path,
-            evaluations=evaluations,
-            training_log=None,
-            before=np.zeros((3, 4)),
-            command="again",
-        )
 
 
-def test_definitions_cover_every_arm_and_statistic() -> None:
-    names = {"frozen", "standard", "hybrid", "random", "lqr", "sign_probe"}
-    assert names | {"support", "iqm", "ci95", "worst10", "env_steps"} <= set(
-        meta_evaluator.DEFINITIONS
-    )
+def test_definitions_cover_every_arm_and_statistic(policy: Policy) -> None:
+    result = evaluate(policy, CARTPOLE, config(), model="m")
+    names = {*result["arms"], *result["absent"]}
+    assert names | {"support", "iqm", "ci95", "worst10", "env_steps"} <= set(result["definitions"])
 
 
 def test_settings_out_of_range() -> None:
@@ -459,9 +500,9 @@ def test_in_context_arm(in_context_policy: Policy) -> None:
     settings = config(episodes_per_task=3)
     result = evaluate(in_context_policy, CARTPOLE, settings, model="m", trained=trained)
     assert list(result["arms"]) == [
+        "random",
         "frozen",
         "in_context",
-        "random",
         "lqr",
         "least_squares",
         "sign_probe",
@@ -481,12 +522,12 @@ def test_a_trial_is_one_memory_and_its_first_episode_is_a_frozen_one(
 ) -> None:
     policy, tasks = in_context_policy, CARTPOLE.sample("id", 4, seed=0)
     params = policy.meta_params()
-    three, one = (
-        run_trials(tasks, policy.actor(params, 4, 1), config(episodes_per_task=n)) for n in (3, 1)
-    )
+    three = run_trials(tasks, policy.actor(params, 4, 1), config(episodes_per_task=3))
     assert three.shape == (4, 3)
-    assert (three[:, :1] == one).all()
-    worlds = make_worlds(tasks, 1, seed=0, purpose=f"{episodes.PURPOSE}-trial")
+    side_by_side = run_arm(tasks, policy.actor(params, 4, 3), config(episodes_per_task=3))
+    np.testing.assert_array_equal(three[:, 0], side_by_side[:, 0])
+    assert (three[:, 1:] != side_by_side[:, 1:]).any()  # what came before is remembered
+    worlds = make_trial_worlds(tasks, 3, seed=0, purpose=PURPOSE)
     whole = collect_rollout(worlds, policy.actor(params, 4, 1), 400, autoreset=True)
     ends = (whole.terminated | whole.truncated)[:, :, 0]
     for k in range(4):

@@ -14,19 +14,20 @@ from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation.episodes import (
-    MetaTrained,
     collect_support,
-    episodes_of,
-    played_direction,
+    plays_disturbed,
+    run_episodes,
     trial_episodes,
 )
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_experience, open_model
+from ssm_metarl.evaluation.score import score
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.methods.frozen import AdaptedTo, Frozen
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.recursive_self_improvement.generation_zero import generation_zero
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
-from ssm_metarl.tasks.task_family import TaskFamily
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def test_the_episodes_of_a_trial_follow_each_other() -> None:
     params, tasks = policy.meta_params(), CARTPOLE.task()
     episodes = trial_episodes(policy, params, tasks, num_trials=2, num_episodes=3, seed=4)
     assert len(episodes) == 3
-    alone = episodes_of(policy, [params], tasks, num_episodes=2, seed=4)
-    lengths = alone.mask.sum(0)[0].tolist()
+    alone = run_episodes(tasks, policy.actor(params, 1, 2), 2, seed=4)
+    lengths = alone.steps[0].tolist()
     assert episodes[0].mask.sum(0)[0].tolist() == lengths and len(set(lengths)) == 2
     actor = policy.actor(params, 1, 1)
     for episode in episodes:  # one of the trials again, step by step
@@ -117,7 +118,10 @@ def test_experience_of_another_family_is_not_replayed(opened: OpenedModel) -> No
     ):
         scrambled.adapt(support, "hybrid", config)
     # One that does not say where it is from may be replayed.
-    unnamed = replace(scrambled, buffer=ExperienceBuffer(9))
+    unnamed = replace(scrambled, buffer=ExperienceBuffer(99))
+    assert unnamed.modes == ("standard",), "nothing to replay"
+    assert unnamed.buffer is not None
+    unnamed.buffer.add(support, [0])
     assert unnamed.modes == ("standard", "hybrid") and unnamed.experience(config) is unnamed.buffer
 
 
@@ -136,38 +140,34 @@ def test_experience_comes_from_a_buffers_file_or_from_a_model(
         open_experience("none")
 
 
-def test_episodes_of_several_sets_are_those_of_each_alone(opened: OpenedModel) -> None:
+def test_an_adapted_policy_and_its_model_meet_the_same_episodes(opened: OpenedModel) -> None:
     policy, tasks = opened.policy, CARTPOLE.task({"sign": 1, "force": 7})
     support = collect_support(policy, tasks, 20, "random", seed=0)
     adapted = opened.adapt(support, "standard", opened.trained.adaptation()).meta_params()
-    both = episodes_of(policy, [policy.meta_params(), adapted], tasks, num_episodes=3, seed=4)
-    for k, params in enumerate((policy.meta_params(), adapted)):
-        alone = episodes_of(policy, [params], tasks, num_episodes=3, seed=4)
-        assert both.episode_returns()[k].tolist() == alone.episode_returns()[0].tolist()
-    assert both.episode_returns()[1].min() > both.episode_returns()[0].max()
-    assert torch.equal(both.obs[0, 0], both.obs[0, 1]), "from the same initial states"
+    methods = (Frozen(), AdaptedTo("adapted", adapted))
+    table = score(methods, opened.model, tasks, None, num_episodes=3, seed=4)
+    for row, params in zip(table.scores, (policy.meta_params(), adapted), strict=True):
+        alone = run_episodes(tasks, policy.actor(params, 1, 3), 3, seed=4)
+        assert row.returns.tolist() == alone.returns.tolist()
+        assert row.episodes.steps.tolist() == alone.steps.tolist()
+    assert table["adapted"].returns.min() > table["frozen"].returns.max()
 
 
-def test_the_played_direction_is_where_the_unadapted_policy_lasts_longer(
-    opened: OpenedModel,
-) -> None:
-    sign = played_direction(opened.policy, opened.family)
-    lengths = [
-        int(
-            episodes_of(
-                opened.policy,
-                [opened.policy.meta_params()],
-                CARTPOLE.task({"sign": s}),
-                num_episodes=1,
+def test_an_unadapted_policy_plays_the_plant_on_which_it_earns_more(opened: OpenedModel) -> None:
+    plays = plays_disturbed(opened.policy, opened.family)
+    totals = {
+        sign: float(
+            run_episodes(
+                CARTPOLE.task({"sign": sign}),
+                opened.policy.actor(opened.policy.meta_params(), 1, 1),
+                1,
                 seed=0,
-            ).steps_taken()[0]
+            ).returns[0, 0]
         )
-        for s in (sign, -sign)
-    ]
-    assert lengths[0] > lengths[1]
-    pendulum = TaskFamily.from_gymnasium("Pendulum-v1", {})
-    with pytest.raises(ValueError, match="direction: expected a family with CartPole's state"):
-        played_direction(opened.policy, pendulum)
+        for sign in (1.0, -1.0)
+    }
+    assert plays == (totals[-1.0] > totals[1.0]) and totals[1.0] != totals[-1.0]
+    assert not plays_disturbed(opened.policy, replace(CARTPOLE, disturbances={}))
 
 
 def test_a_model_of_a_device_that_is_not_here_adapts_on_the_processor(tmp_path: Path) -> None:

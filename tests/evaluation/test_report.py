@@ -1,20 +1,24 @@
 """Report: what the files hold and weigh, and that text from outside cannot become HTML."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssm_metarl.evaluation.animation import animate_cartpole, fallen
+from ssm_metarl.evaluation.animation import FAILED, ROLES, Film, Take, animate
 from ssm_metarl.evaluation.plots import (
     plot_arms,
     plot_training_curve,
     present_arms,
+    shown_range,
     spread,
 )
 from ssm_metarl.evaluation.report import results_table, write_report
+from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.pendulum import PENDULUM
 
 COMMAND = "ssm-metarl evaluate --model '<m>' && echo done"
 
@@ -45,6 +49,8 @@ def evaluations() -> dict:
                 "hybrid": {},  # does not apply
                 "frozen": _arm(98, 71, 130, 9.4),
             },
+            "return_bounds": [0.0, 500.0],
+            "definitions": {"standard": "what standard does", "in_context": "not shown"},
             "paired": {"standard-frozen": {"mean": 398.25, "ci95": [350.0, 431.0]}},
         }
         for title, split in (("in distribution", "id"), ("out of distribution", "ood"))
@@ -62,17 +68,21 @@ def log(tmp_path):
     return path
 
 
-def _falling(num_steps: int = 9) -> np.ndarray:
+def _falling(num_steps: int = 9) -> Take:
     states = np.zeros((num_steps, 4))
     states[:, 2] = np.linspace(0.02, 0.25, num_steps)
-    return states
+    return Take(states, True, float(num_steps))
 
 
-def _balancing(num_steps: int = 500) -> np.ndarray:
+def _balancing(num_steps: int = 500) -> Take:
     states = np.zeros((num_steps, 4))
     time = np.arange(num_steps)
     states[:, 0], states[:, 2] = 0.4 * np.sin(time / 40), 0.05 * np.sin(time / 9)
-    return states
+    return Take(states, False, float(num_steps))
+
+
+def _film(before: Take, after: Take, **task: float) -> Film:
+    return Film(CARTPOLE, {**CARTPOLE.default_task, **task}, "Another plant: flip", before, after)
 
 
 class _Page(HTMLParser):
@@ -126,14 +136,11 @@ def test_an_unknown_arm_comes_last(evaluations):
 
 
 def test_report_holds_every_number_and_the_command(tmp_path, evaluations, log):
-    task = {"force": 10.0, "length": 0.5, "mass": 0.1, "gravity": 9.8, "sign": -1.0}
     page = write_report(
         tmp_path / "report",
         evaluations=evaluations,
         training_log=log,
-        before=_falling(),
-        after=_balancing(60),
-        flipped_task=task,
+        film=_film(_falling(), _balancing(60), sign=-1.0),
         command=COMMAND,
     )
     text = page.read_text()
@@ -146,7 +153,9 @@ def test_report_holds_every_number_and_the_command(tmp_path, evaluations, log):
     for number in ("496.2", "480.0 to 500.0", "312.0", "+398.2", "+350.0 to +431.0"):
         assert number in parsed.text
     assert COMMAND in parsed.text and "&lt;m&gt;" in text and "m" not in parsed.tags
-    assert "lasts 9 steps, after adapting 60" in parsed.text
+    assert "lasts 9 steps (return 9), after adapting 60 (return 60)" in parsed.text
+    assert "force 10 N, length 0.5 m" in parsed.text and "sign -1." in parsed.text
+    assert "what standard does" in parsed.text and "not shown" not in parsed.text
     assert "prefers-color-scheme: dark" in text
     markdown = (page.parent / "report.md").read_text()
     assert results_table(evaluations["out of distribution"]) in markdown and COMMAND in markdown
@@ -157,9 +166,7 @@ def test_report_without_a_training_log_shows_no_curve(tmp_path, evaluations):
         tmp_path,
         evaluations=evaluations,
         training_log=None,
-        before=_falling(),
-        after=_falling(12),
-        flipped_task={"length": 0.5},
+        film=_film(_falling(), _falling(12)),
         command="x",
     )
     assert "training_curve.png" not in page.read_text()
@@ -192,7 +199,7 @@ def test_chart_of_nothing_is_refused(tmp_path):
 def test_curve_of_a_log_without_evaluations(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_text('{"env_steps": 100, "meta_loss": 1.0, "average_return": -20.0}\n')
-    assert plot_training_curve(log, tmp_path / "x" / "curve.png", ceiling=None).exists()
+    assert plot_training_curve(log, tmp_path / "x" / "curve.png", bounds=None).exists()
 
 
 def test_curve_of_a_damaged_log_is_drawn_from_what_is_left(tmp_path):
@@ -217,8 +224,29 @@ def test_labels_are_spread(positions, expected):
     assert spread(positions, 20.0) == pytest.approx(expected, abs=0.01)
 
 
+def test_negative_returns_are_on_the_charts(tmp_path, evaluations):
+    assert shown_range([12.0, 480.0], (0.0, 500.0)) == (0.0, 500.0)
+    assert shown_range([-900.0, -150.0], (-3255.6, 0.0)) == (-900.0, 0.0)  # most would be empty
+    assert shown_range([-2000.0, -150.0], (-3255.6, 0.0)) == (-3255.6, 0.0)
+    assert shown_range([-20.0, -5.0], None) == (-20.0, -5.0) and shown_range([], None) == (0, 1)
+    for evaluation in evaluations.values():
+        evaluation["return_bounds"] = [-3255.6, 0.0]
+        arms = evaluation["arms"]
+        arms["standard"], arms["frozen"] = (
+            _arm(-200, -220, -150, -900),
+            _arm(-1200, -1300, -1100, -1700),
+        )
+        arms.pop("sign_probe")
+    plot_arms(evaluations, tmp_path / "arms.png", bounds=(-3255.6, 0.0))
+    with Image.open(tmp_path / "arms.png") as image:
+        colors = {c for _, c in image.convert("RGB").getcolors(10_000)}
+    # both dots are inside the panel: blue of the one, vermilion of the other
+    for wanted in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
+        assert min(sum(abs(a - b) for a, b in zip(c, wanted, strict=True)) for c in colors) < 30
+
+
 def test_animation_is_small_short_and_loops(tmp_path):
-    path = animate_cartpole(_falling(), _balancing(), tmp_path / "a.gif", length=0.5)
+    path = animate(_film(_falling(), _balancing()), tmp_path / "a.gif")
     assert path.stat().st_size < 600_000
     with Image.open(path) as film:
         assert film.n_frames <= 120
@@ -231,32 +259,47 @@ def test_animation_is_small_short_and_loops(tmp_path):
     assert sum(durations) < 9_000
 
 
+def _pixels(film: Film, folder, color: str) -> tuple[int, int]:
+    """Pixels of a colour in the last frame below the header, in the left and the right panel."""
+    with Image.open(animate(film, folder / "a.gif")) as gif:
+        gif.seek(gif.n_frames - 1)
+        frame = np.asarray(gif.convert("RGB")).astype(int)
+    rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    inside = np.abs(frame[60:-45] - rgb).sum(-1) < 60
+    half = frame.shape[1] // 2
+    return int(inside[:, :half].sum()), int(inside[:, half:].sum())
+
+
 def test_animation_draws_the_poles_true_length_and_what_happened(tmp_path):
-    def last_frame(**kwargs) -> np.ndarray:
-        before, after = kwargs.pop("before", _falling(5)), _balancing(8)
-        path = animate_cartpole(before, after, tmp_path / "a.gif", **kwargs)
-        with Image.open(path) as film:
-            film.seek(film.n_frames - 1)
-            return np.asarray(film.convert("RGB")).astype(int)
-
-    def vermilion(frame: np.ndarray) -> int:
-        """Pixels in the colour of a fallen pole, below the header, in the left panel."""
-        panel = frame[60:, : frame.shape[1] // 2]
-        return int((np.abs(panel - (0xD5, 0x5E, 0x00)).sum(-1) < 60).sum())
-
-    short, long = last_frame(length=0.25), last_frame(length=1.0)
-    assert vermilion(long) > vermilion(short) + 500
-    assert long.shape[0] > short.shape[0]  # the picture grows with the pole
-    assert vermilion(last_frame(length=1.0, before=_balancing(5))) == 0
+    short, _ = _pixels(_film(_falling(5), _balancing(8), length=0.25), tmp_path, FAILED)
+    long, standing = _pixels(_film(_falling(5), _balancing(8), length=1.0), tmp_path, FAILED)
+    assert long > 2 * short > 100 and standing == 0  # the fallen pole alone is vermilion
+    fell, stands = _pixels(_film(_falling(5), _balancing(8), length=1.0), tmp_path, ROLES["part"])
+    assert stands > 500 and fell < stands / 10
 
 
-def test_who_has_fallen():
-    assert fallen(_falling()) and not fallen(_balancing())
-    ran_off = np.array([[0.0, 0, 0, 0], [-2.5, 0, 0, 0]])
-    assert fallen(ran_off) and not fallen(ran_off[:1])
+def test_any_family_with_a_sketch_is_filmed(tmp_path):
+    def take(theta: float) -> Take:
+        return Take(np.tile([theta, 0.0], (6, 1)), False, -1.0)
+
+    def film(before: Take, after: Take, **task: float) -> Film:
+        return Film(PENDULUM, {**PENDULUM.default_task, **task}, "x", before, after)
+
+    up, down = take(0.0), take(np.pi)
+    with Image.open(animate(film(down, up), tmp_path / "a.gif")) as gif:
+        gif.seek(gif.n_frames - 1)
+        frame = np.asarray(gif.convert("RGB")).astype(int)
+    rod = np.abs(frame[60:-45] - (0xC9, 0x8B, 0x3B)).sum(-1) < 60
+    rows = [np.nonzero(side.any(axis=1))[0].mean() for side in np.split(rod, 2, axis=1)]
+    assert rows[0] > rows[1] + 50  # the one hangs, the other stands
+    left, right = _pixels(film(up, up, length=1.4), tmp_path, ROLES["part"])
+    assert left == pytest.approx(right, rel=0.05)
+    assert left > 1.2 * _pixels(film(up, up), tmp_path, ROLES["part"])[0]
+    with pytest.raises(ValueError, match="expected a family with a sketch, received 'pendulum'"):
+        animate(Film(replace(PENDULUM, sketch=None), {}, "x", up, up), tmp_path / "a.gif")
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((0, 4)), np.zeros((5, 3)), np.zeros(4)])
-def test_animation_refuses_what_is_no_trajectory(tmp_path, wrong):
-    with pytest.raises(ValueError, match="before"):
-        animate_cartpole(wrong, _balancing(5), tmp_path / "a.gif", length=0.5)
+@pytest.mark.parametrize("wrong", [np.zeros((0, 4)), np.zeros(4)])
+def test_what_is_no_trajectory_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"states: expected shape \(T, S\) with T > 0, received"):
+        Take(wrong, False, 0.0)

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
-from ssm_metarl.config import Calibration, EvaluationConfig
-from ssm_metarl.core.policy import Policy
-from ssm_metarl.evaluation.episodes import MetaTrained, collect_support, run_arm, shuffle_actions
+from ssm_metarl.config import Calibration, EvaluationConfig, MetaTrainingConfig
+from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.evaluation.episodes import collect_support, run_arm, shuffle_actions
 from ssm_metarl.evaluation.safety import MARGIN, SHOWN_STEPS, measure_safety
+from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from ssm_metarl.tasks.pendulum import PENDULUM
+from ssm_metarl.tasks.task_family import TaskFamily
 
 from .conftest import untrained_policy
 
@@ -81,7 +86,7 @@ def test_lying_data_are_harmless_if_undone_or_if_little_is_lost(
     before = run_arm(tasks, policy.actor(policy.meta_params(), 8, 1), CONFIG)[:, 0]
     after = run_arm(tasks, policy.actor(params, 8, 1), CONFIG)[:, 0]
     undone = [report.num_steps == 0 for report in reports]
-    harmless = [u or a >= b - MARGIN for u, a, b in zip(undone, after, before, strict=True)]
+    harmless = [u or b - a <= MARGIN * 500 for u, a, b in zip(undone, after, before, strict=True)]
     assert safety["shuffled_actions"] == {
         "rolled_back": np.mean(undone),
         "harmless": np.mean(harmless),
@@ -107,3 +112,16 @@ def test_without_a_calibration_there_is_no_detector(policy: Policy) -> None:
     policy.calibration = LIMITS
     assert "change_detector" not in result
     assert told == sorted(told) and told[0] == 0 and told[-1] < 1
+
+
+@pytest.mark.parametrize("family", [CARTPOLE_SCRAMBLED, PENDULUM], ids=lambda f: f.name)
+def test_it_is_measured_on_any_plant(family: TaskFamily) -> None:
+    small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
+    policy = build_policy(architecture(small, family), seed=0, inner_lr=0.1)
+    policy.calibration = LIMITS
+    config = replace(CONFIG, num_tasks=3)
+    result = measure_safety(policy, family, config, MetaTrained())
+    assert result["change_detector"].keys() == {"false_alarms", "flips_found"}
+    assert 0 <= result["shuffled_actions"]["harmless"] <= 1
+    low, high = family.return_bounds or (0.0, 0.0)
+    assert all(low <= row["worst10"] <= row["mean"] <= high for row in result["more_steps"])

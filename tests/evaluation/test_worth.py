@@ -7,10 +7,41 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
+from ssm_metarl.action_space import Discrete
+from ssm_metarl.evaluation.episodes import Episodes
+from ssm_metarl.evaluation.score import Score, Table
 from ssm_metarl.evaluation.worth import measure_worth
+from ssm_metarl.methods.both import Both
+from ssm_metarl.methods.fixed_policy import Fixed, FixedPolicy
+from ssm_metarl.methods.frozen import Frozen
+from ssm_metarl.methods.hybrid import Hybrid
+from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.method import Method
+from ssm_metarl.methods.registry import yardsticks
+from ssm_metarl.methods.standard import Standard
+from ssm_metarl.tasks.cartpole import CARTPOLE
 
 K = 60
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Frozen(), Standard(), Hybrid(), InContext(), Both(), *yardsticks(CARTPOLE),
+        Fixed(FixedPolicy(torch.zeros(8, 1), torch.ones(4), Discrete(2), 0.0, 0)),
+    )
+}  # fmt: skip
+
+
+def table(returns: dict[str, np.ndarray]) -> Table:
+    return Table(
+        tuple(
+            Score(METHODS[arm], Episodes(r, np.ones_like(r, int)), [], np.zeros(K, int))
+            for arm, r in returns.items()
+        )
+    )
 
 
 def returns(**means: float) -> dict[str, np.ndarray]:
@@ -21,9 +52,8 @@ def returns(**means: float) -> dict[str, np.ndarray]:
 
 
 def test_the_share_of_the_gap() -> None:
-    worth = measure_worth(
-        returns(frozen=80, standard=400, hybrid=300, sign_probe=200, fixed=100, lqr=500), seed=0
-    )
+    means = {"frozen": 80, "sign_probe": 200, "standard": 400, "hybrid": 300}
+    worth = measure_worth(table(returns(**means, fixed=100, lqr=500)), seed=0)
     assert worth["gap"]["mean"] == pytest.approx(400, abs=1)
     expected = {"frozen": -0.05, "sign_probe": 0.25, "standard": 0.75, "hybrid": 0.5}
     assert list(worth["arms"]) == list(expected)
@@ -60,7 +90,7 @@ def test_the_share_of_the_gap() -> None:
     ],
 )
 def test_the_verdict(means: dict[str, float], worth_it: bool, words: str) -> None:
-    worth = measure_worth(returns(**means), seed=0)
+    worth = measure_worth(table(returns(**means)), seed=0)
     assert worth["worth_it"] is worth_it
     assert worth["verdict"].startswith("worth it here: " if worth_it else "not worth it here: ")
     assert "\n" not in worth["verdict"]
@@ -69,14 +99,14 @@ def test_the_verdict(means: dict[str, float], worth_it: bool, words: str) -> Non
 
 
 def test_an_arm_that_equals_the_fixed_policy_is_not_worth_it() -> None:
-    table = returns(frozen=90, fixed=100, lqr=500)
-    table["standard"] = table["fixed"] + np.where(np.arange(K)[:, None] % 2, 5.0, -5.0)
-    worth = measure_worth(table, seed=0)
+    scores = returns(frozen=90, fixed=100, lqr=500)
+    scores["standard"] = scores["fixed"] + np.where(np.arange(K)[:, None] % 2, 5.0, -5.0)
+    worth = measure_worth(table(scores), seed=0)
     assert not worth["worth_it"] and "gets no more than" in worth["verdict"]
 
 
 def test_without_a_gap_there_is_no_share() -> None:
     for told in ({}, {"lqr": 100.0}):
-        worth = measure_worth(returns(frozen=90, standard=120, fixed=100, **told), seed=0)
+        worth = measure_worth(table(returns(frozen=90, standard=120, fixed=100, **told)), seed=0)
         assert worth["arms"]["standard"]["share"] is None
         assert (worth["gap"] is None) == (not told)

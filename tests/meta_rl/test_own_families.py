@@ -26,7 +26,7 @@ from ssm_metarl.env_runner.environment import Environment
 from ssm_metarl.env_runner.observation_scale import measured_scale
 from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.evaluation.calibration import calibrate
-from ssm_metarl.evaluation.episodes import MetaTrained, collect_support
+from ssm_metarl.evaluation.episodes import collect_support
 from ssm_metarl.evaluation.meta_evaluator import evaluate, verify
 from ssm_metarl.evaluation.opened_model import open_experience, open_model
 from ssm_metarl.meta_rl import training_run
@@ -35,6 +35,7 @@ from ssm_metarl.meta_rl.in_context import InContextTrainer
 from ssm_metarl.meta_rl.single_task import train_single_task
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 from ssm_metarl.meta_rl.training_run import LOG_NAME, TrainingRun
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.recursive_self_improvement.generation_zero import generation_zero
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform

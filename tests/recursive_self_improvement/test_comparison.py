@@ -7,7 +7,7 @@ import pytest
 
 from ssm_metarl.checkpoint import load_checkpoint
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.evaluation.episodes import MetaTrained
+from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.recursive_self_improvement import comparison
 from ssm_metarl.recursive_self_improvement.comparison import compare_models
 from ssm_metarl.tasks.registry import family_of_env

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssm_metarl.checkpoint import load_checkpoint, pack
-from ssm_metarl.env_runner import worlds
+from ssm_metarl.evaluation import episodes
 from ssm_metarl.recursive_self_improvement import metrics
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY
@@ -78,14 +78,14 @@ def test_without_a_curve_only_the_primary_is_measured_and_it_is_the_same(weights
 @pytest.mark.parametrize("error", [KeyError, AssertionError, RuntimeError, ZeroDivisionError])
 def test_one_environment_that_raises_loses_its_own_pair_alone(weights, monkeypatch, error):
     whole = measurement(weights)().scores
-    make = worlds.make_worlds
+    make = episodes.make_worlds
 
     def breaks(tasks, *args, **kwargs):
         if 3 in tasks.indices:
             raise error("broken")
         return make(tasks, *args, **kwargs)
 
-    monkeypatch.setattr(worlds, "make_worlds", breaks)
+    monkeypatch.setattr(episodes, "make_worlds", breaks)
     found = measurement(weights)().scores
     for name, values in found.items():
         assert math.isnan(values[3]), name

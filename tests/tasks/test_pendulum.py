@@ -10,10 +10,10 @@ import torch
 from ssm_metarl.compiled import plain_operations
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.baselines import expert_actor
+from ssm_metarl.methods.told import ExpertActor
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.pendulum import PENDULUM
-from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.task_family import TaskFamily, teacher
 
 DYNAMICS = PENDULUM.dynamics
 
@@ -76,7 +76,7 @@ def test_the_expert_swings_up_what_random_torques_do_not(split: str) -> None:
     tasks = PENDULUM.sample(split, 40, seed=7)
     with torch.no_grad():
         worlds = make_worlds(tasks, 2, seed=7, purpose="test")
-        told = collect_rollout(worlds, expert_actor(tasks, 2), 200)
+        told = collect_rollout(worlds, ExpertActor(teacher(tasks), tasks, 2), 200)
         worlds = make_worlds(tasks, 2, seed=7, purpose="test")
         noise = TaskNoise(7, "test", tasks.indices)
         random = collect_rollout(worlds, random_actor(worlds, noise, 200), 200)

@@ -12,27 +12,41 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ssm_metarl.adaptation.adapter import AdaptationReport
-from ssm_metarl.app.handlers.models import WITHOUT, Models
+from ssm_metarl.app.handlers.models import WITHOUT, Models, draws
 from ssm_metarl.app.kernels import Kernels
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.command_line import PROGRAM
+from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.episodes import (
-    can_flip,
+    PURPOSE,
+    Episodes,
     collect_support,
-    episodes_of,
+    first_disturbance,
     trial_episodes,
 )
 from ssm_metarl.evaluation.opened_model import OpenedModel
+from ssm_metarl.evaluation.score import score
+from ssm_metarl.methods.frozen import AdaptedTo
+from ssm_metarl.methods.method import Method
 from ssm_metarl.tasks.cartpole import TIME_STEP
-from ssm_metarl.tasks.task_family import Split, TaskFamily, TaskParameter, Tasks, Uniform
-from ssm_metarl.types import Params, Rollout
+from ssm_metarl.tasks.task_family import (
+    Choice,
+    Split,
+    TaskFamily,
+    TaskParameter,
+    Tasks,
+    Uniform,
+)
+from ssm_metarl.types import Actor, Params, Rollout
 
 EPISODES = 4
 """Greedy episodes before and after, from the same initial states."""
@@ -65,38 +79,75 @@ class Plant:
     """A task as the page has it: physics, and whether the actuator is flipped."""
 
     values: Mapping[str, float]
-    """Every parameter of the family but ``sign``."""
+    """Every parameter of the family but those that its disturbance sets (`fields`); a category that
+    is missing has its default."""
     flipped: bool
-    """Against what the model expects before it adapts."""
+    """Disturbed, against what the model expects before it adapts."""
 
-    def tasks(self, family: TaskFamily, direction: float) -> Tasks:
-        """The task; ``direction`` is the sign that the model expects.
+    def tasks(self, family: TaskFamily, expects_disturbed: bool) -> Tasks:
+        """The task.
+
+        Args:
+            family: Of the model.
+            expects_disturbed: Which of the two the model expects.
 
         Raises:
             FieldError: A value that is no number, or outside what the page offers.
         """
         for name, message in self.problems(family).items():
             raise FieldError(name, message)
-        values = {p.name: self.values[p.name] for p in _sliders(family)}
-        if any(p.name == "sign" for p in family.parameters):
-            values["sign"] = -direction if self.flipped else direction
-        return family.task(values)
+        names = {p.name for p in fields(family)}
+        tasks = family.task({n: v for n, v in self.values.items() if n in names})
+        disturb = first_disturbance(family)
+        if disturb is not None and self.flipped != expects_disturbed:
+            tasks = disturb(tasks)
+        return tasks
 
     def problems(self, family: TaskFamily) -> dict[str, str]:
         """What is wrong, by parameter; empty where nothing is."""
         found: dict[str, str] = {}
-        for parameter in _sliders(family):
-            low, high = slider_range(parameter.id, parameter.ood)
+        for parameter in fields(family):
+            name = parameter.name
             try:
-                number(parameter.name, self.values.get(parameter.name), low, high)
+                if parameter.is_category:
+                    one_of(parameter, self.values.get(name, parameter.default))
+                else:
+                    limits = slider_range(parameter.id, parameter.ood)
+                    number(name, self.values.get(name), *limits)
             except FieldError as error:
-                found[parameter.name] = error.message
+                found[name] = error.message
         return found
 
 
-def _sliders(family: TaskFamily) -> list[TaskParameter]:
-    """The parameters that have a slider."""
-    return [p for p in family.parameters if p.name != "sign"]
+def fields(family: TaskFamily) -> list[TaskParameter]:
+    """The parameters that have a field: all but those that the first disturbance sets."""
+    disturb = first_disturbance(family)
+    if disturb is None:
+        return list(family.parameters)
+    before = family.task()
+    after = disturb(before)
+    return [
+        p for p in family.parameters
+        if float(before.values[p.name][0]) == float(after.values[p.name][0])
+    ]  # fmt: skip
+
+
+def choices(parameter: TaskParameter) -> list[float]:
+    """Every value that a category may have."""
+    ranges = (r for r in (parameter.id, parameter.ood) if isinstance(r, Choice))
+    return sorted({value for r in ranges for value in r.values})
+
+
+def one_of(parameter: TaskParameter, value: object) -> float:
+    """A category from a field.
+
+    Raises:
+        FieldError: It is none of its values.
+    """
+    offered = choices(parameter)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value not in offered:
+        raise FieldError(parameter.name, f"expected one of {', '.join(map(_plain, offered))}")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -157,7 +208,7 @@ def adapt(
     data = int(number("support_steps", support_steps, *SUPPORT_STEPS))
     steps = int(number("num_adapt_steps", num_adapt_steps, *ADAPT_STEPS))
     asked = data, steps
-    tasks = plant.tasks(opened.family, models.direction(visitor))
+    tasks = plant.tasks(opened.family, models.expects_disturbed(visitor))
     with visitor.lock, kernels.operations():
         last, presses = visitor.adaptation, 1
         if last is not None and (last.plant, last.mode) == (plant, mode):
@@ -206,21 +257,21 @@ def start_over(visitor: Visitor) -> None:
 
 def surprise(visitor: Visitor, models: Models, split: Split) -> Plant:
     """The next plant of a split, from the visitor's own sequence of draws."""
-    family, direction = models.of(visitor).family, models.direction(visitor)
+    family, expects = models.of(visitor).family, models.expects_disturbed(visitor)
     with visitor.lock:
         draw, visitor.draws = visitor.draws, visitor.draws + 1
         tasks = family.sample(split, 1, seed=visitor.seed, start=draw, stream=STREAM)
-        values = tasks.as_dicts()[0]
-        sign = values.pop("sign", direction)
-        rounded = {p.name: _rounded(family, p.name, values[p.name]) for p in family.parameters
-                   if p.name in values}  # fmt: skip
-        visitor.plant = Plant(rounded, sign != direction)
+        values, own = tasks.as_dicts()[0], {p.name for p in fields(family)}
+        rounded = {n: _rounded(family, n, v) for n, v in values.items() if n in own}
+        set_by_disturbance = {n: v for n, v in values.items() if n not in own}
+        disturbed = any(v != family.default_task[n] for n, v in set_by_disturbance.items())
+        visitor.plant = Plant(rounded, bool(set_by_disturbance) and disturbed != expects)
         return visitor.plant
 
 
 def default_plant(family: TaskFamily) -> Plant:
-    """The unmodified environment, with the actuator as the model expects it."""
-    return Plant({n: v for n, v in family.default_task.items() if n != "sign"}, False)
+    """The unmodified environment, undisturbed as the model expects it."""
+    return Plant({p.name: float(p.default) for p in fields(family)}, False)
 
 
 def slider_range(inside: object, outside: object) -> tuple[float, float]:
@@ -251,6 +302,8 @@ def _plain(value: float) -> str:
 def _rounded(family: TaskFamily, name: str, value: float) -> float:
     """To the slider's own steps, so that what is shown is what is run."""
     parameter = next(p for p in family.parameters if p.name == name)
+    if parameter.is_category:
+        return value
     low, high = slider_range(parameter.id, parameter.ood)
     return min(high, max(low, round(value, decimals(low, high))))
 
@@ -290,8 +343,7 @@ def _adapted(
         )
         sides = [_side(rollout, opened.family) for rollout in (first, last)]
     else:
-        rollout = episodes_of(policy, params, tasks, num_episodes=EPISODES, seed=SEED)
-        sides = [_side(rollout.task(k), opened.family) for k in range(len(params))]
+        sides = _sides(opened, params, tasks)
     return Adaptation(
         presses=presses,
         mode=mode,
@@ -307,13 +359,27 @@ def _adapted(
     )
 
 
+def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks) -> list[Side]:
+    """The episodes of each set of parameters, from the same initial states."""
+    rollouts: list[Rollout] = []
+
+    def play(method: Method, actor: Actor) -> Episodes:
+        with closing(make_worlds(tasks, EPISODES, seed=SEED, purpose=PURPOSE)) as worlds:
+            rollouts.append(collect_rollout(worlds, actor, worlds.max_episode_steps))
+        return Episodes.of(rollouts[-1])
+
+    methods = [AdaptedTo(str(number), each) for number, each in enumerate(params)]
+    score(methods, opened.model, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)
+    return [_side(rollout, opened.family) for rollout in rollouts]
+
+
 def _side(rollout: Rollout, family: TaskFamily) -> Side:
     """What one policy's episodes were, (T, 1, N)."""
     returns = [float(r) for r in rollout.episode_returns()[0]]
     lengths = rollout.mask[:, 0].sum(dim=0).tolist()
     fell = [bool(rollout.terminated[n - 1, 0, e]) for e, n in enumerate(lengths)]
     episodes: list[list[tuple[float, float]]] = []
-    for e, n in enumerate(lengths if can_flip(family) else []):
+    for e, n in enumerate(lengths if draws(family) else []):
         states = np.concatenate([rollout.obs[:1, 0, e], rollout.next_obs[:n, 0, e]])
         episodes.append([(round(float(x), 3), round(float(a), 4)) for x, a in states[:, [0, 2]]])
     return Side(returns, episodes, fell)

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
+from ssm_metarl.app.handlers.models import draws
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.evaluation.episodes import can_flip
+from ssm_metarl.evaluation.episodes import first_disturbance
 from ssm_metarl.tasks.cartpole import TIME_STEP
 from ssm_metarl.tasks.task_family import Dynamics, Tasks
 from ssm_metarl.types import Actor, RewardedActor
@@ -92,7 +93,7 @@ class LiveRun:
 
     Args:
         policy: Stays untouched.
-        tasks: The plant, one task of a family with CartPole's state (`can_flip`).
+        tasks: The plant, one task of a family that the page can draw (`models.draws`).
         adapting: Whether the controller adapts, or stays as it is.
         seed: Names the initial states.
         online: How the controller adapts.
@@ -109,10 +110,9 @@ class LiveRun:
 
     def __post_init__(self) -> None:
         family, dynamics = self.tasks.family, self.tasks.family.dynamics
-        if dynamics is None or not can_flip(family):
+        if dynamics is None or not draws(family):
             raise ValueError(
-                f"live: expected a family with CartPole's state and a parameter 'sign', "
-                f"received {family.name!r}"
+                f"live: expected a family that the page can draw and flip, received {family.name!r}"
             )
         self._dynamics: Dynamics = dynamics
         adapter = OnlineAdapter(self.policy, self.online) if self.adapting else None
@@ -147,7 +147,11 @@ class LiveRun:
         with torch.no_grad():
             for _ in range(at - start):
                 self._step(lambda event: None)
-        self._plant.parameters["sign"] = -self._plant.parameters["sign"]
+        disturb = first_disturbance(self.tasks.family)
+        assert disturb is not None
+        now = {n: v[:, 0].double() for n, v in self._plant.parameters.items()}
+        after = disturb(Tasks(self.tasks.family, now, self.tasks.indices))
+        self._plant.parameters = {n: v.float()[:, None] for n, v in after.values.items()}
         piece = self.advance(FLIP_STEPS)
         event = LiveEvent(at, "flip", "the actuator was flipped", "the plant has changed")
         return Piece(piece.run, at, piece.states, [event, *piece.events], piece.length)

@@ -16,21 +16,27 @@ from typing import Any
 from ssm_metarl.app.kernels import Kernels
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import FILE_NAME, shipped_models
-from ssm_metarl.evaluation.episodes import can_flip, played_direction
+from ssm_metarl.evaluation.episodes import plays_disturbed
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.meta_rl.training_log import read_log
+from ssm_metarl.methods.registry import known_methods
+from ssm_metarl.tasks.cartpole import CartPoleDynamics
+from ssm_metarl.tasks.task_family import TaskFamily
 
 OWN_RUN = "my training"
 """What a visitor's own run is called in the list."""
 WITHOUT = "none"
 """The mode that does not adapt."""
-MODE_MEANINGS = {
-    WITHOUT: "as it is",
-    "standard": "one gradient step on this plant's data",
-    "hybrid": "this plant's data and replayed experience",
-    "in_context": "no step: it remembers the episodes before",
-    "both": "one gradient step, and it remembers the episodes before",
-}
+
+
+def mode_meaning(mode: str) -> str:
+    """What a way to run does, as its method says."""
+    return "as it is" if mode == WITHOUT else str(known_methods()[mode].definition)
+
+
+def draws(family: TaskFamily) -> bool:
+    """Whether the page's player can draw a family: it knows a cart, its pole and a flip."""
+    return isinstance(family.dynamics, CartPoleDynamics) and bool(family.disturbances)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class ModelView:
     """Its model card, Markdown; empty for a visitor's own run."""
     log: list[dict[str, Any]]
     """Its training log, a line an epoch."""
+    return_bounds: tuple[float, float] | None
+    """Least and greatest return of its family's episodes."""
 
 
 class Models:
@@ -57,7 +65,7 @@ class Models:
         self._kernels = kernels
         self._shipped = shipped_models()
         self._opened: dict[str, OpenedModel] = {}
-        self._directions: dict[str, float] = {}
+        self._expects: dict[str, bool] = {}
         self._lock = threading.Lock()
 
     def names(self, visitor: Visitor) -> list[str]:
@@ -90,20 +98,15 @@ class Models:
             raise ValueError("model: your training has left no checkpoint yet")
         return open_model(str(run))
 
-    def direction(self, visitor: Visitor) -> float:
-        """The actuator's sign that the visitor's model expects before it adapts.
-
-        Where it has no preference, or its family no such parameter, the family's default.
-        """
+    def expects_disturbed(self, visitor: Visitor) -> bool:
+        """Whether the visitor's model, before it adapts, expects the default plant disturbed."""
         opened = self.of(visitor)
-        if not can_flip(opened.family):
-            return opened.family.default_task.get("sign", 1.0)
         run = own_run(visitor)
         key = visitor.model if visitor.model != OWN_RUN else f"{run}:{_version(run)}"
-        if key not in self._directions:
+        if key not in self._expects:
             with self._kernels.operations():
-                self._directions[key] = played_direction(opened.policy, opened.family)
-        return self._directions[key]
+                self._expects[key] = plays_disturbed(opened.policy, opened.family)
+        return self._expects[key]
 
     def modes(self, visitor: Visitor) -> list[str]:
         """Ways in which the visitor's model can run; `WITHOUT` first."""
@@ -119,6 +122,7 @@ class Models:
             facts=list(_facts(opened, lines)),
             card=_card(self._shipped.get(visitor.model)),
             log=lines,
+            return_bounds=opened.family.return_bounds,
         )
 
 

@@ -11,7 +11,7 @@ from ssm_metarl.app import markup
 from ssm_metarl.app.handlers import adapting, live
 from ssm_metarl.app.handlers.adapting import ADAPT_STEPS, SUPPORT_STEPS
 from ssm_metarl.app.handlers.live import LiveRun, Piece
-from ssm_metarl.app.handlers.models import MODE_MEANINGS
+from ssm_metarl.app.handlers.models import mode_meaning
 from ssm_metarl.app.tabs.parts import COMPUTE, PRIVATE, QUIET, Page, beside_fields, shown, text
 from ssm_metarl.app.tabs.plant import PlantFields
 from ssm_metarl.app.visitors import Visitor
@@ -166,7 +166,7 @@ def build(page: Page) -> None:
         family = server.models.of(visitor).family
         modes, last = server.models.modes(visitor), visitor.adaptation
         chosen = last.mode if last is not None else modes[min(1, len(modes) - 1)]
-        choices = [(f"{m}: {MODE_MEANINGS.get(m, m)}", m) for m in modes]
+        choices = [(f"{m}: {mode_meaning(m)}", m) for m in modes]
         asked = last.asked if last is not None else (DEFAULT_DATA, ADAPT_STEPS[0])
         return [
             *plant.updates(visitor.plant, family),
@@ -211,7 +211,7 @@ def _live(page: Page, plant: PlantFields) -> None:
         visitor = page.visitor(token)
         opened = server.models.of(visitor)
         tasks = plant.read(values, opened.family).tasks(
-            opened.family, server.models.direction(visitor)
+            opened.family, server.models.expects_disturbed(visitor)
         )
         with visitor.lock, server.kernels.operations():
             visitor.live = LiveRun(

@@ -58,7 +58,7 @@ def build(page: Page) -> None:
             gr.update(choices=server.models.names(visitor), value=view.name),
             markup.notice(f"{view.name} is loaded and ready.", "good"),
             markup.facts(view.facts),
-            charts.training_curve(view.log),
+            charts.training_curve(view.log, bounds=view.return_bounds),
             view.card or "_A training of your own has no card._",
         ]
 

@@ -1,4 +1,4 @@
-"""The plant's fields: a slider for every parameter that a family declares, and the flip.
+"""The plant's fields: a slider or a list for every parameter of a family, and its disturbance.
 
 Place in the flow: stage 10, a piece of tab 2. Each family has its own group of sliders; the one of
 the model in use is shown.
@@ -12,11 +12,17 @@ from typing import Any
 import gradio as gr
 
 from ssm_metarl.app import markup
-from ssm_metarl.app.handlers.adapting import Plant, decimals, default_plant, slider_range
+from ssm_metarl.app.handlers.adapting import (
+    Plant,
+    choices,
+    decimals,
+    default_plant,
+    fields,
+    slider_range,
+)
 from ssm_metarl.app.tabs.parts import text
-from ssm_metarl.evaluation.episodes import can_flip
 from ssm_metarl.tasks.registry import FAMILIES
-from ssm_metarl.tasks.task_family import TaskFamily, Uniform
+from ssm_metarl.tasks.task_family import TaskFamily
 
 LEGEND = (
     '<p class="ssm-legend-line"><i data-kind="id"></i> as in training <i data-kind="ood"></i> '
@@ -29,7 +35,7 @@ class PlantFields:
 
     def __init__(self) -> None:
         self._groups: dict[str, gr.Group] = {}
-        self._sliders: dict[tuple[str, str], gr.Slider] = {}
+        self._sliders: dict[tuple[str, str], gr.Slider | gr.Dropdown] = {}
         self.flip = gr.Checkbox(
             False, label="Flip the actuator", elem_id="flip",
             info="The motor pushes the other way than the model expects.",
@@ -39,8 +45,13 @@ class PlantFields:
         """Build the sliders, below whatever was built meanwhile."""
         for family in FAMILIES.values():
             with gr.Group(visible=family.name == next(iter(FAMILIES))) as group:
-                for parameter in family.parameters:
-                    if not isinstance(parameter.id, Uniform):
+                for parameter in fields(family):
+                    if parameter.is_category:
+                        self._sliders[family.name, parameter.name] = gr.Dropdown(
+                            [(f"{v:g}", v) for v in choices(parameter)], value=parameter.default,
+                            label=parameter.name.capitalize(), info=parameter.meaning,
+                            elem_id=f"plant-{parameter.name}",
+                        )  # fmt: skip
                         continue
                     low, high = slider_range(parameter.id, parameter.ood)
                     self._sliders[family.name, parameter.name] = gr.Slider(
@@ -81,7 +92,7 @@ class PlantFields:
         """Show a plant of a family; None for its default one."""
         shown = plant or default_plant(family)
         return [
-            gr.update(value=shown.flipped, visible=can_flip(family)),
+            gr.update(value=shown.flipped, visible=bool(family.disturbances)),
             *(
                 gr.update(value=shown.values[name]) if owner == family.name else gr.skip()
                 for owner, name in self._sliders

@@ -1,7 +1,7 @@
 """The best fixed policy that a search finds: what one gets without adapting to anything.
 
-Place in the flow: stage 7, an arm of `meta_evaluator`; `worth` measures against it what adapting is
-for. The search sees tasks of the *training* split only, from a stream of their own.
+Place in the flow: stage 7, a leaf of `method`, a yardstick; `worth` measures against it what
+adapting is for. The search sees tasks of the *training* split only, from a stream of their own.
 
 A fixed policy knows no task and remembers nothing but its last three actions. With z the
 observation over its root mean square under uniform actions, and u the codes of those actions::
@@ -33,7 +33,8 @@ from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Discrete
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
-from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
+from ssm_metarl.methods.method import YARDSTICK, Data, Method, Model, Prepared
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
@@ -65,7 +66,7 @@ class Effort(NamedTuple):
 
 
 BATCHED = Effort(3, 16, 64, 8, 48, 400)
-"""Up to 30 million steps of CartPole: ten seconds."""
+"""Up to 30 million steps of a batched plant that costs little: ten seconds."""
 STEPPED = Effort(2, 8, 24, 4, 6, 24)
 """For Gymnasium's environments, which cost a hundred times as much a step."""
 
@@ -97,6 +98,29 @@ class FixedPolicy:
             "training_score": self.score,
             "env_steps": self.env_steps,
         }
+
+
+@dataclass(frozen=True)
+class Fixed(Method):
+    """See `Method`."""
+
+    policy: FixedPolicy
+
+    name = "fixed"
+    label = "best fixed policy"
+    definition = "best fixed policy that a search found on training tasks"
+    color = YARDSTICK
+
+    def applies(self, model: Model, family: TaskFamily) -> str | None:
+        """Where the actions and observations are those that it was searched for."""
+        obs_dim, space = observation_and_action(family)
+        if (obs_dim, space) == (len(self.policy.spread), self.policy.action_space):
+            return None
+        return f"it was searched for another plant than {family.name}"
+
+    def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
+        """The same policy for every task."""
+        return Prepared(self.policy.actor(len(tasks), data.num_envs), [])
 
 
 class FixedActor:

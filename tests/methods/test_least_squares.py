@@ -5,7 +5,7 @@ import torch
 
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.evaluation.episodes import run_trials
-from ssm_metarl.evaluation.least_squares import PUSH_COST, LeastSquaresActor, regulator_gain
+from ssm_metarl.methods.least_squares import PUSH_COST, LeastSquaresActor, regulator_gain
 from ssm_metarl.tasks.cartpole import CARTPOLE, linearised_cartpole
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.control import solve_riccati
@@ -14,13 +14,14 @@ from ssm_metarl.tasks.control import solve_riccati
 def test_the_gain_of_an_identified_plant_is_that_of_the_plant():
     tasks = CARTPOLE.sample("id", 6, seed=0)
     a, b = linearised_cartpole(tasks)
-    w = torch.zeros(6, 8, 4, dtype=torch.float64)
+    w = torch.zeros(6, 8, 4, dtype=torch.float64)  # as if up to three steps might be under way
     w[:, :4], w[:, 4] = (a - torch.eye(4)).mT, b[..., 0]
     p = solve_riccati(a, b, torch.eye(4, dtype=torch.float64), PUSH_COST)
     expected = -(b.mT @ p @ a / (PUSH_COST + b.mT @ p @ b))[:, 0]
     gain = regulator_gain(w)
     torch.testing.assert_close(gain[:, :4], expected)
     torch.testing.assert_close(gain[:, 4:], torch.zeros(6, 3).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(regulator_gain(w[:, :5]), expected)  # no dead time: no line
 
 
 def test_a_delayed_plant_is_regulated_ahead_of_time():

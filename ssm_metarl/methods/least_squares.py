@@ -1,13 +1,13 @@
 """The textbook's answer to an unknown plant: identify it by least squares, regulate what was found.
 
-Place in the flow: stage 7, an arm that the evaluator runs beside the policy's: a self-tuning
-regulator (Astrom & Wittenmark 1973, doi 10.1016/0005-1098(73)90073-3). It is told nothing of its
-task and learns nothing from other tasks: what a policy that remembers has to be measured against
-wherever the plant is nearly linear and free of noise. It knows only that the two actions push in
-opposite directions, through a line of at most three steps::
+Place in the flow: stage 7, a leaf of `method`, a yardstick: a self-tuning regulator (Astrom &
+Wittenmark 1973, doi 10.1016/0005-1098(73)90073-3). It is told nothing of its task and learns
+nothing from other tasks: what a policy that remembers has to be measured against wherever the plant
+is nearly linear and free of noise. It knows that the two actions push in opposite directions,
+through a line of at most the family's dead time d::
 
-    z_{t+1} = z_t + W' (z_t, u_t, u_{t-1}, u_{t-2}, u_{t-3})        W by `core.identification`
-    u_t = sign(gain (z_t, u_{t-1}, u_{t-2}, u_{t-3}))               linear-quadratic gain for that W
+    z_{t+1} = z_t + W' (z_t, u_t, u_{t-1}, ..., u_{t-d})        W by `core.identification`
+    u_t = sign(gain (z_t, u_{t-1}, ..., u_{t-d}))               linear-quadratic gain for that W
 
 The trap: until there are as many steps as unknowns W is a guess, and acting on it excites nothing.
 The first actions are fixed.
@@ -15,13 +15,17 @@ The first actions are fixed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from ssm_metarl.action_space import Discrete
 from ssm_metarl.core.identification import Identification
-from ssm_metarl.tasks.cartpole_scrambled import LONGEST_DELAY
-from ssm_metarl.tasks.control import solve_riccati
-from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.env_runner.worlds import observation_and_action
+from ssm_metarl.methods.method import YARDSTICK, Data, Method, Model, Prepared
+from ssm_metarl.tasks.control import lqr
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
 PROBE = (1.0, 1.0, -1.0, -1.0, 1.0, -1.0)
 """First actions of a trial: pushes that nearly cancel."""
@@ -30,6 +34,33 @@ REFRESH = 5
 ATTENTIVE = 30
 PUSH_COST = 0.05
 """Of a full push, beside 1 for every squared scaled observation."""
+
+
+@dataclass(frozen=True)
+class LeastSquares(Method):
+    """See `Method`."""
+
+    name = "least_squares"
+    label = "least squares, told nothing"
+    definition = (
+        "told nothing: identifies the plant by least squares and regulates what it found, carried "
+        "through one trial"
+    )
+    color = YARDSTICK
+    trial = True
+
+    def applies(self, model: Model, family: TaskFamily) -> str | None:
+        """Beside a model that remembers, on a plant with two actions."""
+        if not model.policy.in_context:
+            return "the model remembers nothing between episodes, as this does"
+        _, space = observation_and_action(family)
+        if not (isinstance(space, Discrete) and space.n == 2):
+            return f"it regulates by two actions, and {family.name} has {space}"
+        return None if family.obs_scale is not None else f"{family.name} declares no obs_scale"
+
+    def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
+        """A regulator that knows nothing yet."""
+        return Prepared(LeastSquaresActor(tasks.family, len(tasks), data.num_envs), [])
 
 
 class LeastSquaresActor:
@@ -44,13 +75,13 @@ class LeastSquaresActor:
     def __init__(self, family: TaskFamily, num_tasks: int, num_envs: int) -> None:
         assert family.obs_scale is not None
         self._scale = torch.tensor(family.obs_scale, dtype=torch.float64)
-        obs_dim, line = len(family.obs_scale), LONGEST_DELAY + 1
+        obs_dim, line = len(family.obs_scale), family.dead_time + 1
         rows = num_tasks * num_envs
         self._shape, self._step = (num_tasks, num_envs), 0
         self._plant = Identification(rows, obs_dim, line)
         self._before = torch.zeros(rows, obs_dim, dtype=torch.float64)
         self._actions = torch.zeros(rows, line, dtype=torch.float64)
-        self._gain = torch.zeros(rows, obs_dim + LONGEST_DELAY, dtype=torch.float64)
+        self._gain = torch.zeros(rows, obs_dim + line - 1, dtype=torch.float64)
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, N) for observations (K, N, O), and 0."""
@@ -63,7 +94,7 @@ class LeastSquaresActor:
         if self._step >= len(PROBE) and (self._step < ATTENTIVE or self._step % REFRESH == 0):
             gain = regulator_gain(found.view(len(z), -1, z.shape[1]))
             self._gain = torch.where(gain.isfinite().all(-1, keepdim=True), gain, self._gain)
-        known = torch.cat([z, self._actions[:, :LONGEST_DELAY]], dim=-1)
+        known = torch.cat([z, self._actions[:, :-1]], dim=-1)
         push = (self._gain * known).sum(-1) > 0
         if self._step < len(PROBE):
             push = torch.full_like(push, PROBE[self._step] > 0)
@@ -77,25 +108,25 @@ def regulator_gain(found: Tensor) -> Tensor:
     """The linear-quadratic gain for an identified plant.
 
     Args:
-        found: W of R plants, shape (R, O + 4, O).
+        found: W of R plants with a dead time of d steps, shape (R, O + 1 + d, O).
 
     Returns:
-        Wanted push per entry of (z_t, u_{t-1}, u_{t-2}, u_{t-3}), shape (R, O + 3).
+        Wanted push per entry of (z_t, u_{t-1}, ..., u_{t-d}), shape (R, O + d).
     """
-    rows, _, obs_dim = found.shape
-    size = obs_dim + LONGEST_DELAY
+    rows, columns, obs_dim = found.shape
+    size = columns - 1
     a = torch.zeros(rows, size, size, dtype=found.dtype)
     b = torch.zeros(rows, size, 1, dtype=found.dtype)
     a[:, :obs_dim, :obs_dim] = torch.eye(obs_dim) + found[:, :obs_dim].mT
     a[:, :obs_dim, obs_dim:] = found[:, obs_dim + 1 :].mT
     b[:, :obs_dim, 0] = found[:, obs_dim]
-    for ago in range(1, LONGEST_DELAY):  # the line moves on
-        a[:, obs_dim + ago, obs_dim + ago - 1] = 1.0
-    b[:, obs_dim, 0] = 1.0
+    if size > obs_dim:
+        b[:, obs_dim, 0] = 1.0
+    for ago in range(obs_dim + 1, size):  # the line moves on
+        a[:, ago, ago - 1] = 1.0
     cost = torch.zeros(size, size, dtype=found.dtype)
     cost[:obs_dim, :obs_dim] = torch.eye(obs_dim)
     try:
-        p = solve_riccati(a, b, cost, PUSH_COST)
+        return -lqr(a, b, cost, PUSH_COST)
     except RuntimeError:  # a singular matrix: a guess that cannot be regulated
         return torch.full((rows, size), torch.nan, dtype=found.dtype)
-    return -(b.mT @ p @ a / (PUSH_COST + b.mT @ p @ b))[:, 0]

@@ -1,4 +1,4 @@
-"""Baselines: the linear algebra against scipy, the directions, and what they score."""
+"""Yardsticks of CartPole: the directions, and what they score."""
 
 from dataclasses import replace
 
@@ -7,13 +7,19 @@ import torch
 
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.evaluation.baselines import expert_actor, read_sign, sign_probe_actor
+from ssm_metarl.methods.told import ExpertActor
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.cartpole import CARTPOLE, read_sign, sign_probe
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
-from ssm_metarl.tasks.task_family import Tasks
+from ssm_metarl.tasks.task_family import Tasks, teacher
+from ssm_metarl.types import Actor
 
 SEED = 3
+
+
+def expert_actor(tasks: Tasks, num_envs: int) -> Actor:
+    """The family's first expert."""
+    return ExpertActor(teacher(tasks), tasks, num_envs)
 
 
 def _returns(tasks: Tasks, actor, num_envs: int = 2) -> torch.Tensor:
@@ -109,14 +115,14 @@ def test_one_action_only_is_enough():
 @pytest.mark.parametrize(("split", "least"), [("id", 499.0), ("ood", 480.0)])
 def test_sign_probe_balances(split, least):
     tasks = CARTPOLE.sample(split, 40, seed=SEED)
-    actor = sign_probe_actor(_support(tasks), 2)
+    actor = sign_probe(_support(tasks), 2)
     assert _returns(tasks, actor).mean() > least
 
 
 def test_order_of_tasks_changes_nothing():
     tasks = CARTPOLE.sample("ood", 6, seed=SEED)
     order = [4, 1, 5, 0, 3, 2]
-    for make in (lambda t: expert_actor(t, 2), lambda t: sign_probe_actor(_support(t), 2)):
+    for make in (lambda t: expert_actor(t, 2), lambda t: sign_probe(_support(t), 2)):
         straight, shuffled = (
             _returns(tasks, make(tasks)),
             _returns(tasks[order], make(tasks[order])),

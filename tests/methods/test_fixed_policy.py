@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ssm_metarl.action_space import Continuous, Discrete
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.evaluation import fixed_policy
 from ssm_metarl.evaluation.episodes import run_arm
-from ssm_metarl.evaluation.fixed_policy import Effort, FixedActor, search_fixed_policy
+from ssm_metarl.methods import fixed_policy
+from ssm_metarl.methods.fixed_policy import Effort, FixedActor, search_fixed_policy
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter

@@ -1,0 +1,84 @@
+"""What a controller scores that is *told* what a policy must find out: the family's experts.
+
+Place in the flow: stage 7, a leaf of `method`, a yardstick without chance in it. An expert sees
+what a policy sees, and is told every parameter of its task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssm_metarl.action_space import Discrete
+from ssm_metarl.env_runner.worlds import observation_and_action
+from ssm_metarl.methods.method import Cost, Data, Method, Model, Prepared
+from ssm_metarl.tasks.task_family import Expert, TaskFamily, Tasks
+
+
+@dataclass(frozen=True)
+class Told(Method):
+    """See `Method`; named as the family names the expert."""
+
+    expert: str
+
+    cost = Cost(told=True)
+
+    @property
+    def name(self) -> str:
+        """The expert's own."""
+        return self.expert
+
+    @property
+    def label(self) -> str:
+        """With an acronym in capitals."""
+        short = len(self.expert) <= 3
+        return f"{self.expert.upper() if short else self.expert}, told the physics"
+
+    @property
+    def definition(self) -> str:
+        """The same for every expert."""
+        return f"the expert {self.expert!r} of the family, told the task's parameters"
+
+    def applies(self, model: Model, family: TaskFamily) -> str | None:
+        """Where the family has that expert."""
+        if self.expert in family.experts:
+            return None
+        return f"{family.name} has no expert {self.expert!r}"
+
+    def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
+        """The expert of these tasks."""
+        expert = tasks.family.experts[self.expert](tasks)
+        return Prepared(ExpertActor(expert, tasks, data.num_envs), [])
+
+
+class ExpertActor:
+    """An expert as an actor: it remembers the actions that may still be under way.
+
+    Args:
+        expert: Of K tasks.
+        tasks: They.
+        num_envs: N.
+    """
+
+    def __init__(self, expert: Expert, tasks: Tasks, num_envs: int) -> None:
+        self._expert = expert
+        _, space = observation_and_action(tasks.family)
+        shape = (tasks.family.dead_time, len(tasks), num_envs)
+        self._nothing = (
+            torch.zeros(1, *shape[1:], dtype=torch.int64)
+            if isinstance(space, Discrete)
+            else torch.zeros(1, *shape[1:], space.dim)
+        )
+        self._actions = self._nothing.repeat(shape[0], *(1,) * (self._nothing.dim() - 1))
+        self._starts = torch.ones(shape, dtype=torch.bool)
+
+    def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions (K, N[, A]) for observations (K, N, O), and 0."""
+        starts = torch.cat([self._starts, reset[None]])
+        actions = torch.cat([self._actions, self._nothing])
+        action = self._expert(obs.expand(len(starts), *obs.shape), actions, starts)[-1]
+        self._actions = torch.cat([self._actions, action[None]])[1:]
+        self._starts = starts[1:]
+        return action, torch.zeros(obs.shape[:2])
