@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from float32 import assert_identity, assert_only_rounded
+from ssm_metarl.compiled import plain_operations
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.core.trial_input import trial_starts
@@ -89,10 +90,9 @@ def test_the_memory_crosses_an_episodes_end_and_not_a_trials():
 def test_the_plain_actor_acts_alike(monkeypatch, mirror, layout):
     policy = small_policy(mirror=mirror, **layout)
     compiled = sampled_rollout(policy, policy.meta_params(), 2)
-    for module in ("policy", "diagonal_ssm"):
-        monkeypatch.setattr(f"ssm_metarl.core.{module}.can_fuse", lambda *_: False)
     monkeypatch.setattr(TrialMemory, "observe", TrialMemory.observe_plainly)
-    plain = sampled_rollout(policy, policy.meta_params(), 2)
+    with plain_operations():
+        plain = sampled_rollout(policy, policy.meta_params(), 2)
     assert torch.equal(plain.action, compiled.action)
     for rollout in (plain, compiled):
         assert_only_rounded(rollout.log_prob, told(2), policy, policy.meta_params(), plain)
