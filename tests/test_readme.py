@@ -160,7 +160,7 @@ def test_the_demo_writes_its_report(folder: Path) -> None:
 def test_the_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     snippets = blocks("python")
-    assert len(snippets) == 3
+    assert len(snippets) == 2
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), {"__name__": "readme"})
 
