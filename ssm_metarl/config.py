@@ -269,6 +269,9 @@ class FamilyTraining:
     """Stop after this many epochs; None for no limit."""
     max_env_steps: Count | None = None
     """Stop after this many environment steps; None for the default unless num_epochs is given."""
+    imitation_coef: Weight = 0.0
+    """Weight of imitating the family's expert, which is told the task, in states that the policy
+    got into itself (training only, and only for families that have one)."""
 
     DEFAULT_ENV_STEPS: ClassVar[int]
 

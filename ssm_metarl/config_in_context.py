@@ -52,9 +52,6 @@ class InContextConfig(PpoSettings, FamilyTraining):
     """Weight of the value loss."""
     entropy_coef: Weight = 0.003
     """Weight of the entropy bonus."""
-    imitation_coef: Weight = 0.0
-    """Weight of imitating a regulator that is told the task, in the states that the policy got into
-    (training only, and only for families that have one)."""
     episode_gamma: Share = 0.5
     """Discount factor of an episode's end: how much later episodes of the trial count in this one.
     With 1 a policy that will do better anyway has no reason to keep this episode going."""

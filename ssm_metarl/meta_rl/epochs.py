@@ -17,7 +17,7 @@ from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.meta_rl.gradient_steps import GradientSteps
-from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.task_family import TaskFamily, teacher
 
 Metrics = TypeVar("Metrics")
 Config = TypeVar("Config", MetaTrainingConfig, InContextConfig)
@@ -110,6 +110,8 @@ def on_family(config: Config, family: TaskFamily) -> Config:
         ValueError: A number was asked for that cannot apply.
     """
     config = replace(config, family=family.name)
+    if config.imitation_coef > 0:
+        teacher(family.task())  # whoever asks for one that is not there hears it now
     if family.dynamics is not None:
         return config
     defaults = {field.name: field.default for field in fields(config)}

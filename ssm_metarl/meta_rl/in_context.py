@@ -133,8 +133,6 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
         self.config: InContextConfig
         self.family = family or family_of_env(config.family)
         self.config = on_family(config, self.family)  # what a checkpoint says it is
-        if config.imitation_coef > 0:
-            teacher(self.family.task())  # whoever asks for one that is not there hears it now
         self.policy_config = in_context_architecture(config, self.family, like=like)
         self.policy = policy or build_policy(
             self.policy_config, seed=config.seed, inner_lr=INNER_LR

@@ -60,10 +60,17 @@ class QueryPart:
     advantage: Tensor
     """Shape (T', K', N)."""
     guide: Guide | None
-    """A teacher's actions in these steps, where there is one."""
+    """What a teacher network would do in these steps, where there is one."""
+    expert: Tensor | None
+    """What a told expert would do, shape (T', K', N[, A]), where it is imitated."""
 
 
-def query_parts(query: Rollout, advantage: Tensor, guide: Guide | None = None) -> list[QueryPart]:
+def query_parts(
+    query: Rollout,
+    advantage: Tensor,
+    guide: Guide | None = None,
+    expert: Tensor | None = None,
+) -> list[QueryPart]:
     """Take a meta-batch apart, longest episodes first, into parts of about `STEPS_AT_ONCE`.
 
     What the episodes of a part leave behind for the gradient fits into cache, and a task whose
@@ -79,7 +86,8 @@ def query_parts(query: Rollout, advantage: Tensor, guide: Guide | None = None) -
             return x[:steps, tasks]
 
         part = guide and replace(guide, distribution=guide.distribution.map(cut))
-        parts.append(QueryPart(tasks, query.map(cut).cleaned(), cut(advantage), part))
+        told = None if expert is None else cut(expert)
+        parts.append(QueryPart(tasks, query.map(cut).cleaned(), cut(advantage), part, told))
     return parts
 
 
@@ -155,6 +163,8 @@ class MetaMAML:
                 clip_coef=config.clip_coef,
                 entropy_coef=config.entropy_coef,
                 guide=part.guide,
+                expert=part.expert,
+                imitation_coef=config.imitation_coef,
             )
             (losses.sum() / num_tasks).backward()
             outer[part.tasks] = losses.detach()
@@ -184,6 +194,7 @@ class MetaMAML:
         num_steps: int,
         progress: float,
         guide: Guide | None = None,
+        expert: Tensor | None = None,
     ) -> MetaUpdate:
         """Take ``update_epochs`` outer steps on one meta-batch.
 
@@ -194,12 +205,13 @@ class MetaMAML:
             num_steps: As in :meth:`backward`.
             progress: Share of the training that is done, in [0, 1]; sets the learning rate.
             guide: A teacher to stay close to.
+            expert: What a told expert would do in the query's steps, where it is imitated.
 
         Raises:
             TrainingDiverged: The loss or its gradient is not finite; nothing was changed by
                 that step.
         """
-        parts = query_parts(query, advantage, guide)
+        parts = query_parts(query, advantage, guide, expert)
         left_out = 0
 
         def backward() -> float:

@@ -39,7 +39,7 @@ from ssm_metarl.objectives.ppo import Guide
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.registry import family_of_env
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks, teacher
 from ssm_metarl.types import Params, Rollout
 
 KICKSTART = 1.0
@@ -185,6 +185,11 @@ class MetaTrainer(EpochTrainer[EpochMetrics]):
             num_steps=inner_steps,
             progress=self.progress,
             guide=self._guide(support, query, inner_steps),
+            expert=(
+                teacher(tasks)(query.obs, query.action, query.reset)
+                if config.imitation_coef > 0
+                else None
+            ),
         )
 
         self.buffer.add(support, tasks.indices)  # shipped with the model, for hybrid adaptation

@@ -67,6 +67,8 @@ def clipped_policy_loss(
     clip_coef: float,
     entropy_coef: float,
     guide: Guide | None = None,
+    expert: Tensor | None = None,
+    imitation_coef: float = 0.0,
 ) -> Tensor:
     """The loss of each task's episodes, whose values are a linear baseline's (`returns`).
 
@@ -78,6 +80,9 @@ def clipped_policy_loss(
         clip_coef: As in :func:`clipped_gain`.
         entropy_coef: Weight of the entropy bonus.
         guide: A teacher to stay close to.
+        expert: What an expert would have done in these steps, shape of the actions; None where
+            nobody is imitated (Ross et al. 2011, arXiv 1011.0686).
+        imitation_coef: Weight of the log-probability of that.
 
     Returns:
         Loss to minimise, shape (K,).
@@ -92,4 +97,6 @@ def clipped_policy_loss(
         gain = gain + entropy_coef * distribution.entropy()
     if guide is not None:
         gain = gain - guide.weight * guide.distribution.kl(distribution)
+    if expert is not None:
+        gain = gain + imitation_coef * distribution.log_prob(expert)
     return -task_mean(gain, rollout.mask)
