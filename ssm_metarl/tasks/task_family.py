@@ -262,10 +262,10 @@ class TaskFamily:
     """Whether an episode that ends before its time limit has failed."""
     max_episode_steps: int | None = None
     """Time limit of Gymnasium environments, in place of their own; None for that."""
-    disturbances: Mapping[str, Callable[[Tasks], Tasks]] = field(default_factory=dict)
+    disturbances: Mapping[str, Callable[[Tasks], Tasks]] = field(default_factory=dict, hash=False)
     """Named changes that may come over a plant while it runs, such as "flip": the tasks that given
     ones become."""
-    experts: Mapping[str, Callable[[Tasks], Expert]] = field(default_factory=dict)
+    experts: Mapping[str, Callable[[Tasks], Expert]] = field(default_factory=dict, hash=False)
     """Controllers that are told the task; the first is the one that a training may imitate."""
     probes: tuple[Probe, ...] = ()
     """Fixed controllers that are told what a few steps show: yardsticks for adapting."""

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ssm_metarl.tasks.cartpole import CARTPOLE
-from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.registry import FAMILIES, family_of_env
 
 
 def test_names_and_ids():
@@ -25,3 +25,9 @@ def test_an_unknown_environment_id_says_how_to_declare_a_family():
         'TaskFamily.from_gymnasium("Pendulum-v1", parameters={"g": Uniform(5, 15, unit="m/s²")})'
     )
     assert declaration in message
+
+
+def test_a_family_can_be_a_key():
+    """What was worked out about one is kept for the next time (`adaptation.plant_prior`)."""
+    found = {family: family.name for family in FAMILIES.values()}
+    assert {found[family] for family in FAMILIES.values()} == set(FAMILIES)
