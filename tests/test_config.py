@@ -138,7 +138,7 @@ REFUSED: dict[type, dict[str, tuple[Any, ...]]] = {
         "update_epochs": COUNT,
         "clip_coef": POSITIVE,
         "entropy_coef": RATE,
-        "inner_loss_coef": RATE,
+        "imitation_coef", "inner_loss_coef": RATE,
         "gamma": SHARE,
         "gae_lambda": SHARE,
         "max_grad_norm": POSITIVE,

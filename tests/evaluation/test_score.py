@@ -13,7 +13,7 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.core.policy import as_policy
+from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation.episodes import Episodes
 from ssm_metarl.evaluation.score import score, support_for

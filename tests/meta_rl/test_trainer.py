@@ -14,7 +14,7 @@ from torch import Tensor
 from float32 import assert_only_rounded, assert_rounds_alike, double, nudged
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import MetaTrainingConfig, StandardAdaptationConfig
-from ssm_metarl.core import diagonal_ssm, ssm
+from ssm_metarl.core import fused
 from ssm_metarl.core import policy as policy_module
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
@@ -445,7 +445,7 @@ def test_plain_operations_train_the_same(
         return {n: torch.tensor([float(getattr(m, n)) for m in metrics]) for n in numbers}
 
     compiled = told()
-    for module in (policy_module, diagonal_ssm, ssm):
+    for module in (policy_module, fused):
         monkeypatch.setattr(module, "can_fuse", lambda *_: False)
     # There is no training in float64: what a changed last bit does to one in float32 must do.
     assert_rounds_alike(compiled, [told(nudge) for nudge in range(3)], double(told()))

@@ -14,7 +14,7 @@ import pytest
 
 from ssm_metarl.tasks import registry
 from ssm_metarl.tasks.cartpole import CARTPOLE
-from ssm_metarl.tasks.registry import family_of_env, named_family, registered_families
+from ssm_metarl.tasks.registry import FAMILIES, family_of_env, named_family, registered_families
 from ssm_metarl.tasks.task_family import TaskFamily
 
 PLANT = """
@@ -177,3 +177,9 @@ def test_installed_packages_offer_families(tmp_path: Path, monkeypatch: pytest.M
     assert list(known) == ["cartpole", "cartpole_scrambled", "pendulum", *OFFERED]
     assert known["boat"]() is boat and known["cartpole"]() is CARTPOLE
     del sys.modules["tests_boat"]
+
+
+def test_a_family_can_be_a_key():
+    """What was worked out about one is kept for the next time (`adaptation.plant_prior`)."""
+    found = {family: family.name for family in FAMILIES.values()}
+    assert {found[family] for family in FAMILIES.values()} == set(FAMILIES)
