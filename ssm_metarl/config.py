@@ -22,6 +22,7 @@ from ssm_metarl.settings import (
     rebuild,
     require,
 )
+from ssm_metarl.tasks import names
 
 Objective = Literal["prediction", "policy_gradient"]
 SupportPolicy = Literal["random", "policy"]
@@ -261,7 +262,7 @@ class PpoSettings:
 class FamilyTraining:
     """What every training over a task family sets."""
 
-    family: str = "cartpole"
+    family: str = names.FAMILY
     """Task family, or the Gymnasium id that names it."""
     seed: int = 0
     """Names every random number of the training."""
@@ -385,7 +386,7 @@ class MetaTrainingConfig(PpoSettings, ModelSizes, FamilyTraining):
 class SingleTaskConfig(PpoSettings, ModelSizes):
     """Plain policy-gradient training on one environment, without meta-learning."""
 
-    env_name: str = "CartPole-v1"
+    env_name: str = names.ENVIRONMENT
     """Gymnasium id of the environment."""
     num_episodes: Count = 200
     """Finished episodes to train on."""

@@ -32,7 +32,7 @@ class InContextConfig(PpoSettings, FamilyTraining):
     """Tasks in a batch, each in an environment of its own."""
     steps_per_epoch: Count = 512
     """Steps in each environment; a trial that they cut is bootstrapped. They should hold a whole
-    episode: with 256 on cartpole one training seed in ten let the carts drift."""
+    episode: with half of one, one training seed in ten let its plants drift."""
     trial_episodes: Count = 3
     """Episodes of a trial, after which the memory is cleared."""
     horizon: Count | None = None

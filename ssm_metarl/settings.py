@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-LONGEST = 500  # characters of a value in an error
+LONGEST = 400  # characters of a value in an error
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ssm_metarl.cli.flags import ModelArgument
 from ssm_metarl.command_line import PROGRAM, changed, command_line, flag
 from ssm_metarl.config import AdaptationMode, EvaluationConfig, Objective, SupportPolicy
 from ssm_metarl.settings import in_one_line, require
+from ssm_metarl.tasks import names
 
 if TYPE_CHECKING:
     from ssm_metarl.adaptation.adapter import AdaptedPolicy
@@ -38,18 +39,17 @@ SIMULATED = ("task", "support_steps", "support_policy", "episodes")
 
 @dataclass(frozen=True, kw_only=True)
 class Adapt(ModelArgument):
-    """Adapt a model to one task, such as --task '{"force": 7, "sign": -1}', and save it.
+    """Adapt a model to one task, such as --task '{"PARAMETER": 7}', and save it.
 
     With --data it adapts to the plant that wrote a CSV or Parquet file, without an environment. A
-    row is one moment, columns in any order: the observations (cartpole: x, x_dot, theta, theta_dot
-    in m, m/s, rad, rad/s; elsewhere obs_0, obs_1, ...), the action then taken (0 or 1), and, if you
-    like, time in seconds, reward, and what tells episodes apart (episode, terminated, done, ...).
-    An episode's last row has no action. Rows are one time step of the family apart (cartpole:
-    0.02 s). A log that a late action, another rate, a frozen or mirrored sensor or another plant
-    explains better than the family's plants is refused; of one in which the plant changes, what
-    follows the change is used. What no log can tell: whether its actions are coded the other way
-    round. So what an action was found to do is printed, such as "x_dot +0.2": action 1 adds that
-    much in a step.
+    row is one moment, columns in any order: the observations (by the family's names, in its units:
+    ssm-metarl families; or obs_0, obs_1, ...), the action then taken (0, 1, ..., or its numbers),
+    and, if you like, time in seconds, reward, and what tells episodes apart (episode, terminated,
+    done, ...). An episode's last row has no action. Rows are one time step of the family apart. A
+    log that a late action, another rate, a frozen or mirrored sensor or another plant explains
+    better than the family's plants is refused; of one in which the plant changes, what follows the
+    change is used. What no log can tell: whether its actions are coded the other way round. So what
+    an action was found to do is printed, such as "x_dot +0.2": action 1 adds that much in a step.
 
     Exit code 4: the data are none to adapt to, or no step was kept; nothing is written.
     """
@@ -262,7 +262,7 @@ def parse_task(text: str) -> dict[str, Any]:
         task = json_module.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f'task: expected JSON such as {{"force": 7, "sign": -1}}, received '
+            f"task: expected JSON such as {names.EXAMPLE_TASK}, received "
             f"{in_one_line(text)} ({error})"
         ) from None
     if not isinstance(task, dict):

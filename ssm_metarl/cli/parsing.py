@@ -34,6 +34,7 @@ from ssm_metarl.cli.train import Train
 from ssm_metarl.cli.train_in_context import TrainInContext
 from ssm_metarl.cli.verify import Verify
 from ssm_metarl.command_line import PROGRAM, flag
+from ssm_metarl.tasks import names
 
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
@@ -78,7 +79,7 @@ and wrote nothing (start: a daemon runs already), 130 interrupted.
 
 examples:
   {PROGRAM} train --max-env-steps 300000 --out runs/first
-  {PROGRAM} adapt --model runs/first --task '{{{{"force": 7, "sign": -1}}}}'
+  {PROGRAM} adapt --model runs/first --task '{{example}}'
   {PROGRAM} evaluate --model runs/first --split ood --report report
   {PROGRAM} rsi run --model runs/first --cycles 3
 """
@@ -104,7 +105,7 @@ def overview() -> str:
         f"  {name:10} {(kind.__doc__ or '').split('.')[0]}." for name, kind in COMMANDS.items()
     ]
     lines.append(f"  rsi ...    {', '.join(rsi.DAEMON_ACTIONS)}: the daemon that does it for days.")
-    return OVERVIEW.format(commands="\n".join(lines))
+    return OVERVIEW.format(commands="\n".join(lines), example=names.EXAMPLE_TASK)
 
 
 def parse(arguments: Sequence[str]) -> Command:

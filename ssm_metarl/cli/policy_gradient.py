@@ -16,6 +16,7 @@ from ssm_metarl.cli.console import Reporter, note, print_json
 from ssm_metarl.cli.training import EXIT_DIVERGED, Mode
 from ssm_metarl.command_line import part_of
 from ssm_metarl.config import SingleTaskConfig
+from ssm_metarl.tasks import names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class TrainPolicyGradient(SingleTaskConfig):
     Ctrl-C stops at once and saves nothing.
     """
 
-    env_name: Annotated[str, tyro.conf.arg(aliases=("--family",))] = "CartPole-v1"
+    env_name: Annotated[str, tyro.conf.arg(aliases=("--family",))] = names.ENVIRONMENT
     """Gymnasium id of the environment, or my_plant.py:FAMILY for that family's default task."""
     mode: Mode = "policy_gradient"
     """meta_rl and in_context have other flags: see ssm-metarl train --help."""

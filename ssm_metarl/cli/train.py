@@ -15,6 +15,7 @@ import tyro
 from ssm_metarl.cli.training import Mode, TrainingCommand
 from ssm_metarl.command_line import part_of
 from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.tasks import names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Train(TrainingCommand, MetaTrainingConfig):
     Ctrl-C finishes the epoch, saves, and says how to resume. The last checkpoint counts.
     """
 
-    family: Annotated[str, tyro.conf.arg(aliases=("--env-name",))] = "cartpole"
+    family: Annotated[str, tyro.conf.arg(aliases=("--env-name",))] = names.FAMILY
     """Task family: a name, a Gymnasium id that names it, or my_plant.py:FAMILY."""
     norm_dim: Annotated[int | None, tyro.conf.Suppress] = None  # growing a model sets it
     in_context: Annotated[bool, tyro.conf.Suppress] = False  # --mode both sets it

@@ -14,6 +14,7 @@ import tyro
 from ssm_metarl.cli.training import Mode, TrainingCommand
 from ssm_metarl.command_line import part_of
 from ssm_metarl.config_in_context import InContextConfig
+from ssm_metarl.tasks import names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class TrainInContext(TrainingCommand, InContextConfig):
     Ctrl-C finishes the epoch, saves, and says how to resume. The last checkpoint counts.
     """
 
-    family: Annotated[str, tyro.conf.arg(aliases=("--env-name",))] = "cartpole"
+    family: Annotated[str, tyro.conf.arg(aliases=("--env-name",))] = names.FAMILY
     """Task family: a name, a Gymnasium id that names it, or my_plant.py:FAMILY."""
     mode: Mode = "in_context"
     """meta_rl and policy_gradient have other flags: see ssm-metarl train --mode MODE --help."""

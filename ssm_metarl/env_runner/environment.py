@@ -3,11 +3,11 @@
 Place in the flow: stage 2, the front door for a reader's own loops and for the documents'
 snippets; training and evaluation use `worlds`, which steps many at once.
 
-    env = Environment("CartPole-v1")
+    env = Environment("Acrobot-v1")
     obs, info = env.reset()
     obs, reward, terminated, truncated, info = env.step(action)
 
-The trap: ``Environment("CartPole-v1")`` is Gymnasium's own environment. Only a ``task``, or the
+The trap: a Gymnasium id, of a family too, is Gymnasium's own environment. Only a ``task``, or the
 family's name, brings in the family's physics, whose default task does the same.
 """
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.settings import plain
+from ssm_metarl.tasks import names
 from ssm_metarl.tasks.gymnasium_family import plant_of
 from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.registry import FAMILIES, TOLD, family_of_env
@@ -40,9 +41,9 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
     as a context manager, or call ``close()``, where the environment holds resources.
 
     Args:
-        env_id: A Gymnasium id ("CartPole-v1"), the name of a family ("cartpole"), or a
+        env_id: A Gymnasium id ("Pendulum-v1"), the name of a family ("pendulum"), or a
             `TaskFamily`.
-        task: Parameters of the task, such as ``{"force": 7.0, "sign": -1}``; those not named
+        task: Parameters of the task, such as ``{"mass": 1.2}``; those not named
             keep their defaults. None means the unmodified environment.
         seed: Seed of the first ``reset()``. Later ones continue its stream, unless they are
             given a seed.
@@ -68,7 +69,7 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
             )
         else:
             assert isinstance(env_id, str)
-            expected = f"a Gymnasium id such as 'CartPole-v1' or one of {sorted(FAMILIES)}"
+            expected = f"a Gymnasium id such as {names.ENVIRONMENT!r} or one of {sorted(FAMILIES)}"
             env = GymnasiumPlant(env_id).build(check=True, expected=expected)
         super().__init__(env)
         self._first_seed: int | None = seed

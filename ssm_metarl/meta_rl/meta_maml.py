@@ -3,10 +3,10 @@
 Place in the flow: stage 5. `trainer` collects the data; the inner step is
 `adaptation.inner_loop`, the same one that adapts at test time.
 
-    theta <- Adam(grad_theta of mean_k J_clip(theta_k(theta); query_k))
+    phi <- Adam(grad_phi of mean_k J_clip(phi_k(phi); query_k))
 
-with theta_k the parameters adapted on task k's support data, and J_clip PPO's clipped surrogate
-on episodes that theta_k collected (ProMP, Rothfuss et al. 2019, arXiv 1810.06784). The gradient
+with phi_k the parameters adapted on task k's support data, and J_clip PPO's clipped surrogate
+on episodes that phi_k collected (ProMP, Rothfuss et al. 2019, arXiv 1810.06784). The gradient
 runs through the inner step, second order unless ``first_order``. The step sizes learn with it.
 
 Where the inner objective is prediction, ``inner_loss_coef`` times the inner loss *after* the inner
