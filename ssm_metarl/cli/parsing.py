@@ -133,20 +133,25 @@ def parse(arguments: Sequence[str]) -> Command:
         raise UsageError(f"command: expected one of {', '.join(first_words)}, received {name!r}")
     elif f"{name} {' '.join(rest[:1])}" in COMMANDS:  # of two words
         name, rest = f"{name} {rest[0]}", rest[1:]
-    kind = COMMANDS[name]
+    kind, defaults = COMMANDS[name], None
     if name == "train":
-        kind = MODES.get(_mode(rest), kind)
-    command: Command = read_flags(kind, name, rest)
+        mode = _value(rest, "--mode") or "meta_rl"
+        kind = MODES.get(mode, kind)
+        defaults = kind(**_recipe(mode, rest))
+    command: Command = read_flags(kind, name, rest, defaults)
     return command
 
 
-def read_flags(kind: type[Flags], name: str, arguments: list[str]) -> Flags:
+def read_flags(
+    kind: type[Flags], name: str, arguments: list[str], defaults: Flags | None = None
+) -> Flags:
     """A dataclass from its flags.
 
     Args:
         kind: The dataclass.
         name: Whose flags they are, for ``--help``.
         arguments: The flags.
+        defaults: What counts where there is no flag; None for the dataclass's own.
 
     Raises:
         UsageError: They do not fit.
@@ -154,25 +159,43 @@ def read_flags(kind: type[Flags], name: str, arguments: list[str]) -> Flags:
     """
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return _read(kind, name, arguments)
+            return _read(kind, name, arguments, defaults)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
     raise UsageError(_complaint(kind, name, arguments))
 
 
-def _mode(arguments: list[str]) -> str:
-    """The value of ``--mode``, on which train's other flags depend; the last one counts."""
-    mode = ""
+def _value(arguments: list[str], *flags: str) -> str:
+    """The value of a flag, on which others depend; the last one counts, and "" is none."""
+    found = ""
     for argument, following in itertools.pairwise([*arguments, ""]):
         name, equals, value = argument.partition("=")
-        if name == "--mode":
-            mode = value if equals else following
-    return mode
+        if name.replace("_", "-") in flags:
+            found = value if equals else following
+    return found
 
 
-def _read(kind: type[Flags], name: str, arguments: list[str]) -> Flags:
-    return tyro.cli(kind, prog=f"{PROGRAM} {name}", args=arguments, config=CONFIG)
+def _recipe(mode: str, arguments: list[str]) -> dict[str, Any]:
+    """The settings with which the family that is named is learned, where they are no defaults.
+
+    A training that is resumed has its own.
+    """
+    family = _value(arguments, "--family", "--env-name")
+    if not family or mode == "policy_gradient" or _value(arguments, "--resume"):
+        return {}
+    from ssm_metarl.tasks.registry import named_family
+
+    return dict(named_family(family).recipes.get(mode, {}))
+
+
+def _read(
+    kind: type[Flags], name: str, arguments: list[str], defaults: Flags | None = None
+) -> Flags:
+    program = f"{PROGRAM} {name}"
+    if defaults is None:
+        return tyro.cli(kind, prog=program, args=arguments, config=CONFIG)
+    return tyro.cli(kind, prog=program, args=arguments, config=CONFIG, default=defaults)
 
 
 def _complaint(kind: type[Any], name: str, arguments: list[str]) -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,6 +190,9 @@ def draw(state: Sequence[float], parameters: Mapping[str, float]) -> list[Shape]
     ]
 
 
+# A swing-up is soon over and its rewards are dense: a shorter sight, and the expert's example.
+LEARNING: dict[str, Any] = {"gamma": 0.95, "gae_lambda": 0.95, "imitation_coef": 0.1}
+
 PENDULUM = TaskFamily(
     name="pendulum",
     gymnasium_id="Pendulum-v1",
@@ -202,6 +206,17 @@ PENDULUM = TaskFamily(
     # (pi^2 + 0.1 * 8^2 + 0.001 * 2^2) * 200 steps
     return_bounds=(-3255.6, 0.0),
     disturbances={"flip": flip},
+    recipes={
+        "meta_rl": {
+            **LEARNING,
+            "outer_lr": 0.002,
+            "update_epochs": 4,
+            "max_env_steps": 6_000_000,
+            "spread_starts": 0.0,
+            "push_probability": 0.0,
+        },
+        "in_context": {**LEARNING, "max_env_steps": 4_000_000},
+    },
     experts={"energy": PendulumExpert},
     sketch=Sketch((-1.7, 1.7, -1.7, 1.7), draw),
     parameters=(

@@ -291,6 +291,9 @@ class TaskFamily:
     """Controllers that are told the task; the first is the one that a training may imitate."""
     probes: tuple[Probe, ...] = ()
     """Fixed controllers that are told what a few steps show: yardsticks for adapting."""
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    """Settings with which a training of each mode ("meta_rl", "both", "in_context") learns this
+    family, where they are not the defaults: a command takes those that nobody set otherwise."""
     sketch: Sketch | None = None
     """How to draw a state."""
 

@@ -127,5 +127,6 @@ def told(family: TaskFamily) -> TaskFamily:
         reflection=(*family.reflection, *(1.0,) * dynamics.told_dims) if family.mirror else (),
         told_dims=dynamics.told_dims,
         experts={},
+        recipes={},
         probes=(),
     )

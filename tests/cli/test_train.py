@@ -16,8 +16,10 @@ from ssm_metarl.cli.outputs import free_folder
 from ssm_metarl.cli.parsing import parse
 from ssm_metarl.cli.train import Train
 from ssm_metarl.command_line import command_line
+from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
 from ssm_metarl.meta_rl.training_run import LOG_NAME
+from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.training import train
 
 from .conftest import BUDGET, Cli, Trained
@@ -27,6 +29,7 @@ TINY = (
     "--tasks_per_epoch", 2, "--horizon", 20, "--full_horizon_every", 0, "--update_epochs", 1,
     "--calibration_tasks", 0,
 )  # fmt: skip
+GAMMA = MetaTrainingConfig().gamma
 ENDLESS = ("--update_epochs", 1_000_000, "--max_env_steps", 1_000_000)
 """An epoch that does not end within a test."""
 
@@ -273,3 +276,17 @@ def test_policy_gradient_that_diverges(cli: Cli, tmp_path: Path) -> None:
     assert outcome.code == 3
     assert "expected a finite loss" in outcome.err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_familys_recipe_counts_where_nobody_says_otherwise(
+    cli: Cli, tmp_path: Path, quick: None
+) -> None:
+    """What is recorded is what was done, and the command in the card repeats it."""
+    small = ("--family", "pendulum", "--num_epochs", 1, "--tasks_per_epoch", 2)
+    cli("train", *small, "--calibration_tasks", 0, "--gamma", GAMMA, "--out", tmp_path / "run")
+    recorded, recipe = load_checkpoint(tmp_path / "run"), PENDULUM.recipes["meta_rl"]
+    assert recorded.training["gamma"] == GAMMA != recipe["gamma"], "the default, but said so"
+    assert recorded.training["num_epochs"] == 1
+    for name in ("outer_lr", "imitation_coef", "update_epochs"):
+        assert recorded.training[name] == recipe[name] != getattr(MetaTrainingConfig(), name)
+        assert f"--{name.replace('_', '-')} {recipe[name]}" in recorded.card["command"]
