@@ -30,7 +30,7 @@ from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
 
-FLIPPED = replace(adapting.default_plant(CARTPOLE), flipped=True)
+FLIPPED = replace(adapting.default_plant(CARTPOLE), disturbed=True)
 
 
 def press(server: Server, visitor: Visitor, plant: Plant = FLIPPED, **how: Any) -> Adaptation:
@@ -56,15 +56,15 @@ def assert_loss(report: AdaptationReport, task: dict[str, float], mode: Any) -> 
 def test_a_flipped_actuator_is_adapted_to(server: Server, visitor: Visitor, model: str) -> None:
     server.models.choose(visitor, model)
     done = press(server, visitor)
-    assert max(done.before.returns) < 200 and all(done.before.fell)
-    assert min(done.after.returns) >= 475 and not any(done.after.fell)
+    assert max(done.before.returns) < 200 and all(done.before.failed)
+    assert min(done.after.returns) >= 475 and not any(done.after.failed)
     assert done.report is not None and done.report.loss_after < done.report.loss_before
     assert (done.report.env_steps, done.report.num_steps, done.seconds) == (20, 1, 0.4)
-    assert [len(e) - 1 for e in done.before.episodes] == done.before.returns, "a state a step"
+    assert [len(e) - 1 for e in done.before.states] == done.before.returns, "a state a step"
 
 
 def test_what_the_model_expects_needs_no_adapting(server: Server, visitor: Visitor) -> None:
-    done = press(server, visitor, replace(FLIPPED, flipped=False), mode="none")
+    done = press(server, visitor, replace(FLIPPED, disturbed=False), mode="none")
     assert done.report is None and done.command == ""
     assert done.before == done.after and min(done.before.returns) >= 475
 
@@ -168,7 +168,7 @@ def test_surprises_are_the_familys_draws_and_every_visitors_own(server: Server) 
     drawn = [adapting.surprise(one, server.models, "ood") for _ in range(3)]
     expected = CARTPOLE.sample("ood", 3, seed=1, stream="app").as_dicts()
     for plant, task in zip(drawn, expected, strict=True):
-        assert plant.flipped == (task["sign"] != expected_sign)
+        assert plant.disturbed == (task["sign"] != expected_sign)
         for name, value in plant.values.items():
             assert value == pytest.approx(task[name], abs=0.051)
             parameter = next(p for p in CARTPOLE.parameters if p.name == name)
@@ -201,7 +201,13 @@ def test_the_page_says_what_happened(server: Server, visitor: Visitor) -> None:
     assert (report.rolled_back is not None) == ("was undone" in html)
     assert f"{report.loss_before:.3f} → {report.loss_after:.3f}" in html
     film = adapting.film(done)
-    assert film["length"] == 0.5 and len(film["before"]["episodes"]) == 4
+    looks, (first, *_) = film["sketch"]["looks"], film["before"]["episodes"][0]
+    assert [kind for kind, *_ in looks[0]] == ["line", "box", "line", "disc"] and len(looks) == 1
+    assert film["sketch"]["step_seconds"] == 0.02 and len(film["after"]["episodes"]) == 4
+    x, _, theta, _ = done.before.states[0][0]  # upright but for 0.05 rad; the pole is 1 m long
+    tip = [x + math.sin(theta), math.cos(theta)]
+    numbers = [0, x - 0.25, -0.15, x + 0.25, 0.15, x, 0, *tip, x, 0]
+    assert first == pytest.approx(numbers, abs=6e-4)
 
 
 def remember(server: Server, visitor: Visitor, *, gradient: bool) -> OpenedModel:
@@ -261,7 +267,7 @@ def test_every_familys_plants_are_set_by_their_fields(family: TaskFamily) -> Non
     assert plant.tasks(family, False).as_dicts() == [family.default_task]
     flipped = {**family.default_task, "sign": -1.0}
     assert plant.tasks(family, True).as_dicts() == [flipped]
-    assert replace(plant, flipped=True).tasks(family, False).as_dicts() == [flipped]
+    assert replace(plant, disturbed=True).tasks(family, False).as_dicts() == [flipped]
     for parameter in adapting.fields(family):
         for wrong in ("x", math.nan, True, 1e9):
             spoiled = replace(plant, values={**plant.values, parameter.name: wrong})
@@ -288,4 +294,4 @@ def test_a_surprise_wires_the_sensors_anew(server: Server, visitor: Visitor) -> 
     assert tasks.as_dicts()[0]["sign"] == expected["sign"]
     done = press(server, visitor, plant)
     assert done.report is not None and done.task == tasks.as_dicts()[0]
-    assert done.before.episodes == [] and adapting.film(done) == {}  # the player knows no wiring
+    assert len(adapting.film(done)["before"]["episodes"]) == 4, "drawn as it is, not as it is seen"

@@ -14,30 +14,31 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ssm_metarl.adaptation.adapter import AdaptationReport
-from ssm_metarl.app.handlers.models import WITHOUT, Models, draws
+from ssm_metarl.app.handlers.drawing import drawing
+from ssm_metarl.app.handlers.models import WITHOUT, Models
 from ssm_metarl.app.kernels import Kernels
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.command_line import PROGRAM
 from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.episodes import (
     PURPOSE,
     Episodes,
     collect_support,
     first_disturbance,
-    trial_episodes,
 )
 from ssm_metarl.evaluation.opened_model import OpenedModel
 from ssm_metarl.evaluation.score import score
 from ssm_metarl.methods.frozen import AdaptedTo
 from ssm_metarl.methods.method import Method
-from ssm_metarl.tasks.cartpole import TIME_STEP
 from ssm_metarl.tasks.task_family import (
     Choice,
     Split,
@@ -46,7 +47,7 @@ from ssm_metarl.tasks.task_family import (
     Tasks,
     Uniform,
 )
-from ssm_metarl.types import Actor, Params, Rollout
+from ssm_metarl.types import Actor, EnvStep, Params, Rollout
 
 EPISODES = 4
 """Greedy episodes before and after, from the same initial states."""
@@ -76,12 +77,12 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True)
 class Plant:
-    """A task as the page has it: physics, and whether the actuator is flipped."""
+    """A task as the page has it: physics, and whether it is disturbed."""
 
     values: Mapping[str, float]
     """Every parameter of the family but those that its disturbance sets (`fields`); a category that
     is missing has its default."""
-    flipped: bool
+    disturbed: bool
     """Disturbed, against what the model expects before it adapts."""
 
     def tasks(self, family: TaskFamily, expects_disturbed: bool) -> Tasks:
@@ -99,7 +100,7 @@ class Plant:
         names = {p.name for p in fields(family)}
         tasks = family.task({n: v for n, v in self.values.items() if n in names})
         disturb = first_disturbance(family)
-        if disturb is not None and self.flipped != expects_disturbed:
+        if disturb is not None and self.disturbed != expects_disturbed:
             tasks = disturb(tasks)
         return tasks
 
@@ -155,10 +156,10 @@ class Side:
     """The episodes of one policy."""
 
     returns: list[float]
-    episodes: list[list[tuple[float, float]]]
-    """Of each, position [m] and angle [rad] before every step and at the end; empty where a family
-    has no pole to draw."""
-    fell: list[bool]
+    states: list[list[tuple[float, ...]]]
+    """Of each, what a sketch draws, before every step and at the end."""
+    failed: list[bool]
+    """Whether its end was a failure."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ class Adaptation:
     asked: tuple[int, int]
     """Data and steps of the last press alone."""
     plant: Plant
-    task: dict[str, float]
+    tasks: Tasks
+    """The one task."""
     before: Side
     after: Side
     report: AdaptationReport | None
@@ -182,9 +184,15 @@ class Adaptation:
     """What does the same on the command line; empty where nothing does."""
 
     @property
-    def seconds(self) -> float:
-        """Time that collecting the data takes on the plant."""
-        return (self.report.env_steps if self.report else 0) * TIME_STEP
+    def task(self) -> dict[str, float]:
+        """Its parameters."""
+        return self.tasks.as_dicts()[0]
+
+    @property
+    def seconds(self) -> float | None:
+        """Time that collecting the data takes on the plant; None where it has no time step."""
+        step = self.tasks.family.time_step
+        return None if step is None else (self.report.env_steps if self.report else 0) * step
 
 
 def adapt(
@@ -335,15 +343,9 @@ def _adapted(
         report = adapted.report
         params.append(adapted.meta_params())
     if mode in REMEMBERING:
-        first, last = (
-            trial_episodes(
-                policy, each, tasks, num_trials=EPISODES, num_episodes=number, seed=SEED
-            )[-1]
-            for each, number in ((params[0], 1), (params[-1], presses + 1))
-        )
-        sides = [_side(rollout, opened.family) for rollout in (first, last)]
+        sides = _sides(opened, [params[0], params[-1]], tasks, presses)
     else:
-        sides = _sides(opened, params, tasks)
+        sides = _sides(opened, params, tasks, 0)
     return Adaptation(
         presses=presses,
         mode=mode,
@@ -351,7 +353,7 @@ def _adapted(
         num_adapt_steps=num_adapt_steps,
         asked=(support_steps, num_adapt_steps),
         plant=plant,
-        task=tasks.as_dicts()[0],
+        tasks=tasks,
         before=sides[0],
         after=sides[-1],
         report=report,
@@ -359,30 +361,76 @@ def _adapted(
     )
 
 
-def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks) -> list[Side]:
-    """The episodes of each set of parameters, from the same initial states."""
-    rollouts: list[Rollout] = []
+class _Watched(TaskBatch):
+    """Worlds that keep their states (K, N, S) before and after every step."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        super().__init__(tasks, EPISODES, seed=SEED, purpose=PURPOSE)
+        self.states: list[tuple[Tensor, Tensor]] = []
+
+    def step(self, action: Tensor) -> EnvStep:
+        """As `TaskBatch.step`."""
+        before = self._state
+        result = super().step(action)
+        self.states.append((before, self._state))
+        return result
+
+
+def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks, number: int) -> list[Side]:
+    """The episodes of each set of parameters, from the same initial states.
+
+    Args:
+        opened: The model.
+        params: The first ones run the first episode of a trial.
+        tasks: One task.
+        number: Which episode of a trial the others run, their memory running through.
+    """
+    sides: list[Side] = []
 
     def play(method: Method, actor: Actor) -> Episodes:
-        with closing(make_worlds(tasks, EPISODES, seed=SEED, purpose=PURPOSE)) as worlds:
-            rollouts.append(collect_rollout(worlds, actor, worlds.max_episode_steps))
-        return Episodes.of(rollouts[-1])
+        later = number if sides else 0
+        watched = tasks.family.dynamics is not None
+        worlds = (
+            _Watched(tasks) if watched else make_worlds(tasks, EPISODES, seed=SEED, purpose=PURPOSE)
+        )
+        with closing(worlds):
+            steps = (later + 1) * worlds.max_episode_steps
+            rollout = collect_rollout(worlds, actor, steps, autoreset=later > 0)
+        states = worlds.states if isinstance(worlds, _Watched) else None
+        side = _side(rollout, states, later, tasks.family)
+        sides.append(side)
+        steps_taken = [[len(each) - 1 for each in side.states]]
+        return Episodes(np.array([side.returns]), np.array(steps_taken))
 
     methods = [AdaptedTo(str(number), each) for number, each in enumerate(params)]
     score(methods, opened.model, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)
-    return [_side(rollout, opened.family) for rollout in rollouts]
+    return sides
 
 
-def _side(rollout: Rollout, family: TaskFamily) -> Side:
-    """What one policy's episodes were, (T, 1, N)."""
-    returns = [float(r) for r in rollout.episode_returns()[0]]
-    lengths = rollout.mask[:, 0].sum(dim=0).tolist()
-    fell = [bool(rollout.terminated[n - 1, 0, e]) for e, n in enumerate(lengths)]
-    episodes: list[list[tuple[float, float]]] = []
-    for e, n in enumerate(lengths if draws(family) else []):
-        states = np.concatenate([rollout.obs[:1, 0, e], rollout.next_obs[:n, 0, e]])
-        episodes.append([(round(float(x), 3), round(float(a), 4)) for x, a in states[:, [0, 2]]])
-    return Side(returns, episodes, fell)
+def _side(
+    rollout: Rollout,
+    states: Sequence[tuple[Tensor, Tensor]] | None,
+    number: int,
+    family: TaskFamily,
+) -> Side:
+    """Episode ``number`` of each environment of a rollout (T, 1, N).
+
+    Args:
+        rollout: Whole episodes.
+        states: Before and after each step, (1, N, S); None where the observations are all there is.
+        number: 0 for the first one.
+        family: Says what an end means.
+    """
+    pairs = states or list(zip(rollout.obs, rollout.next_obs, strict=True))
+    inside = (rollout.reset.cumsum(0) - 1 == number) & rollout.mask
+    side = Side([], [], [])
+    for e in range(rollout.num_envs):
+        taken = inside[:, 0, e].nonzero()[:, 0].tolist()
+        side.returns.append(float(rollout.reward[taken, 0, e].sum()))
+        side.failed.append(family.end_is_failure and bool(rollout.terminated[taken[-1], 0, e]))
+        shown = [*(pairs[t][0][0, e] for t in taken), pairs[taken[-1]][1][0, e]]
+        side.states.append([tuple(state.tolist()) for state in shown])
+    return side
 
 
 def _command(
@@ -398,10 +446,13 @@ def _command(
 
 def film(adaptation: Adaptation) -> dict[str, Any]:
     """What the browser's player takes; empty where there is nothing to draw."""
-    if not adaptation.before.episodes:
+    family, sides = adaptation.tasks.family, (adaptation.before, adaptation.after)
+    if family.sketch is None:
         return {}
-    return {
-        "length": adaptation.task["length"],
-        "before": {k: v for k, v in asdict(adaptation.before).items() if k != "returns"},
-        "after": {k: v for k, v in asdict(adaptation.after).items() if k != "returns"},
-    }
+    takes = [states for side in sides for states in side.states]
+    sketch, frames = drawing(family, adaptation.task, takes)
+    before, after = (
+        {"episodes": frames[i : i + EPISODES], "failed": side.failed}
+        for i, side in zip((0, EPISODES), sides, strict=True)
+    )
+    return {"sketch": sketch, "before": before, "after": after}

@@ -77,7 +77,7 @@ class ImprovementForm:
         found: dict[str, str] = {}
         for name in self.__dataclass_fields__:
             try:
-                ImprovementForm(**{name: getattr(self, name)}).run("cartpole")
+                ImprovementForm(**{name: getattr(self, name)}).run("any")
             except FieldError as error:
                 found[name] = error.message
         return found

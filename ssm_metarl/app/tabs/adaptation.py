@@ -1,4 +1,4 @@
-"""Tab 2: set a plant, adapt to it, see before and after; and a live view that can be flipped."""
+"""Tab 2: set a plant, adapt to it, see before and after; and a live view that can be disturbed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.tasks.task_family import Split
 
 LEAD = """
-<div class="ssm-lead"><p><strong>Change the plant</strong> (flip its actuator, to begin with), then
-press <strong>Adapt</strong>. The controller tries the plant for a moment, takes one gradient step
-on how badly it predicted what happened, and drives it again.</p></div>
+<div class="ssm-lead"><p><strong>Change the plant</strong> (disturb it, to begin with), then press
+<strong>Adapt</strong>. The controller tries the plant for a moment, takes one gradient step on how
+badly it predicted what happened, and drives it again.</p></div>
 """
 EMPTY = markup.notice("Press Adapt: what the controller does before and after appears here.")
 PLAYER = """
 <div class="ssm-player" hidden>
-  <div class="ssm-poles">
+  <div class="ssm-sketches">
     <figure><figcaption>Before adapting</figcaption><canvas data-side="before" role="img"
-      aria-label="The cart and its pole before adapting"></canvas>
+      aria-label="The plant before adapting"></canvas>
       <p data-caption="before"></p></figure>
     <figure><figcaption>After adapting</figcaption><canvas data-side="after" role="img"
-      aria-label="The cart and its pole after adapting"></canvas>
+      aria-label="The plant after adapting"></canvas>
       <p data-caption="after"></p></figure>
   </div>
   <div class="ssm-track"><span data-time></span></div>
@@ -43,11 +43,11 @@ PLAYER = """
 """
 LIVE = """
 <div class="ssm-live">
-  <figure><canvas role="img" aria-label="The cart and its pole, live"></canvas>
+  <figure><canvas role="img" aria-label="The plant, live"></canvas>
     <p><span data-clock>0.0 s</span> <b data-state aria-live="polite">not started</b></p></figure>
   <div class="ssm-controls">
     <button type="button" data-do="start" class="primary">Start</button>
-    <button type="button" data-do="flip" disabled>Flip the actuator now</button>
+    <button type="button" data-do="disturb" disabled>Disturb it now</button>
     <button type="button" data-do="pause" disabled>Pause</button>
   </div>
   <ol data-log aria-label="What happened, the latest first"></ol>
@@ -55,10 +55,12 @@ LIVE = """
 """
 LIVE_LEAD = """
 <div class="ssm-lead"><h3>Live: break it while it runs</h3><p>The plant above runs on and on.
-Flip its actuator whenever you like: within two steps (0.04 s) the controller notices that nothing
-happens as it predicted, adapts to what it sees while it goes on, and turns round before the pole
-falls. One that never adapts falls, again and again.</p></div>
+Disturb it whenever you like: the controller notices within a few steps that nothing happens as it
+predicted, adapts to what it sees while it goes on, and recovers. One that never adapts does
+not.</p></div>
 """
+NO_SKETCH = "Its family declares no sketch: there is nothing to draw, before, after or live."
+NO_DISTURBANCE = "Its family names no disturbance: the plant can be set, but not disturbed."
 DEFAULT_DATA = 20  # environment steps
 ONLINE, FROZEN = "adapt while it runs", "never adapt to a change"
 
@@ -71,6 +73,7 @@ def build(page: Page) -> None:
         with gr.Row(elem_classes="ssm-row"):
             with gr.Column(scale=2, min_width=280):
                 plant = PlantFields()
+                lacking = text("lacking")
                 with gr.Row():
                     press = gr.Button("Adapt", variant="primary", elem_id="adapt", scale=2)
                     over = gr.Button("Start over", elem_id="start-over", min_width=90)
@@ -88,7 +91,7 @@ def build(page: Page) -> None:
                 )  # fmt: skip
                 result = text("adapt-result", EMPTY)
                 command = text("adapt-command")
-        _live(page, plant)
+        live_view = _live(page, plant)
         how = [mode, data, steps]
         names = [*plant.names, "mode", "support_steps", "num_adapt_steps"]
         outcome = [player, result, command, press]
@@ -167,15 +170,25 @@ def build(page: Page) -> None:
         modes, last = server.models.modes(visitor), visitor.adaptation
         chosen = last.mode if last is not None else modes[min(1, len(modes) - 1)]
         choices = [(f"{m}: {mode_meaning(m)}", m) for m in modes]
-        asked = last.asked if last is not None else (DEFAULT_DATA, ADAPT_STEPS[0])
+        data, steps = last.asked if last is not None else (DEFAULT_DATA, ADAPT_STEPS[0])
+        tried = "random actions that it tries first"
+        if family.time_step is not None:
+            tried += f"; {DEFAULT_DATA} are {DEFAULT_DATA * family.time_step:g} s"
+        still = live.idle(family)
+        missing = [] if still else [NO_SKETCH]
+        missing += [] if family.disturbances else [NO_DISTURBANCE]
         return [
             *plant.updates(visitor.plant, family),
             gr.update(choices=choices, value=chosen),
-            *asked,
+            gr.update(value=data, info=tried),
+            steps,
             *show(visitor),
+            markup.notice(" ".join(missing)),
+            gr.update(visible=bool(still)),
+            still,
         ]
 
-    page.restores([*plant.outputs, *how, *outcome], values)
+    page.restores([*plant.outputs, *how, *outcome, lacking, *live_view], values)
 
 
 def _how() -> tuple[gr.Radio, gr.Slider, gr.Slider]:
@@ -184,7 +197,7 @@ def _how() -> tuple[gr.Radio, gr.Slider, gr.Slider]:
         mode = gr.Radio([("standard", "standard")], value="standard", label="Mode", elem_id="mode")
         data = gr.Slider(
             *SUPPORT_STEPS, value=DEFAULT_DATA, step=1, label="Data (environment steps)",
-            info="random pushes that it tries first; 20 are 0.4 s", elem_id="support-steps",
+            info="random actions that it tries first", elem_id="support-steps",
         )  # fmt: skip
         steps = gr.Slider(
             *ADAPT_STEPS, value=1, step=1, label="Gradient steps",
@@ -193,17 +206,17 @@ def _how() -> tuple[gr.Radio, gr.Slider, gr.Slider]:
     return mode, data, steps
 
 
-def _live(page: Page, plant: PlantFields) -> None:
-    """The live view and its events: begin, more, flip."""
+def _live(page: Page, plant: PlantFields) -> tuple[gr.Column, gr.HTML]:
+    """The live view and its events: begin, more, disturb."""
     server = page.server
-    with gr.Column(elem_classes="ssm-section"):
+    with gr.Column(elem_classes="ssm-section") as section:
         text(value=LIVE_LEAD)
         how = gr.Radio(
             [ONLINE, FROZEN], value=ONLINE, label="The controller shall", elem_id="live-how"
         )
         view: Any = gr.HTML(
             {}, html_template=LIVE, apply_default_css=False, elem_id="live",
-            js_on_load='ssm.live(element, props, trigger, watch);  // "begin", "more", "flip"',
+            js_on_load='ssm.live(element, props, trigger, watch);  // "begin", "more", "disturb"',
         )  # fmt: skip
 
     @shown
@@ -233,15 +246,16 @@ def _live(page: Page, plant: PlantFields) -> None:
         return going_on(token, event, lambda run, detail: run.advance())
 
     @shown
-    def flip(token: Any, event: gr.EventData) -> dict[str, Any]:
+    def disturb(token: Any, event: gr.EventData) -> dict[str, Any]:
         def change(run: LiveRun, detail: dict[str, Any]) -> Piece:
             at = detail.get("at")
             if isinstance(at, bool) or not isinstance(at, int):
                 raise ValueError("at: expected a step")
-            return run.flip(at)
+            return run.disturb(at)
 
         return going_on(token, event, change)
 
     view.begin(begin, [page.token, how, *plant.inputs], view, **QUIET, **COMPUTE)
     view.more(more, page.token, view, trigger_mode="multiple", **QUIET, **COMPUTE)
-    view.flip(flip, page.token, view, trigger_mode="multiple", **QUIET, **COMPUTE)
+    view.disturb(disturb, page.token, view, trigger_mode="multiple", **QUIET, **COMPUTE)
+    return section, view

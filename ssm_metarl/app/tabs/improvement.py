@@ -12,7 +12,7 @@ from ssm_metarl.app.config import PASSWORD
 from ssm_metarl.app.handlers import improving, training
 from ssm_metarl.app.handlers.improving import CYCLES, EFFORTS, ImprovementForm, LineageView
 from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, beside_fields, chart, shown, text
-from ssm_metarl.app.visitors import SHIPPED_DEFAULT, Visitor
+from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import shipped_models
 
 LEAD = """
@@ -121,7 +121,9 @@ def _daemon(page: Page) -> None:
     with gr.Accordion("Start, stop, pause", open=False):
         text(value=markup.notice(f"These ask for the password that the server has in {PASSWORD}."))
         model = gr.Dropdown(
-            list(shipped_models()), value=SHIPPED_DEFAULT, label="Model a new lineage begins with"
+            list(shipped_models()),
+            value=server.models.first,
+            label="Model a new lineage begins with",
         )
         password = gr.Textbox(label="Password", type="password", max_length=100, elem_id="password")
         with gr.Row():

@@ -73,7 +73,7 @@ def build(page: Page) -> None:
             view = training.view(visitor, server.jobs)
             return [
                 _status(view),
-                charts.training_curve(view.log),
+                charts.training_curve(view.log, bounds=view.return_bounds),
                 gr.update(interactive=not view.active),
                 gr.update(interactive=view.active),
                 gr.update(interactive=view.usable),
