@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.app import markup
 from ssm_metarl.app.handlers import adapting
 from ssm_metarl.app.handlers.adapting import Adaptation, FieldError, Plant
+from ssm_metarl.app.handlers.drawing import drawing
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.cli.adapt import episode_returns
@@ -26,7 +29,9 @@ from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.tasks.registry import FAMILIES
+from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
 
@@ -295,3 +300,63 @@ def test_a_surprise_wires_the_sensors_anew(server: Server, visitor: Visitor) -> 
     done = press(server, visitor, plant)
     assert done.report is not None and done.task == tasks.as_dicts()[0]
     assert len(adapting.film(done)["before"]["episodes"]) == 4, "drawn as it is, not as it is seen"
+
+
+def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: Visitor) -> None:
+    disturbed = replace(adapting.default_plant(PENDULUM), disturbed=True)
+    done = press(server, swinging, disturbed)
+    sign = 1.0 if server.models.expects_disturbed(swinging) else -1.0
+    assert done.task == {**PENDULUM.default_task, "sign": sign}
+    assert done.report is not None and (done.report.env_steps, done.seconds) == (20, 1.0)
+    assert done.before.failed == done.after.failed == [False] * 4, "its end is no failure"
+    assert [len(states) for states in done.before.states] == [201] * 4
+    for side in (done.before, done.after):
+        for total, states in zip(side.returns, side.states, strict=True):
+            angles = [math.remainder(theta, 2 * math.pi) ** 2 for theta, _ in states[:-1]]
+            speeds = [speed**2 for _, speed in states[:-1]]
+            cost = sum(angles) + 0.1 * sum(speeds)  # and at most 0.8 for the torque
+            assert -cost - 0.81 <= total <= -cost + 0.01, "a state before every step"
+    film = adapting.film(done)
+    looks = [["line", "part", 0.12, ()], ["disc", "joint", 0.08, ()]]
+    assert [list(look) for look in film["sketch"]["looks"][0]] == looks
+    theta, _ = done.after.states[3][-1]
+    assert film["after"]["episodes"][3][-1] == pytest.approx(
+        [0, 0, 0, -math.sin(theta), math.cos(theta), 0, 0], abs=6e-4
+    )
+    assert film["sketch"]["extent"] == (-1.7, 1.7, -1.7, 1.7)
+    assert len(json.dumps(film)) < 100_000
+    mean = sum(done.after.returns) / 4
+    html = markup.result(done, PENDULUM)
+    assert f'data-return="after">{mean:.0f}<' in html and mean < 0
+    assert "from -3255.6 to 0" in html and "1.0 s of the plant" in html
+    least, most = PENDULUM.return_bounds or (0.0, 0.0)
+    assert f"height:{100 * (done.before.returns[0] - least) / (most - least):.1f}%" in html
+
+
+def test_a_family_without_sketch_disturbance_or_time_has_its_numbers(
+    server: Server, visitor: Visitor
+) -> None:
+    bare = replace(CARTPOLE, sketch=None, disturbances={}, time_step=None, return_bounds=None)
+    opened = replace(open_model("cartpole"), family=bare)
+    server.models._opened[visitor.model] = opened
+    plant = adapting.default_plant(bare)
+    assert plant.values == bare.default_task, "with no disturbance every parameter has its field"
+    done = press(server, visitor, plant)
+    assert len(done.after.returns) == 4 and adapting.film(done) == {} and done.seconds is None
+    html = markup.result(done, bare)
+    assert f"mean return, of {max(*done.before.returns, *done.after.returns):g}" in html
+    assert "20 environment steps; no reward" in html
+
+
+def test_a_look_is_sent_once_and_what_moves_in_every_frame() -> None:
+    def draw(state: Sequence[float], parameters: Mapping[str, float]) -> list[Shape]:
+        floor = Shape("line", ((0.0, 0.0), (parameters["mass"], 0.0)), 1.0, "ground")
+        flame = [Shape("disc", ((state[0], 1.23456),), 2.0, "force")] if state[0] > 5 else []
+        return [floor, *flame]
+
+    family = replace(CARTPOLE, sketch=Sketch((0.0, 20.0, 0.0, 20.0), draw), time_step=None)
+    sketch, frames = drawing(family, {"mass": 7.0}, [[(1.0,), (6.0,)], [(8.1234,)]])
+    ground, flame = ("line", "ground", 1.0, (0.0, 0.0, 7.0, 0.0)), ("disc", "force", 2.0, ())
+    assert sketch["looks"] == [(ground,), (ground, flame)]
+    assert frames == [[[0], [1, 6.0, 1.23]], [[1, 8.12, 1.23]]]
+    assert sketch["step_seconds"] == 0.02 and sketch["extent"] == (0.0, 20.0, 0.0, 20.0)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.app.handlers import live
 from ssm_metarl.app.handlers.live import PIECE_STEPS, LiveRun, Piece
+from ssm_metarl.app.server import Server
+from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import load_pretrained
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE, THETA_LIMIT
+from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.tasks.task_family import TaskFamily
 
 
@@ -95,6 +101,36 @@ def test_another_family_has_no_live_view() -> None:
         ValueError, match="live: expected a family with batched physics and a sketch"
     ):
         LiveRun(load_pretrained("cartpole"), pendulum.task(), adapting=False, seed=0)
+
+
+def test_a_pendulum_runs_on_and_is_disturbed(server: Server, swinging: Visitor) -> None:
+    policy = server.models.of(swinging).policy
+    plant = LiveRun(policy, PENDULUM.task({"length": 0.7}), adapting=True, seed=0)
+    first = live.as_json(plant.advance())
+    assert first["sketch"]["step_seconds"] == 0.05 and not any(first["ended"])
+    for _ in range(2):
+        assert len(plant.advance().states) == PIECE_STEPS, "no episode ends"
+    piece = plant.disturb(250)
+    assert piece.tasks.as_dicts()[0]["sign"] == -1.0
+    assert piece.events[0].text == "the plant was disturbed: flip"
+    sent = live.as_json(piece)
+    assert (sent["from"], len(sent["frames"]), sent["end_is_failure"]) == (250, 50, True)
+    for (theta, _), (look, *numbers) in zip(piece.states, sent["frames"], strict=True):
+        tip = [-0.7 * math.sin(theta), 0.7 * math.cos(theta)]
+        assert look == 0 and numbers == pytest.approx([0, 0, *tip, 0, 0], abs=6e-4)
+    assert live.idle(PENDULUM)["frames"] == [[0, 0, 0, 0, 1, 0, 0]], "upright before it begins"
+
+
+def test_a_plant_without_a_disturbance_runs_but_is_not_disturbed() -> None:
+    calm = replace(CARTPOLE, disturbances={}, end_is_failure=False)
+    plant = LiveRun(load_pretrained("cartpole"), calm.task({"sign": 1.0}), False, seed=0)
+    pieces = [plant.advance() for _ in range(3)]
+    assert "ended" in kinds(*pieces)
+    told = [e.text for piece in pieces for e in piece.events if e.kind == "ended"]
+    assert set(told) == {"it reached an end"}
+    with pytest.raises(ValueError, match="live: expected a family with a disturbance"):
+        plant.disturb(10)
+    assert live.idle(calm)["disturbance"] == "" and live.idle(replace(calm, sketch=None)) == {}
 
 
 def test_the_policy_stays_untouched() -> None:

@@ -6,6 +6,9 @@ import pytest
 
 from ssm_metarl.app import charts, markup
 from ssm_metarl.app.config import AppConfig
+from ssm_metarl.app.handlers import training
+from ssm_metarl.app.server import Server
+from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.tasks.cartpole import CARTPOLE
 
 LOG = [
@@ -24,6 +27,15 @@ def test_a_training_curve_has_both_returns_and_their_spread() -> None:
     assert frozen["points"] == [[100, 30.0], [300, 31.0]] and frozen["band"] == []
     assert recent["points"] == [[100, 20.0], [200, 25.0], [300, 40.0]]
     assert charts.training_curve([]) == charts.NOTHING
+
+
+def test_the_scale_of_a_curve_is_the_familys(server: Server, swinging: Visitor) -> None:
+    """Returns below zero are on the chart, up to the greatest that there can be."""
+    log = [{**line, "eval_adapted_mean": -2000.0, "recent_return": -3000.0} for line in LOG]
+    view = training.view(swinging, server.jobs)
+    assert view.return_bounds == (-3255.6, 0.0)
+    axis = charts.training_curve(log, bounds=view.return_bounds)["y"]
+    assert axis["min"] == -3255.6 and axis["max"] > 0
 
 
 def test_a_long_curve_is_thinned_but_ends_where_it_ends() -> None:

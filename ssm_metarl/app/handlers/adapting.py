@@ -318,7 +318,7 @@ def _rounded(family: TaskFamily, name: str, value: float) -> float:
 
 def decimals(low: float, high: float) -> int:
     """Decimals of a slider that has some hundreds of steps."""
-    return 2 if high - low <= 5 else 1
+    return max(0, math.ceil(math.log10(95 / (high - low))))
 
 
 def _adapted(
@@ -389,18 +389,14 @@ def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks, number: 
 
     def play(method: Method, actor: Actor) -> Episodes:
         later = number if sides else 0
-        watched = tasks.family.dynamics is not None
-        worlds = (
-            _Watched(tasks) if watched else make_worlds(tasks, EPISODES, seed=SEED, purpose=PURPOSE)
-        )
+        watched = _Watched(tasks) if tasks.family.dynamics is not None else None
+        worlds = watched or make_worlds(tasks, EPISODES, seed=SEED, purpose=PURPOSE)
         with closing(worlds):
             steps = (later + 1) * worlds.max_episode_steps
             rollout = collect_rollout(worlds, actor, steps, autoreset=later > 0)
-        states = worlds.states if isinstance(worlds, _Watched) else None
-        side = _side(rollout, states, later, tasks.family)
-        sides.append(side)
-        steps_taken = [[len(each) - 1 for each in side.states]]
-        return Episodes(np.array([side.returns]), np.array(steps_taken))
+        sides.append(_side(rollout, watched and watched.states, later, tasks.family))
+        steps_taken = [len(states) - 1 for states in sides[-1].states]
+        return Episodes(np.array([sides[-1].returns]), np.array([steps_taken]))
 
     methods = [AdaptedTo(str(number), each) for number, each in enumerate(params)]
     score(methods, opened.model, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)

@@ -91,7 +91,9 @@ def build(page: Page) -> None:
 
 def _fields(sound: TrainingForm) -> list[Any]:
     """The form's components, in the order of its fields."""
-    family = gr.Dropdown(list(FAMILIES), value=sound.family, label="Task family")
+    family = gr.Dropdown(
+        list(FAMILIES), value=sound.family, label="Task family", elem_id="train-family"
+    )
     core = gr.Radio(
         [("diagonal", "diagonal"), ("state space", "state_space")], value=sound.core,
         label="Sequence model", elem_id="train-core",
