@@ -57,6 +57,11 @@ def unit(parameter: TaskParameter) -> str:
     return UNITS.get(parameter.unit, parameter.unit)
 
 
+def label(parameter: TaskParameter) -> str:
+    """What a parameter's slider is called: ``Mass (kg)``."""
+    return parameter.name.capitalize() + (f" ({unit(parameter)})" if parameter.unit else "")
+
+
 def range_strip(parameter: TaskParameter) -> str:
     """Where a slider is in the range that training saw, and where out of it."""
     low, high = slider_range(parameter.id, parameter.ood)

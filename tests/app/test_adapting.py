@@ -333,6 +333,18 @@ def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: 
     assert f"height:{100 * (done.before.returns[0] - least) / (most - least):.1f}%" in html
 
 
+def test_a_plant_of_another_family_is_not_carried_over(server: Server, swinging: Visitor) -> None:
+    swinging.plant = FLIPPED
+    assert adapting.current_plant(swinging, CARTPOLE) == FLIPPED
+    assert adapting.current_plant(swinging, PENDULUM) == adapting.default_plant(PENDULUM)
+    kept = adapting.surprise(swinging, server.models, "ood")
+    assert kept == swinging.plant == adapting.current_plant(swinging, PENDULUM)
+    default = adapting.default_plant(CARTPOLE)
+    assert adapting.current_plant(swinging, CARTPOLE) == default
+    swinging.plant = replace(FLIPPED, values={**FLIPPED.values, "mass": 99.0})
+    assert adapting.current_plant(swinging, CARTPOLE) == default, "and none that cannot be set"
+
+
 def test_a_family_without_sketch_disturbance_or_time_has_its_numbers(
     server: Server, visitor: Visitor
 ) -> None:

@@ -181,6 +181,34 @@ def test_a_training_is_started_watched_cancelled_and_used(visit: Callable[..., P
     expect(page.locator("#model-ready")).to_contain_text("my training is loaded")
 
 
+def test_a_pendulum_of_ones_own_is_adapted_to_and_disturbed(visit: Callable[..., Page]) -> None:
+    page = visit()
+    tab(page, "1. Meta-Training")
+    page.locator("#train-family input").click()
+    page.get_by_role("option", name="pendulum").click()
+    page.fill("#train-steps input", "100000")
+    page.click("#train")
+    expect(page.locator("#train-status")).to_contain_text("environment steps in")
+    page.click("#train-cancel")
+    expect(page.locator("#train-status")).to_contain_text("Stopped (cancelled)")
+    page.click("#train-use")
+    tab(page, "2. Test-Time Adaptation")
+    expect(page.locator("#plant-damping")).to_be_visible()
+    expect(page.locator("#plant-force")).to_be_hidden()
+    page.check("#disturb input")
+    press_adapt(page)
+    assert -3255.6 <= shown_return(page, "after") < 0
+    expect(page.locator("#adapt-result")).to_contain_text("1.0 s of the plant")
+    expect(page.locator("[data-caption=after]")).to_contain_text("ran for 10.0 s")
+    page.click("#live [data-do=start]")
+    expect(page.locator("#live [data-clock]")).to_have_text(re.compile("[2-9].. s"))
+    page.click("#live [data-do=disturb]")
+    expect(page.locator("#live ol")).to_contain_text("the plant was disturbed: flip")
+    page.click("[data-do=restart]")
+    page.wait_for_timeout(1000)
+    shot(page, "2-pendulum")
+
+
 def test_a_cycle_of_self_improvement(visit: Callable[..., Page]) -> None:
     page = visit()
     tab(page, "3. Recursive Self-Improvement")

@@ -10,6 +10,7 @@ from ssm_metarl.app.handlers import training
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.pendulum import PENDULUM
 
 LOG = [
     {"env_steps": 100, "recent_return": 20.0, "eval_adapted_mean": 50.0, "eval_adapted_q10": 9.0,
@@ -60,6 +61,7 @@ def test_a_slider_shows_where_training_was() -> None:
     assert 'data-kind="id" style="left:21.05%;width:52.63%"' in html
     assert html.count('data-kind="ood"') == 2
     assert "trained on 5 to 15 N" in html
+    assert [markup.label(p) for p in PENDULUM.parameters[2:4]] == ["Gravity (m/s²)", "Gain"]
 
 
 @pytest.mark.parametrize(

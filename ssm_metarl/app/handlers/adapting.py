@@ -282,6 +282,14 @@ def default_plant(family: TaskFamily) -> Plant:
     return Plant({p.name: float(p.default) for p in fields(family)}, False)
 
 
+def current_plant(visitor: Visitor, family: TaskFamily) -> Plant:
+    """What the visitor last set, if it is a plant of this family; otherwise the default one."""
+    plant, default = visitor.plant, default_plant(family)
+    if plant is None or plant.values.keys() != default.values.keys() or plant.problems(family):
+        return default
+    return plant
+
+
 def slider_range(inside: object, outside: object) -> tuple[float, float]:
     """From the least to the greatest value of a parameter's two ranges."""
     ends = [e for r in (inside, outside) if isinstance(r, Uniform) for i in r.intervals for e in i]

@@ -178,12 +178,12 @@ def build(page: Page) -> None:
         missing = [] if still else [NO_SKETCH]
         missing += [] if family.disturbances else [NO_DISTURBANCE]
         return [
-            *plant.updates(visitor.plant, family),
+            *plant.updates(adapting.current_plant(visitor, family), family),
             gr.update(choices=choices, value=chosen),
             gr.update(value=data, info=tried),
             steps,
             *show(visitor),
-            markup.notice(" ".join(missing)),
+            gr.update(value=markup.notice(" ".join(missing)), visible=bool(missing)),
             gr.update(visible=bool(still)),
             still,
         ]

@@ -16,7 +16,6 @@ from ssm_metarl.app.handlers.adapting import (
     Plant,
     choices,
     decimals,
-    default_plant,
     fields,
     slider_range,
 )
@@ -57,7 +56,7 @@ class PlantFields:
                     low, high = slider_range(parameter.id, parameter.ood)
                     self._sliders[family.name, parameter.name] = gr.Slider(
                         low, high, value=parameter.default, step=10 ** -decimals(low, high),
-                        label=f"{parameter.name.capitalize()} ({markup.unit(parameter)})",
+                        label=markup.label(parameter),
                         info=parameter.meaning, elem_id=f"plant-{parameter.name}",
                     )  # fmt: skip
                     text(value=markup.range_strip(parameter), classes="ssm-strip-box")
@@ -89,17 +88,16 @@ class PlantFields:
         }
         return Plant(found, disturbed is True)
 
-    def updates(self, plant: Plant | None, family: TaskFamily) -> list[Any]:
-        """Show a plant of a family; None for its default one."""
-        shown = plant or default_plant(family)
+    def updates(self, plant: Plant, family: TaskFamily) -> list[Any]:
+        """Show a plant of a family."""
         return [
             gr.update(
-                value=shown.disturbed,
+                value=plant.disturbed,
                 visible=bool(family.disturbances),
                 label=f"Disturb it: {disturbance_name(family)}",
             ),
             *(
-                gr.update(value=shown.values[name]) if owner == family.name else gr.skip()
+                gr.update(value=plant.values[name]) if owner == family.name else gr.skip()
                 for owner, name in self._sliders
             ),
             *(gr.update(visible=name == family.name) for name in self._groups),
