@@ -47,7 +47,7 @@ from ssm_metarl.tasks.task_family import (
     Tasks,
     Uniform,
 )
-from ssm_metarl.types import Actor, EnvStep, Params, Rollout
+from ssm_metarl.types import Actor, EnvStep, Params, Rollout, Worlds
 
 EPISODES = 4
 """Greedy episodes before and after, from the same initial states."""
@@ -350,10 +350,10 @@ def _adapted(
         adapted = opened.adapt(support, known, config, seed=SEED)
         report = adapted.report
         params.append(adapted.meta_params())
-    if mode in REMEMBERING:
-        sides = _sides(opened, [params[0], params[-1]], tasks, presses)
-    else:
-        sides = _sides(opened, params, tasks, 0)
+    remembers = mode in REMEMBERING
+    sides = _sides(
+        opened, [params[0], params[-1]] if remembers else params, tasks, presses * remembers
+    )
     return Adaptation(
         presses=presses,
         mode=mode,
@@ -372,8 +372,8 @@ def _adapted(
 class _Watched(TaskBatch):
     """Worlds that keep their states (K, N, S) before and after every step."""
 
-    def __init__(self, tasks: Tasks) -> None:
-        super().__init__(tasks, EPISODES, seed=SEED, purpose=PURPOSE)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.states: list[tuple[Tensor, Tensor]] = []
 
     def step(self, action: Tensor) -> EnvStep:
@@ -397,12 +397,11 @@ def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks, number: 
 
     def play(method: Method, actor: Actor) -> Episodes:
         later = number if sides else 0
-        watched = _Watched(tasks) if tasks.family.dynamics is not None else None
-        worlds = watched or make_worlds(tasks, EPISODES, seed=SEED, purpose=PURPOSE)
-        with closing(worlds):
+        make = make_worlds if tasks.family.dynamics is None else _Watched
+        with closing(make(tasks, EPISODES, seed=SEED, purpose=PURPOSE)) as worlds:
             steps = (later + 1) * worlds.max_episode_steps
             rollout = collect_rollout(worlds, actor, steps, autoreset=later > 0)
-        sides.append(_side(rollout, watched and watched.states, later, tasks.family))
+        sides.append(_side(rollout, worlds, later, tasks.family))
         steps_taken = [len(states) - 1 for states in sides[-1].states]
         return Episodes(np.array([sides[-1].returns]), np.array([steps_taken]))
 
@@ -411,21 +410,13 @@ def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks, number: 
     return sides
 
 
-def _side(
-    rollout: Rollout,
-    states: Sequence[tuple[Tensor, Tensor]] | None,
-    number: int,
-    family: TaskFamily,
-) -> Side:
-    """Episode ``number`` of each environment of a rollout (T, 1, N).
+def _side(rollout: Rollout, worlds: Worlds, number: int, family: TaskFamily) -> Side:
+    """Episode ``number`` of each environment of a rollout (T, 1, N), the first one being 0.
 
-    Args:
-        rollout: Whole episodes.
-        states: Before and after each step, (1, N, S); None where the observations are all there is.
-        number: 0 for the first one.
-        family: Says what an end means.
+    Where a family has no batched physics, its sketch draws what is observed.
     """
-    pairs = states or list(zip(rollout.obs, rollout.next_obs, strict=True))
+    seen = list(zip(rollout.obs, rollout.next_obs, strict=True))
+    pairs = worlds.states if isinstance(worlds, _Watched) else seen
     inside = (rollout.reset.cumsum(0) - 1 == number) & rollout.mask
     side = Side([], [], [])
     for e in range(rollout.num_envs):

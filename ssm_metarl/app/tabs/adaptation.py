@@ -59,7 +59,7 @@ Disturb it whenever you like: the controller notices within a few steps that not
 predicted, adapts to what it sees while it goes on, and recovers. One that never adapts does
 not.</p></div>
 """
-NO_SKETCH = "Its family declares no sketch: there is nothing to draw, before, after or live."
+NO_LIVE = "There is no live view: its family has no batched physics, or no sketch to draw it by."
 NO_DISTURBANCE = "Its family names no disturbance: the plant can be set, but not disturbed."
 DEFAULT_DATA = 20  # environment steps
 ONLINE, FROZEN = "adapt while it runs", "never adapt to a change"
@@ -96,19 +96,13 @@ def build(page: Page) -> None:
         names = [*plant.names, "mode", "support_steps", "num_adapt_steps"]
         outcome = [player, result, command, press]
 
-        def pressed(visitor: Visitor, values: Sequence[Any]) -> adapting.Adaptation:
+        def on_press(visitor: Visitor, *values: Any) -> None:
             family = server.models.of(visitor).family
             *about, chosen, support_steps, num_adapt_steps = values
-            return adapting.adapt(
+            adapting.adapt(
                 visitor, server.models, server.kernels, plant.read(about, family),
                 mode=chosen, support_steps=support_steps, num_adapt_steps=num_adapt_steps,
             )  # fmt: skip
-
-        @shown
-        def on_press(token: Any, *values: Any) -> Sequence[Any]:
-            visitor = page.visitor(token)
-            pressed(visitor, values)
-            return show(visitor)
 
         def check(token: Any, *values: Any) -> Sequence[Any]:
             visitor = page.visitor(token)
@@ -119,76 +113,72 @@ def build(page: Page) -> None:
             )
             return beside_fields(names, problems, leading=1)
 
-        def on_set(token: Any, *about: Any) -> None:
-            visitor = page.visitor(token)
+        def on_set(visitor: Visitor, *about: Any) -> None:
             family = server.models.of(visitor).family
             adapting.keep(visitor, plant.read(about, family), family)
 
-        @shown
-        def on_over(token: Any) -> Sequence[Any]:
-            visitor = page.visitor(token)
-            adapting.start_over(visitor)
-            return show(visitor)
-
         def surprise(split: Split) -> Any:
-            def draw(token: Any) -> Sequence[Any]:
-                visitor = page.visitor(token)
-                drawn = adapting.surprise(visitor, server.models, split)
-                return plant.updates(drawn, server.models.of(visitor).family)
+            def draw(visitor: Visitor) -> None:
+                adapting.surprise(visitor, server.models, split)
 
-            return shown(draw)
+            return page.then(draw, plant_of)
+
+        def show(visitor: Visitor) -> list[Any]:
+            done = visitor.adaptation
+            if done is None:
+                return [{}, EMPTY, "", gr.update(value="Adapt")]
+            family = server.models.of(visitor).family
+            return [
+                adapting.film(done),
+                markup.result(done, family),
+                markup.notice("The same on the command line") + markup.command(done.command)
+                if done.command
+                else "",
+                gr.update(value="Adapt further"),
+            ]
+
+        def plant_of(visitor: Visitor) -> list[Any]:
+            family = server.models.of(visitor).family
+            return plant.updates(adapting.current_plant(visitor, family), family)
 
         press.click(
-            on_press, [page.token, *plant.inputs, *how], outcome, validator=check,
+            page.then(on_press, show), [page.token, *plant.inputs, *how], outcome, validator=check,
             show_progress="minimal", show_progress_on=result, scroll_to_output=True,
             **PRIVATE, **COMPUTE,
         )  # fmt: skip
-        over.click(on_over, page.token, outcome, **QUIET)
+        over.click(page.then(adapting.start_over, show), page.token, outcome, **QUIET)
         gr.on(
-            [component.input for component in plant.inputs], shown(on_set),
+            [component.input for component in plant.inputs],
+            page.then(on_set, lambda visitor: None),
             [page.token, *plant.inputs], None, trigger_mode="always_last", **QUIET,
         )  # fmt: skip
         inside.click(surprise("id"), page.token, plant.outputs, **QUIET)
         outside.click(surprise("ood"), page.token, plant.outputs, **QUIET)
 
-    def show(visitor: Visitor) -> list[Any]:
-        done = visitor.adaptation
-        if done is None:
-            return [{}, EMPTY, "", gr.update(value="Adapt")]
-        family = server.models.of(visitor).family
-        return [
-            adapting.film(done),
-            markup.result(done, family),
-            markup.notice("The same on the command line") + markup.command(done.command)
-            if done.command
-            else "",
-            gr.update(value="Adapt further"),
-        ]
+        def values(visitor: Visitor) -> Sequence[Any]:
+            family = server.models.of(visitor).family
+            modes, last = server.models.modes(visitor), visitor.adaptation
+            chosen = last.mode if last is not None else modes[min(1, len(modes) - 1)]
+            choices = [(f"{m}: {mode_meaning(m)}", m) for m in modes]
+            data, steps = last.asked if last is not None else (DEFAULT_DATA, ADAPT_STEPS[0])
+            tried = "random actions that it tries first"
+            if family.time_step is not None:
+                tried += f"; {DEFAULT_DATA} are {DEFAULT_DATA * family.time_step:g} s"
+            still = live.idle(family)
+            missing = [] if still else [NO_LIVE]
+            missing += [] if family.disturbances else [NO_DISTURBANCE]
+            return [
+                *plant_of(visitor),
+                gr.update(choices=choices, value=chosen),
+                gr.update(value=data, info=tried),
+                steps,
+                *show(visitor),
+                gr.update(value=markup.notice(" ".join(missing)), visible=bool(missing)),
+                gr.update(visible=bool(still)),
+                still,
+            ]
 
-    def values(visitor: Visitor) -> Sequence[Any]:
-        family = server.models.of(visitor).family
-        modes, last = server.models.modes(visitor), visitor.adaptation
-        chosen = last.mode if last is not None else modes[min(1, len(modes) - 1)]
-        choices = [(f"{m}: {mode_meaning(m)}", m) for m in modes]
-        data, steps = last.asked if last is not None else (DEFAULT_DATA, ADAPT_STEPS[0])
-        tried = "random actions that it tries first"
-        if family.time_step is not None:
-            tried += f"; {DEFAULT_DATA} are {DEFAULT_DATA * family.time_step:g} s"
-        still = live.idle(family)
-        missing = [] if still else [NO_SKETCH]
-        missing += [] if family.disturbances else [NO_DISTURBANCE]
-        return [
-            *plant.updates(adapting.current_plant(visitor, family), family),
-            gr.update(choices=choices, value=chosen),
-            gr.update(value=data, info=tried),
-            steps,
-            *show(visitor),
-            gr.update(value=markup.notice(" ".join(missing)), visible=bool(missing)),
-            gr.update(visible=bool(still)),
-            still,
-        ]
-
-    page.restores([*plant.outputs, *how, *outcome, lacking, *live_view], values)
+        page.restores([*plant.outputs, *how, *outcome, lacking, *live_view], values)
 
 
 def _how() -> tuple[gr.Radio, gr.Slider, gr.Slider]:
