@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from ssm_metarl.app.handlers.adapting import REMEMBERING, Adaptation, Side, slider_range
+from ssm_metarl.app.handlers.adapting import REMEMBERING, Adaptation, Side
 from ssm_metarl.app.handlers.improving import LineageView, as_text, audit_rows
+from ssm_metarl.app.handlers.plants import slider_range
 from ssm_metarl.tasks.task_family import TaskFamily, TaskParameter, Uniform
 
 UNITS = {"m/s^2": "m/s²"}

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssm_metarl.app.handlers.adapting import Adaptation, Plant
+    from ssm_metarl.app.handlers.adapting import Adaptation
     from ssm_metarl.app.handlers.live import LiveRun
+    from ssm_metarl.app.handlers.plants import Plant
     from ssm_metarl.app.jobs import Job
 
 TOKEN_BYTES = 32

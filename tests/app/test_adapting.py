@@ -14,9 +14,10 @@ import torch
 from float32 import assert_only_rounded
 from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.app import markup
-from ssm_metarl.app.handlers import adapting
-from ssm_metarl.app.handlers.adapting import Adaptation, FieldError, Plant
+from ssm_metarl.app.handlers import adapting, plants
+from ssm_metarl.app.handlers.adapting import Adaptation
 from ssm_metarl.app.handlers.drawing import drawing
+from ssm_metarl.app.handlers.plants import FieldError, Plant
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.cli.adapt import episode_returns
@@ -35,7 +36,7 @@ from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
 
-FLIPPED = replace(adapting.default_plant(CARTPOLE), disturbed=True)
+FLIPPED = replace(plants.default_plant(CARTPOLE), disturbed=True)
 
 
 def press(server: Server, visitor: Visitor, plant: Plant = FLIPPED, **how: Any) -> Adaptation:
@@ -266,24 +267,24 @@ def test_both_is_a_step_and_then_a_trial(server: Server, visitor: Visitor) -> No
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_every_familys_plants_are_set_by_their_fields(family: TaskFamily) -> None:
     """A range has a slider, a category a list of its values, whatever the disturbance sets none."""
-    plant = adapting.default_plant(family)
+    plant = plants.default_plant(family)
     assert plant.values.keys() == {p.name for p in family.parameters} - {"sign"}
     assert adapting.problems(plant, family, 20, 1) == {}
     assert plant.tasks(family, False).as_dicts() == [family.default_task]
     flipped = {**family.default_task, "sign": -1.0}
     assert plant.tasks(family, True).as_dicts() == [flipped]
     assert replace(plant, disturbed=True).tasks(family, False).as_dicts() == [flipped]
-    for parameter in adapting.fields(family):
+    for parameter in plants.fields(family):
         for wrong in ("x", math.nan, True, 1e9):
             spoiled = replace(plant, values={**plant.values, parameter.name: wrong})
             assert list(adapting.problems(spoiled, family, 20, 1)) == [parameter.name]
         if parameter.is_category:
-            assert set(adapting.choices(parameter)) >= {parameter.default}
-            for value in adapting.choices(parameter):
+            assert set(plants.choices(parameter)) >= {parameter.default}
+            for value in plants.choices(parameter):
                 chosen = replace(plant, values={**plant.values, parameter.name: value})
                 assert chosen.tasks(family, False).as_dicts()[0][parameter.name] == value
     nothing = Plant({}, False)
-    missing = {p.name for p in adapting.fields(family) if not p.is_category}
+    missing = {p.name for p in plants.fields(family) if not p.is_category}
     assert adapting.problems(nothing, family, 20, 1).keys() == missing
 
 
@@ -292,7 +293,7 @@ def test_a_surprise_wires_the_sensors_anew(server: Server, visitor: Visitor) -> 
     server.models._opened[visitor.model] = opened
     expected = CARTPOLE_SCRAMBLED.sample("id", 1, seed=visitor.seed, stream="app").as_dicts()[0]
     plant = adapting.surprise(visitor, server.models, "id")
-    for parameter in adapting.fields(CARTPOLE_SCRAMBLED):
+    for parameter in plants.fields(CARTPOLE_SCRAMBLED):
         if parameter.is_category:
             assert plant.values[parameter.name] == expected[parameter.name]
     tasks = plant.tasks(CARTPOLE_SCRAMBLED, server.models.expects_disturbed(visitor))
@@ -303,7 +304,7 @@ def test_a_surprise_wires_the_sensors_anew(server: Server, visitor: Visitor) -> 
 
 
 def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: Visitor) -> None:
-    disturbed = replace(adapting.default_plant(PENDULUM), disturbed=True)
+    disturbed = replace(plants.default_plant(PENDULUM), disturbed=True)
     done = press(server, swinging, disturbed)
     sign = 1.0 if server.models.expects_disturbed(swinging) else -1.0
     assert done.task == {**PENDULUM.default_task, "sign": sign}
@@ -335,14 +336,14 @@ def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: 
 
 def test_a_plant_of_another_family_is_not_carried_over(server: Server, swinging: Visitor) -> None:
     swinging.plant = FLIPPED
-    assert adapting.current_plant(swinging, CARTPOLE) == FLIPPED
-    assert adapting.current_plant(swinging, PENDULUM) == adapting.default_plant(PENDULUM)
+    assert plants.current_plant(swinging, CARTPOLE) == FLIPPED
+    assert plants.current_plant(swinging, PENDULUM) == plants.default_plant(PENDULUM)
     kept = adapting.surprise(swinging, server.models, "ood")
-    assert kept == swinging.plant == adapting.current_plant(swinging, PENDULUM)
-    default = adapting.default_plant(CARTPOLE)
-    assert adapting.current_plant(swinging, CARTPOLE) == default
+    assert kept == swinging.plant == plants.current_plant(swinging, PENDULUM)
+    default = plants.default_plant(CARTPOLE)
+    assert plants.current_plant(swinging, CARTPOLE) == default
     swinging.plant = replace(FLIPPED, values={**FLIPPED.values, "mass": 99.0})
-    assert adapting.current_plant(swinging, CARTPOLE) == default, "and none that cannot be set"
+    assert plants.current_plant(swinging, CARTPOLE) == default, "and none that cannot be set"
 
 
 def test_a_family_without_sketch_disturbance_or_time_has_its_numbers(
@@ -351,7 +352,7 @@ def test_a_family_without_sketch_disturbance_or_time_has_its_numbers(
     bare = replace(CARTPOLE, sketch=None, disturbances={}, time_step=None, return_bounds=None)
     opened = replace(open_model("cartpole"), family=bare)
     server.models._opened[visitor.model] = opened
-    plant = adapting.default_plant(bare)
+    plant = plants.default_plant(bare)
     assert plant.values == bare.default_task, "with no disturbance every parameter has its field"
     done = press(server, visitor, plant)
     assert len(done.after.returns) == 4 and adapting.film(done) == {} and done.seconds is None

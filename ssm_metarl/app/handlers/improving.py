@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.app.handlers.adapting import FieldError, number
 from ssm_metarl.app.handlers.models import OWN_RUN, own_run
+from ssm_metarl.app.handlers.plants import FieldError, number
 from ssm_metarl.app.handlers.training import COMMAND, SEEDS, check_idle, describe
 from ssm_metarl.app.jobs import JobQueue
 from ssm_metarl.app.visitors import Visitor

@@ -12,8 +12,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from ssm_metarl.app.handlers.adapting import FieldError, number
 from ssm_metarl.app.handlers.models import OWN_RUN, Models, own_run
+from ssm_metarl.app.handlers.plants import FieldError, number
 from ssm_metarl.app.jobs import Job, JobQueue, JobState
 from ssm_metarl.app.visitors import Busy, Visitor
 from ssm_metarl.command_line import PROGRAM, flags_of

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from ssm_metarl.app import markup
-from ssm_metarl.app.handlers import adapting, live
+from ssm_metarl.app.handlers import adapting, live, plants
 from ssm_metarl.app.handlers.adapting import ADAPT_STEPS, SUPPORT_STEPS
 from ssm_metarl.app.handlers.live import LiveRun, Piece
 from ssm_metarl.app.handlers.models import mode_meaning
@@ -139,7 +139,7 @@ def build(page: Page) -> None:
 
         def plant_of(visitor: Visitor) -> list[Any]:
             family = server.models.of(visitor).family
-            return plant.updates(adapting.current_plant(visitor, family), family)
+            return plant.updates(plants.current_plant(visitor, family), family)
 
         press.click(
             page.then(on_press, show), [page.token, *plant.inputs, *how], outcome, validator=check,

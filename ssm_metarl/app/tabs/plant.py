@@ -12,14 +12,8 @@ from typing import Any
 import gradio as gr
 
 from ssm_metarl.app import markup
-from ssm_metarl.app.handlers.adapting import (
-    Plant,
-    choices,
-    decimals,
-    fields,
-    slider_range,
-)
 from ssm_metarl.app.handlers.live import disturbance_name
+from ssm_metarl.app.handlers.plants import Plant, choices, decimals, fields, slider_range
 from ssm_metarl.app.tabs.parts import text
 from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.task_family import TaskFamily
