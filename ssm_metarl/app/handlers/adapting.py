@@ -13,10 +13,12 @@ import json
 import shlex
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ssm_metarl.adaptation.adapter import AdaptationReport
@@ -63,10 +65,10 @@ class Side:
     """The episodes of one policy."""
 
     returns: list[float]
-    states: list[list[tuple[float, ...]]]
-    """Of each, what a sketch draws, before every step and at the end."""
     failed: list[bool]
     """Whether its end was a failure."""
+    states: list[NDArray[np.float32]] = field(compare=False)
+    """Of each, what a sketch draws, before every step and at the end, shape (T + 1, S)."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,7 @@ def _side(rollout: Rollout, worlds: Worlds, number: int, family: TaskFamily) -> 
         side.returns.append(float(rollout.reward[taken, 0, e].sum()))
         side.failed.append(family.end_is_failure and bool(rollout.terminated[taken[-1], 0, e]))
         shown = [*(pairs[t][0][0, e] for t in taken), pairs[taken[-1]][1][0, e]]
-        side.states.append([tuple(state.tolist()) for state in shown])
+        side.states.append(torch.stack(shown).numpy())
     return side
 
 
@@ -299,7 +301,7 @@ def film(adaptation: Adaptation) -> dict[str, Any]:
     family, sides = adaptation.tasks.family, (adaptation.before, adaptation.after)
     if family.sketch is None:
         return {}
-    takes = [states for side in sides for states in side.states]
+    takes = [states.tolist() for side in sides for states in side.states]
     sketch, frames = drawing(family, adaptation.task, takes)
     before, after = (
         {"episodes": frames[i : i + EPISODES], "failed": side.failed}
