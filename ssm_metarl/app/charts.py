@@ -116,7 +116,7 @@ def generations(lineage: LineageView) -> Chart:
         "kind": "lines",
         "title": "Every generation's candidates, beside its champion",
         "x": {"label": "generation", "min": 0.5, "max": count + 0.5, "whole": True},
-        "y": {"label": "return out of range", "min": low, "max": high * 1.04},
+        "y": {"label": "return out of range", "min": low, "max": high + 0.04 * (high - low)},
         "series": series,
         "summary": _summary(series),
     }

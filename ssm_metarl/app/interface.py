@@ -25,7 +25,7 @@ from ssm_metarl.app.tabs.parts import QUIET, Page, shown
 from ssm_metarl.version import __version__
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("pole.js", "player.js", "live.js", "chart.js")
+SCRIPTS = ("sketch.js", "player.js", "live.js", "chart.js")
 STORAGE_KEY = "ssm-metarl-visitor"
 BUTTONS = {
     "button_primary_background_fill": "#0072b2",

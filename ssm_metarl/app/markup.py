@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from ssm_metarl.app.handlers.adapting import REMEMBERING, Adaptation, Side, slider_range
+from ssm_metarl.app.handlers.adapting import REMEMBERING, Adaptation, Side
 from ssm_metarl.app.handlers.improving import LineageView, as_text, audit_rows
+from ssm_metarl.app.handlers.plants import slider_range
 from ssm_metarl.tasks.task_family import TaskFamily, TaskParameter, Uniform
 
 UNITS = {"m/s^2": "m/s²"}
@@ -57,6 +58,11 @@ def unit(parameter: TaskParameter) -> str:
     return UNITS.get(parameter.unit, parameter.unit)
 
 
+def label(parameter: TaskParameter) -> str:
+    """What a parameter's slider is called: ``Mass (kg)``."""
+    return parameter.name.capitalize() + (f" ({unit(parameter)})" if parameter.unit else "")
+
+
 def range_strip(parameter: TaskParameter) -> str:
     """Where a slider is in the range that training saw, and where out of it."""
     low, high = slider_range(parameter.id, parameter.ood)
@@ -79,35 +85,40 @@ def plant_line(family: TaskFamily, task: dict[str, float]) -> str:
 def result(adaptation: Adaptation, family: TaskFamily) -> str:
     """Before and after in two numbers, the episodes as bars, and what it took."""
     before, after = adaptation.before, adaptation.after
-    most = family.return_bounds[1] if family.return_bounds else max(*before.returns, *after.returns)
+    every = [*before.returns, *after.returns]
+    bounds = family.return_bounds or (min(0.0, *every), max(0.0, *every))
     head = (
         '<div class="ssm-score">'
-        f"{_score('before', before, 'before adapting', most)}"
+        f"{_score('before', before, 'before adapting', bounds)}"
         '<span class="ssm-arrow" aria-hidden="true">→</span>'
-        f"{_score('after', after, 'after adapting', most)}</div>"
+        f"{_score('after', after, 'after adapting', bounds)}</div>"
     )
     line = f'<p class="ssm-muted">{escape(plant_line(family, adaptation.task))}</p>'
     body = head + facts(_what_it_took(adaptation)) + line
     return f'<div data-presses="{adaptation.presses}">{body}</div>'
 
 
-def _score(name: str, side: Side, label: str, most: float) -> str:
+def _score(name: str, side: Side, label: str, bounds: tuple[float, float]) -> str:
+    low, high = bounds
+    scale = f"of {high:g}" if low == 0 else f"from {low:g} to {high:g}"
     mean = sum(side.returns) / len(side.returns)
     bars = "".join(
-        f'<i style="height:{max(2.0, 100 * r / most):.1f}%" title="episode {i + 1}: {r:g}"></i>'
+        f'<i style="height:{max(2.0, 100 * (r - low) / (high - low or 1)):.1f}%" '
+        f'title="episode {i + 1}: {r:.4g}"></i>'
         for i, r in enumerate(side.returns)
     )
-    texts = ", ".join(f"{r:g}" for r in side.returns)
+    texts = ", ".join(f"{r:.4g}" for r in side.returns)
     return (
         f'<div class="ssm-side" data-side="{name}"><b data-return="{name}">{mean:.0f}</b>'
-        f"<span>{escape(label)}<br><small>mean return, of {most:g}</small></span>"
+        f"<span>{escape(label)}<br><small>mean return, {scale}</small></span>"
         f'<div class="ssm-bars" role="img" aria-label="return per episode: {texts}">{bars}</div>'
         f"<small>per episode: {texts}</small></div>"
     )
 
 
 def _what_it_took(adaptation: Adaptation) -> list[tuple[str, str]]:
-    report, rows = adaptation.report, list[tuple[str, str]]()
+    report, seconds, rows = adaptation.report, adaptation.seconds, list[tuple[str, str]]()
+    time = "" if seconds is None else f", {seconds:.1f} s of the plant"
     if adaptation.mode in REMEMBERING:
         number = adaptation.presses + 1
         rows.append(("memory", f"after: episode {number} of a trial, which it remembers"))
@@ -121,8 +132,7 @@ def _what_it_took(adaptation: Adaptation) -> list[tuple[str, str]]:
         kept += f"; the next was undone, because {report.rolled_back}"
     rows += [
         ("prediction error on the data", f"{report.loss_before:.3f} → {report.loss_after:.3f}"),
-        ("data", f"{report.env_steps} environment steps, {adaptation.seconds:.1f} s of the plant; "
-                 "no reward"),
+        ("data", f"{report.env_steps} environment steps{time}; no reward"),
         ("gradient steps", kept),
         ("change of the policy", f"KL {report.kl:.2f} nats a step"),
     ]  # fmt: skip

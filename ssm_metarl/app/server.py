@@ -52,6 +52,7 @@ class Server:
         self.daemon = Daemon()
         self.visitors = Visitors(
             self.folder / "visitors",
+            model=self.models.first,
             most=self.config.max_visitors,
             seconds=3600 * self.config.visitor_hours,
             on_leave=self._leave,

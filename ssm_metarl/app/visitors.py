@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssm_metarl.app.handlers.adapting import Adaptation, Plant
+    from ssm_metarl.app.handlers.adapting import Adaptation
     from ssm_metarl.app.handlers.live import LiveRun
+    from ssm_metarl.app.handlers.plants import Plant
     from ssm_metarl.app.jobs import Job
 
 TOKEN_BYTES = 32
 EVICT_SECONDS = 600.0
 """A visitor unseen for so long makes room for another where there is none left."""
-SHIPPED_DEFAULT = "cartpole"
 
 
 class UnknownVisitor(ValueError):
@@ -45,10 +45,10 @@ class Visitor:
     """Where their runs live; made on first use, gone when they are forgotten."""
     seen: float
     """When they were last heard of, on the clock of `Visitors`."""
+    model: str
+    """The model in use: a shipped name, or `RUN` for their own."""
     seed: int = field(default_factory=lambda: secrets.randbelow(2**31))
     """Names the tasks that they draw."""
-    model: str = SHIPPED_DEFAULT
-    """The model in use: a shipped name, or `RUN` for their own."""
     draws: int = 0
     """Tasks that they have drawn."""
     plant: Plant | None = None
@@ -74,6 +74,7 @@ class Visitors:
 
     Args:
         folder: Private folder of the server, for the visitors' runs.
+        model: With which they begin.
         most: Visitors at once.
         seconds: Unseen for so long, a visitor is forgotten.
         on_leave: Called with a visitor who is being forgotten, before their folder goes.
@@ -84,12 +85,14 @@ class Visitors:
         self,
         folder: Path,
         *,
+        model: str,
         most: int,
         seconds: float,
         on_leave: Callable[[Visitor], None] = lambda visitor: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._folder, self._most, self._seconds = folder, most, seconds
+        self._folder, self._model = folder, model
+        self._most, self._seconds = most, seconds
         self._on_leave, self._clock = on_leave, clock
         self._visitors: dict[str, Visitor] = {}
         self._lock = threading.Lock()
@@ -117,7 +120,7 @@ class Visitors:
             new = secrets.token_urlsafe(TOKEN_BYTES)
             # The folder's name tells the token to nobody who can list folders.
             name = hashlib.sha256(new.encode()).hexdigest()[:32]
-            visitor = Visitor(new, self._folder / name, self._clock())
+            visitor = Visitor(new, self._folder / name, self._clock(), self._model)
             self._visitors[new] = visitor
         for each in leaving:
             self._forget(each)

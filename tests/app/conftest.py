@@ -18,8 +18,12 @@ import pytest
 from benchmarks.app_start import free_port
 from ssm_metarl.app.config import AppConfig
 from ssm_metarl.app.handlers.daemon import Daemon
+from ssm_metarl.app.handlers.models import OWN_RUN
+from ssm_metarl.app.jobs import Job, JobState
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
+from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.meta_rl.training_run import TrainingRun
 
 ROOT = Path(__file__).parents[2]
 AUDIT = Path(__file__).parent / "audit"
@@ -42,6 +46,22 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def visitor(server: Server) -> Visitor:
     """Somebody new."""
     return server.visitors.arrive("")
+
+
+@pytest.fixture
+def swinging(server: Server, visitor: Visitor, tmp_path: Path) -> Visitor:
+    """Somebody whose own model, hardly trained, is of a pendulum, and in use."""
+    config = MetaTrainingConfig(
+        family="pendulum", num_epochs=2, tasks_per_epoch=2, horizon=20, full_horizon_every=0,
+        max_support_steps=20, state_dim=4, hidden_dim=8, num_layers=1,
+    )  # fmt: skip
+    TrainingRun.start(config, tmp_path / "run").train()
+    arguments = ("ssm_metarl.cli", "train", "--family", "pendulum", "--max-env-steps", "5000")
+    visitor.jobs["training"] = Job(
+        "training", arguments, tmp_path, limit_seconds=1.0, last_seen=None, state=JobState.DONE
+    )
+    server.models.choose(visitor, OWN_RUN)
+    return visitor
 
 
 @dataclass(frozen=True)

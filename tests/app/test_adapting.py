@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from float32 import assert_only_rounded
 from ssm_metarl.adaptation.adapter import AdaptationReport
 from ssm_metarl.app import markup
-from ssm_metarl.app.handlers import adapting
-from ssm_metarl.app.handlers.adapting import Adaptation, FieldError, Plant
+from ssm_metarl.app.handlers import adapting, plants
+from ssm_metarl.app.handlers.adapting import Adaptation, Side
+from ssm_metarl.app.handlers.drawing import drawing
+from ssm_metarl.app.handlers.plants import FieldError, Plant
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.cli.adapt import episode_returns
@@ -26,16 +31,25 @@ from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.tasks.registry import FAMILIES
+from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
 
-FLIPPED = replace(adapting.default_plant(CARTPOLE), flipped=True)
+FLIPPED = replace(plants.default_plant(CARTPOLE), disturbed=True)
 
 
 def press(server: Server, visitor: Visitor, plant: Plant = FLIPPED, **how: Any) -> Adaptation:
     how = {"mode": "standard", "support_steps": 20, "num_adapt_steps": 1, **how}
     return adapting.adapt(visitor, server.models, server.kernels, plant, **how)
+
+
+def assert_same(one: Side, other: Side) -> None:
+    """The same episodes, state by state."""
+    assert one == other
+    for states, others in zip(one.states, other.states, strict=True):
+        np.testing.assert_array_equal(states, others)
 
 
 def assert_loss(report: AdaptationReport, task: dict[str, float], mode: Any) -> None:
@@ -56,17 +70,18 @@ def assert_loss(report: AdaptationReport, task: dict[str, float], mode: Any) -> 
 def test_a_flipped_actuator_is_adapted_to(server: Server, visitor: Visitor, model: str) -> None:
     server.models.choose(visitor, model)
     done = press(server, visitor)
-    assert max(done.before.returns) < 200 and all(done.before.fell)
-    assert min(done.after.returns) >= 475 and not any(done.after.fell)
+    assert max(done.before.returns) < 200 and all(done.before.failed)
+    assert min(done.after.returns) >= 475 and not any(done.after.failed)
     assert done.report is not None and done.report.loss_after < done.report.loss_before
     assert (done.report.env_steps, done.report.num_steps, done.seconds) == (20, 1, 0.4)
-    assert [len(e) - 1 for e in done.before.episodes] == done.before.returns, "a state a step"
+    assert [len(e) - 1 for e in done.before.states] == done.before.returns, "a state a step"
 
 
 def test_what_the_model_expects_needs_no_adapting(server: Server, visitor: Visitor) -> None:
-    done = press(server, visitor, replace(FLIPPED, flipped=False), mode="none")
+    done = press(server, visitor, replace(FLIPPED, disturbed=False), mode="none")
     assert done.report is None and done.command == ""
-    assert done.before == done.after and min(done.before.returns) >= 475
+    assert_same(done.before, done.after)
+    assert min(done.before.returns) >= 475
 
 
 def test_it_is_what_the_command_line_does(server: Server, visitor: Visitor) -> None:
@@ -94,7 +109,7 @@ def test_a_second_press_equals_one_with_twice_the_data_and_steps(server: Server)
     assert (second.presses, one.presses) == (2, 1)
     assert (second.asked, one.asked) == ((20, 1), (40, 2))
     assert second.report == one.report and second.report.env_steps == 40
-    assert second.after == one.after
+    assert_same(second.after, one.after)
 
 
 def test_another_plant_or_mode_begins_again(server: Server, visitor: Visitor) -> None:
@@ -168,7 +183,7 @@ def test_surprises_are_the_familys_draws_and_every_visitors_own(server: Server) 
     drawn = [adapting.surprise(one, server.models, "ood") for _ in range(3)]
     expected = CARTPOLE.sample("ood", 3, seed=1, stream="app").as_dicts()
     for plant, task in zip(drawn, expected, strict=True):
-        assert plant.flipped == (task["sign"] != expected_sign)
+        assert plant.disturbed == (task["sign"] != expected_sign)
         for name, value in plant.values.items():
             assert value == pytest.approx(task[name], abs=0.051)
             parameter = next(p for p in CARTPOLE.parameters if p.name == name)
@@ -201,7 +216,13 @@ def test_the_page_says_what_happened(server: Server, visitor: Visitor) -> None:
     assert (report.rolled_back is not None) == ("was undone" in html)
     assert f"{report.loss_before:.3f} → {report.loss_after:.3f}" in html
     film = adapting.film(done)
-    assert film["length"] == 0.5 and len(film["before"]["episodes"]) == 4
+    looks, (first, *_) = film["sketch"]["looks"], film["before"]["episodes"][0]
+    assert [kind for kind, *_ in looks[0]] == ["line", "box", "line", "disc"] and len(looks) == 1
+    assert film["sketch"]["step_seconds"] == 0.02 and len(film["after"]["episodes"]) == 4
+    x, _, theta, _ = done.before.states[0][0]  # upright but for 0.05 rad; the pole is 1 m long
+    tip = [x + math.sin(theta), math.cos(theta)]
+    numbers = [0, x - 0.25, -0.15, x + 0.25, 0.15, x, 0, *tip, x, 0]
+    assert first == pytest.approx(numbers, abs=6e-4)
 
 
 def remember(server: Server, visitor: Visitor, *, gradient: bool) -> OpenedModel:
@@ -228,8 +249,9 @@ def test_a_model_that_remembers_runs_on_with_every_press(server: Server, visitor
     )
     returns = [e.episode_returns()[0].tolist() for e in episodes]
     assert [first.before.returns, first.after.returns, second.after.returns] == returns
-    assert second.before == first.before and returns[0] != returns[1]
-    assert press(server, visitor, mode="none").before == first.before
+    assert_same(second.before, first.before)
+    assert returns[0] != returns[1]
+    assert_same(press(server, visitor, mode="none").before, first.before)
     assert first.report is None and first.command == ""
     html = markup.result(second, CARTPOLE)
     assert "episode 3 of a trial" in html and "they stay as they are" in html
@@ -255,24 +277,24 @@ def test_both_is_a_step_and_then_a_trial(server: Server, visitor: Visitor) -> No
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_every_familys_plants_are_set_by_their_fields(family: TaskFamily) -> None:
     """A range has a slider, a category a list of its values, whatever the disturbance sets none."""
-    plant = adapting.default_plant(family)
+    plant = plants.default_plant(family)
     assert plant.values.keys() == {p.name for p in family.parameters} - {"sign"}
     assert adapting.problems(plant, family, 20, 1) == {}
     assert plant.tasks(family, False).as_dicts() == [family.default_task]
     flipped = {**family.default_task, "sign": -1.0}
     assert plant.tasks(family, True).as_dicts() == [flipped]
-    assert replace(plant, flipped=True).tasks(family, False).as_dicts() == [flipped]
-    for parameter in adapting.fields(family):
+    assert replace(plant, disturbed=True).tasks(family, False).as_dicts() == [flipped]
+    for parameter in plants.fields(family):
         for wrong in ("x", math.nan, True, 1e9):
             spoiled = replace(plant, values={**plant.values, parameter.name: wrong})
             assert list(adapting.problems(spoiled, family, 20, 1)) == [parameter.name]
         if parameter.is_category:
-            assert set(adapting.choices(parameter)) >= {parameter.default}
-            for value in adapting.choices(parameter):
+            assert set(plants.choices(parameter)) >= {parameter.default}
+            for value in plants.choices(parameter):
                 chosen = replace(plant, values={**plant.values, parameter.name: value})
                 assert chosen.tasks(family, False).as_dicts()[0][parameter.name] == value
     nothing = Plant({}, False)
-    missing = {p.name for p in adapting.fields(family) if not p.is_category}
+    missing = {p.name for p in plants.fields(family) if not p.is_category}
     assert adapting.problems(nothing, family, 20, 1).keys() == missing
 
 
@@ -281,11 +303,83 @@ def test_a_surprise_wires_the_sensors_anew(server: Server, visitor: Visitor) -> 
     server.models._opened[visitor.model] = opened
     expected = CARTPOLE_SCRAMBLED.sample("id", 1, seed=visitor.seed, stream="app").as_dicts()[0]
     plant = adapting.surprise(visitor, server.models, "id")
-    for parameter in adapting.fields(CARTPOLE_SCRAMBLED):
+    for parameter in plants.fields(CARTPOLE_SCRAMBLED):
         if parameter.is_category:
             assert plant.values[parameter.name] == expected[parameter.name]
     tasks = plant.tasks(CARTPOLE_SCRAMBLED, server.models.expects_disturbed(visitor))
     assert tasks.as_dicts()[0]["sign"] == expected["sign"]
     done = press(server, visitor, plant)
     assert done.report is not None and done.task == tasks.as_dicts()[0]
-    assert done.before.episodes == [] and adapting.film(done) == {}  # the player knows no wiring
+    assert len(adapting.film(done)["before"]["episodes"]) == 4, "drawn as it is, not as it is seen"
+
+
+def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: Visitor) -> None:
+    disturbed = replace(plants.default_plant(PENDULUM), disturbed=True)
+    done = press(server, swinging, disturbed)
+    sign = 1.0 if server.models.expects_disturbed(swinging) else -1.0
+    assert done.task == {**PENDULUM.default_task, "sign": sign}
+    assert done.report is not None and (done.report.env_steps, done.seconds) == (20, 1.0)
+    assert done.before.failed == done.after.failed == [False] * 4, "its end is no failure"
+    assert [len(states) for states in done.before.states] == [201] * 4
+    for side in (done.before, done.after):
+        for total, states in zip(side.returns, side.states, strict=True):
+            angles = [math.remainder(theta, 2 * math.pi) ** 2 for theta, _ in states[:-1]]
+            speeds = [speed**2 for _, speed in states[:-1]]
+            cost = sum(angles) + 0.1 * sum(speeds)  # and at most 0.8 for the torque
+            assert -cost - 0.81 <= total <= -cost + 0.01, "a state before every step"
+    film = adapting.film(done)
+    looks = [["line", "part", 0.12, ()], ["disc", "joint", 0.08, ()]]
+    assert [list(look) for look in film["sketch"]["looks"][0]] == looks
+    theta, _ = done.after.states[3][-1]
+    assert film["after"]["episodes"][3][-1] == pytest.approx(
+        [0, 0, 0, -math.sin(theta), math.cos(theta), 0, 0], abs=6e-4
+    )
+    assert film["sketch"]["extent"] == (-1.7, 1.7, -1.7, 1.7)
+    assert len(json.dumps(film)) < 100_000
+    mean = sum(done.after.returns) / 4
+    html = markup.result(done, PENDULUM)
+    assert f'data-return="after">{mean:.0f}<' in html and mean < 0
+    assert "from -3255.6 to 0" in html and "1.0 s of the plant" in html
+    least, most = PENDULUM.return_bounds or (0.0, 0.0)
+    assert f"height:{100 * (done.before.returns[0] - least) / (most - least):.1f}%" in html
+
+
+def test_a_plant_of_another_family_is_not_carried_over(server: Server, swinging: Visitor) -> None:
+    swinging.plant = FLIPPED
+    assert plants.current_plant(swinging, CARTPOLE) == FLIPPED
+    assert plants.current_plant(swinging, PENDULUM) == plants.default_plant(PENDULUM)
+    kept = adapting.surprise(swinging, server.models, "ood")
+    assert kept == swinging.plant == plants.current_plant(swinging, PENDULUM)
+    default = plants.default_plant(CARTPOLE)
+    assert plants.current_plant(swinging, CARTPOLE) == default
+    swinging.plant = replace(FLIPPED, values={**FLIPPED.values, "mass": 99.0})
+    assert plants.current_plant(swinging, CARTPOLE) == default, "and none that cannot be set"
+
+
+def test_a_family_without_sketch_disturbance_or_time_has_its_numbers(
+    server: Server, visitor: Visitor
+) -> None:
+    bare = replace(CARTPOLE, sketch=None, disturbances={}, time_step=None, return_bounds=None)
+    opened = replace(open_model("cartpole"), family=bare)
+    server.models._opened[visitor.model] = opened
+    plant = plants.default_plant(bare)
+    assert plant.values == bare.default_task, "with no disturbance every parameter has its field"
+    done = press(server, visitor, plant)
+    assert len(done.after.returns) == 4 and adapting.film(done) == {} and done.seconds is None
+    html = markup.result(done, bare)
+    assert f"mean return, of {max(*done.before.returns, *done.after.returns):g}" in html
+    assert "20 environment steps; no reward" in html
+
+
+def test_a_look_is_sent_once_and_what_moves_in_every_frame() -> None:
+    def draw(state: Sequence[float], parameters: Mapping[str, float]) -> list[Shape]:
+        floor = Shape("line", ((0.0, 0.0), (parameters["mass"], 0.0)), 1.0, "ground")
+        flame = [Shape("disc", ((state[0], 1.23456),), 2.0, "force")] if state[0] > 5 else []
+        return [floor, *flame]
+
+    family = replace(CARTPOLE, sketch=Sketch((0.0, 20.0, 0.0, 20.0), draw), time_step=None)
+    sketch, frames = drawing(family, {"mass": 7.0}, [[(1.0,), (6.0,)], [(8.1234,)]])
+    ground, flame = ("line", "ground", 1.0, (0.0, 0.0, 7.0, 0.0)), ("disc", "force", 2.0, ())
+    assert sketch["looks"] == [(ground,), (ground, flame)]
+    assert frames == [[[0], [1, 6.0, 1.23]], [[1, 8.12, 1.23]]]
+    assert sketch["step_seconds"] == 0.02 and sketch["extent"] == (0.0, 20.0, 0.0, 20.0)

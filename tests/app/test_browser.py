@@ -124,11 +124,11 @@ def test_somebody_new_breaks_the_plant_and_watches_it_adapt(visit: Callable[...,
     page = visit()
     shot(page, "0-model")
     page.click("#go-adapt")
-    page.check("#flip input")
+    page.check("#disturb input")
     seconds = [press_adapt(page)]
     assert shown_return(page, "after") >= 475
     assert shown_return(page, "before") < 200
-    expect(page.locator("[data-caption=before]")).to_contain_text("fell after")
+    expect(page.locator("[data-caption=before]")).to_contain_text("failed after")
     page.wait_for_function("Number(document.querySelector('.ssm-player').dataset.fps) > 0")
     frames = float(page.get_attribute(".ssm-player", "data-fps") or 0)
     shot(page, "2-adapted")
@@ -142,25 +142,25 @@ def test_somebody_new_breaks_the_plant_and_watches_it_adapt(visit: Callable[...,
     assert min(seconds) <= 2.0 * slow and frames * slow >= 30, figures
 
 
-def test_the_live_plant_is_flipped_and_recovers_or_falls(visit: Callable[..., Page]) -> None:
+def test_the_live_plant_is_disturbed_and_recovers_or_fails(visit: Callable[..., Page]) -> None:
     page = visit()
     tab(page, "2. Test-Time Adaptation")
     log, state = page.locator("#live ol"), page.locator("#live [data-state]")
     page.click("#live [data-do=start]")
-    expect(state).to_have_text("balancing, adapted")
-    page.click("#live [data-do=flip]")
-    expect(log).to_contain_text("the actuator was flipped")
+    expect(state).to_have_text("running, adapted")
+    page.click("#live [data-do=disturb]")
+    expect(log).to_contain_text("the plant was disturbed: flip")
     expect(log).to_contain_text("it noticed that the plant is another one")
-    expect(state).to_have_text("balancing, adapted")
+    expect(state).to_have_text("running, adapted")
     page.wait_for_timeout(1500)
-    assert "fell" not in log.inner_text()
+    assert "failed" not in log.inner_text()
     shot(page, "2-live")
     page.locator("#live-how").get_by_text("never adapt").click()
     page.click("#live [data-do=start]")
     expect(log).to_contain_text("never adapts")
     page.wait_for_timeout(1000)
-    page.click("#live [data-do=flip]")
-    expect(log).to_contain_text("the pole fell")
+    page.click("#live [data-do=disturb]")
+    expect(log).to_contain_text("it failed")
 
 
 def test_a_training_is_started_watched_cancelled_and_used(visit: Callable[..., Page]) -> None:
@@ -179,6 +179,34 @@ def test_a_training_is_started_watched_cancelled_and_used(visit: Callable[..., P
     expect(page.locator("#model-ready")).to_contain_text("my training is loaded")
     page.reload()
     expect(page.locator("#model-ready")).to_contain_text("my training is loaded")
+
+
+def test_a_pendulum_of_ones_own_is_adapted_to_and_disturbed(visit: Callable[..., Page]) -> None:
+    page = visit()
+    tab(page, "1. Meta-Training")
+    page.locator("#train-family input").click()
+    page.get_by_role("option", name="pendulum").click()
+    page.fill("#train-steps input", "100000")
+    page.click("#train")
+    expect(page.locator("#train-status")).to_contain_text("environment steps in")
+    page.click("#train-cancel")
+    expect(page.locator("#train-status")).to_contain_text("Stopped (cancelled)")
+    page.click("#train-use")
+    tab(page, "2. Test-Time Adaptation")
+    expect(page.locator("#plant-damping")).to_be_visible()
+    expect(page.locator("#plant-force")).to_be_hidden()
+    page.check("#disturb input")
+    press_adapt(page)
+    assert -3255.6 <= shown_return(page, "after") < 0
+    expect(page.locator("#adapt-result")).to_contain_text("1.0 s of the plant")
+    expect(page.locator("[data-caption=after]")).to_contain_text("ran for 10.0 s")
+    page.click("#live [data-do=start]")
+    expect(page.locator("#live [data-clock]")).to_have_text(re.compile("[2-9].. s"))
+    page.click("#live [data-do=disturb]")
+    expect(page.locator("#live ol")).to_contain_text("the plant was disturbed: flip")
+    page.click("[data-do=restart]")
+    page.wait_for_timeout(1000)
+    shot(page, "2-pendulum")
 
 
 def test_a_cycle_of_self_improvement(visit: Callable[..., Page]) -> None:
@@ -243,8 +271,8 @@ def test_it_works_by_keyboard_alone(visit: Callable[..., Page]) -> None:
     page = visit()
     page.focus("#go-adapt")
     page.keyboard.press("Enter")
-    expect(page.locator("#flip input")).to_be_visible()
-    page.focus("#flip input")
+    expect(page.locator("#disturb input")).to_be_visible()
+    page.focus("#disturb input")
     page.keyboard.press("Space")
     for _ in range(4):  # to the next button, wherever the browser stops on the way
         page.keyboard.press("Tab")
@@ -267,7 +295,7 @@ def test_it_works_on_a_phone_and_in_the_dark(
     page = visit(**options)
     shot(page, f"{name}-0-model")
     page.click("#go-adapt")
-    page.check("#flip input")
+    page.check("#disturb input")
     press_adapt(page)
     shot(page, f"{name}-2-adapted")
     for each in ("1. Meta-Training", "3. Recursive Self-Improvement", "4. Compare", "About"):
@@ -284,8 +312,8 @@ def test_it_works_on_a_phone_and_in_the_dark(
 def test_reduced_motion_shows_the_end_and_moves_nothing(visit: Callable[..., Page]) -> None:
     page = visit(reduced_motion="reduce")
     page.click("#go-adapt")
-    page.check("#flip input")
+    page.check("#disturb input")
     press_adapt(page)
-    expect(page.locator("[data-caption=after]")).to_contain_text("balanced for 10.0 s")
+    expect(page.locator("[data-caption=after]")).to_contain_text("ran for 10.0 s")
     expect(page.locator("[data-do=play]")).to_have_text("Replay")
     assert page.get_attribute(".ssm-player", "data-fps") is None

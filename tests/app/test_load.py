@@ -31,6 +31,7 @@ class Client:
         self.parts, self.session = urlsplit(url), f"visitor{number}"
         config = self._get("/config")
         ids = {c["props"].get("elem_id"): c["id"] for c in config["components"]}
+        self.fields = {c["id"]: c["props"] for c in config["components"]}
         self.events = {}
         for dependency in config["dependencies"]:
             for target, name in dependency["targets"]:
@@ -67,6 +68,21 @@ class Client:
                 return message["output"] if message["success"] else None
         raise AssertionError("the event did not end")
 
+    def fill(self, elem_id: str, name: str, **entered: Any) -> Any:
+        """Fire an event with all its fields as the page shows them, but for those that are given.
+
+        Args:
+            elem_id: Of the component.
+            name: Of the event.
+            entered: By the field's elem_id, with underscores.
+        """
+        event = self.events[self.ids[elem_id], name]
+        fields = [self.fields[number] for number in event["inputs"][1:]]
+        names = [str(field.get("elem_id")).replace("-", "_") for field in fields]
+        assert entered.keys() <= set(names), "the page has such fields"
+        data = [entered.get(n, field.get("value")) for n, field in zip(names, fields, strict=True)]
+        return self.send(event, [self.token, *data])
+
     def press(self, elem_id: str, name: str, *data: Any, detail: Any = None) -> Any:
         """Fire an event of a component."""
         return self.send(self.events[self.ids[elem_id], name], [self.token, *data], detail)
@@ -76,17 +92,17 @@ def visit(client: Client, number: int, until: float, told: dict[int, list[Any]])
     """What a visitor does; what the server told is kept."""
     rng = random.Random(number)
     force = 5.0 + number  # each has a plant that no other visitor has
-    plant = [True, force, 0.5, 0.1, 9.8]
+    plant = {"disturb": True, "plant_force": force}
     answers = told[number]
     for turn in itertools.count():
         if time.monotonic() > until:
             return
-        came = client.press("adapt", "click", *plant, "standard", 20, 1)
+        came = client.fill("adapt", "click", **plant)
         answers.append(came)
         if came is not None:
             assert f"force {force:g} N" in came["data"][1], "another visitor's result"
         client.press("start-over", "click")
-        begun = client.press("live", "begin", "adapt while it runs", *plant)
+        begun = client.fill("live", "begin", **plant)
         if begun is not None:
             run = begun["data"][0]["run"]
             for _ in range(2):
@@ -94,8 +110,7 @@ def visit(client: Client, number: int, until: float, told: dict[int, list[Any]])
                 assert piece is None or piece["data"][0]["run"] == run, "another visitor's plant"
                 time.sleep(PAUSE * rng.random())
         if turn % 10 == number:
-            client.press("train", "click", "cartpole", "diagonal", "prediction", "standard",
-                         20_000, 4, 0.02, 0.004, number)  # fmt: skip
+            client.fill("train", "click", train_steps=20_000)
             client.press("train-cancel", "click")
         time.sleep(PAUSE)
 

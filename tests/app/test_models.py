@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from ssm_metarl.app.handlers.models import OWN_RUN, WITHOUT
+from ssm_metarl.app.handlers.models import OWN_RUN, WITHOUT, Models
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import load_pretrained, shipped_models
 from ssm_metarl.methods.meta_trained import MetaTrained
+from ssm_metarl.tasks.pendulum import PENDULUM
 
 
 def test_a_shipped_model_is_ready_for_a_new_visitor(server: Server, visitor: Visitor) -> None:
@@ -21,6 +22,15 @@ def test_a_shipped_model_is_ready_for_a_new_visitor(server: Server, visitor: Vis
     assert facts["parameters"] == f"{load_pretrained('cartpole').num_parameters():,}"
     assert facts["meta-trained for"] == "2,917,218 environment steps"
     assert view.card.startswith("# cartpole") and len(view.log) > 50
+
+
+def test_a_new_visitor_begins_with_the_first_familys_first_model(
+    server: Server,
+) -> None:
+    assert server.models.first == "cartpole"
+    other = Models(server.kernels)
+    other._opened["cartpole"] = replace(other._open("cartpole"), family=PENDULUM)
+    assert other.first == "cartpole_hybrid_real_model"
 
 
 def test_the_visitor_chooses_from_a_list(server: Server, visitor: Visitor) -> None:

@@ -6,7 +6,11 @@ import pytest
 
 from ssm_metarl.app import charts, markup
 from ssm_metarl.app.config import AppConfig
+from ssm_metarl.app.handlers import training
+from ssm_metarl.app.server import Server
+from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.pendulum import PENDULUM
 
 LOG = [
     {"env_steps": 100, "recent_return": 20.0, "eval_adapted_mean": 50.0, "eval_adapted_q10": 9.0,
@@ -24,6 +28,15 @@ def test_a_training_curve_has_both_returns_and_their_spread() -> None:
     assert frozen["points"] == [[100, 30.0], [300, 31.0]] and frozen["band"] == []
     assert recent["points"] == [[100, 20.0], [200, 25.0], [300, 40.0]]
     assert charts.training_curve([]) == charts.NOTHING
+
+
+def test_the_scale_of_a_curve_is_the_familys(server: Server, swinging: Visitor) -> None:
+    """Returns below zero are on the chart, up to the greatest that there can be."""
+    log = [{**line, "eval_adapted_mean": -2000.0, "recent_return": -3000.0} for line in LOG]
+    view = training.view(swinging, server.jobs)
+    assert view.return_bounds == (-3255.6, 0.0)
+    axis = charts.training_curve(log, bounds=view.return_bounds)["y"]
+    assert axis["min"] == -3255.6 and axis["max"] > 0
 
 
 def test_a_long_curve_is_thinned_but_ends_where_it_ends() -> None:
@@ -48,6 +61,7 @@ def test_a_slider_shows_where_training_was() -> None:
     assert 'data-kind="id" style="left:21.05%;width:52.63%"' in html
     assert html.count('data-kind="ood"') == 2
     assert "trained on 5 to 15 N" in html
+    assert [markup.label(p) for p in PENDULUM.parameters[2:4]] == ["Gravity (m/s²)", "Gain"]
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 
 from ssm_metarl.app import charts, markup
 from ssm_metarl.app.handlers import improving, training
-from ssm_metarl.app.handlers.adapting import FieldError
 from ssm_metarl.app.handlers.improving import EFFORTS, METRICS, ImprovementForm
 from ssm_metarl.app.handlers.models import OWN_RUN
+from ssm_metarl.app.handlers.plants import FieldError
 from ssm_metarl.app.handlers.training import TrainingForm
 from ssm_metarl.app.jobs import JobState
 from ssm_metarl.app.server import Server

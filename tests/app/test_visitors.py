@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def visitors(tmp_path: Path, clock: Clock) -> Visitors:
-    return Visitors(tmp_path, most=3, seconds=1000.0, clock=clock)
+    return Visitors(tmp_path, model="a", most=3, seconds=1000.0, clock=clock)
 
 
 def test_a_token_finds_its_visitor_again(visitors: Visitors) -> None:
@@ -61,7 +61,9 @@ def test_a_folder_is_private_and_does_not_tell_the_token(visitors: Visitors) -> 
 
 def test_who_is_not_seen_is_forgotten_with_all_their_runs(tmp_path: Path, clock: Clock) -> None:
     left = []
-    visitors = Visitors(tmp_path, most=3, seconds=1000.0, on_leave=left.append, clock=clock)
+    visitors = Visitors(
+        tmp_path, model="a", most=3, seconds=1000.0, on_leave=left.append, clock=clock
+    )
     gone, stays = visitors.arrive(""), visitors.arrive("")
     run = gone.new_folder("training")
     (run / "file").write_text("weights")

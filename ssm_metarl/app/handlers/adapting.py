@@ -10,43 +10,42 @@ remembers may also run on: what it does after the n-th press is episode n + 1 of
 from __future__ import annotations
 
 import json
-import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from ssm_metarl.adaptation.adapter import AdaptationReport
-from ssm_metarl.app.handlers.models import WITHOUT, Models, draws
+from ssm_metarl.app.handlers.drawing import drawing
+from ssm_metarl.app.handlers.models import WITHOUT, Models
+from ssm_metarl.app.handlers.plants import FieldError, Plant, fields, number, rounded
 from ssm_metarl.app.kernels import Kernels
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.command_line import PROGRAM
 from ssm_metarl.env_runner.rollout import collect_rollout
+from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.episodes import (
     PURPOSE,
     Episodes,
     collect_support,
-    first_disturbance,
-    trial_episodes,
 )
 from ssm_metarl.evaluation.opened_model import OpenedModel
 from ssm_metarl.evaluation.score import score
 from ssm_metarl.methods.frozen import AdaptedTo
 from ssm_metarl.methods.method import Method
-from ssm_metarl.tasks.cartpole import TIME_STEP
 from ssm_metarl.tasks.task_family import (
-    Choice,
     Split,
     TaskFamily,
-    TaskParameter,
     Tasks,
-    Uniform,
 )
-from ssm_metarl.types import Actor, Params, Rollout
+from ssm_metarl.types import Actor, EnvStep, Params, Rollout, Worlds
 
 EPISODES = 4
 """Greedy episodes before and after, from the same initial states."""
@@ -61,104 +60,15 @@ STREAM = "app"
 """Tasks that the surprise buttons draw: a stream that nothing else uses."""
 
 
-class FieldError(ValueError):
-    """A field holds what it may not.
-
-    Args:
-        name: Of the field.
-        message: What was expected.
-    """
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(f"{name}: {message}")
-        self.name, self.message = name, message
-
-
-@dataclass(frozen=True)
-class Plant:
-    """A task as the page has it: physics, and whether the actuator is flipped."""
-
-    values: Mapping[str, float]
-    """Every parameter of the family but those that its disturbance sets (`fields`); a category that
-    is missing has its default."""
-    flipped: bool
-    """Disturbed, against what the model expects before it adapts."""
-
-    def tasks(self, family: TaskFamily, expects_disturbed: bool) -> Tasks:
-        """The task.
-
-        Args:
-            family: Of the model.
-            expects_disturbed: Which of the two the model expects.
-
-        Raises:
-            FieldError: A value that is no number, or outside what the page offers.
-        """
-        for name, message in self.problems(family).items():
-            raise FieldError(name, message)
-        names = {p.name for p in fields(family)}
-        tasks = family.task({n: v for n, v in self.values.items() if n in names})
-        disturb = first_disturbance(family)
-        if disturb is not None and self.flipped != expects_disturbed:
-            tasks = disturb(tasks)
-        return tasks
-
-    def problems(self, family: TaskFamily) -> dict[str, str]:
-        """What is wrong, by parameter; empty where nothing is."""
-        found: dict[str, str] = {}
-        for parameter in fields(family):
-            name = parameter.name
-            try:
-                if parameter.is_category:
-                    one_of(parameter, self.values.get(name, parameter.default))
-                else:
-                    limits = slider_range(parameter.id, parameter.ood)
-                    number(name, self.values.get(name), *limits)
-            except FieldError as error:
-                found[name] = error.message
-        return found
-
-
-def fields(family: TaskFamily) -> list[TaskParameter]:
-    """The parameters that have a field: all but those that the first disturbance sets."""
-    disturb = first_disturbance(family)
-    if disturb is None:
-        return list(family.parameters)
-    before = family.task()
-    after = disturb(before)
-    return [
-        p for p in family.parameters
-        if float(before.values[p.name][0]) == float(after.values[p.name][0])
-    ]  # fmt: skip
-
-
-def choices(parameter: TaskParameter) -> list[float]:
-    """Every value that a category may have."""
-    ranges = (r for r in (parameter.id, parameter.ood) if isinstance(r, Choice))
-    return sorted({value for r in ranges for value in r.values})
-
-
-def one_of(parameter: TaskParameter, value: object) -> float:
-    """A category from a field.
-
-    Raises:
-        FieldError: It is none of its values.
-    """
-    offered = choices(parameter)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value not in offered:
-        raise FieldError(parameter.name, f"expected one of {', '.join(map(_plain, offered))}")
-    return float(value)
-
-
 @dataclass(frozen=True)
 class Side:
     """The episodes of one policy."""
 
     returns: list[float]
-    episodes: list[list[tuple[float, float]]]
-    """Of each, position [m] and angle [rad] before every step and at the end; empty where a family
-    has no pole to draw."""
-    fell: list[bool]
+    failed: list[bool]
+    """Whether its end was a failure."""
+    states: list[NDArray[np.float32]] = field(compare=False)
+    """Of each, what a sketch draws, before every step and at the end, shape (T + 1, S)."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +83,8 @@ class Adaptation:
     asked: tuple[int, int]
     """Data and steps of the last press alone."""
     plant: Plant
-    task: dict[str, float]
+    tasks: Tasks
+    """The one task."""
     before: Side
     after: Side
     report: AdaptationReport | None
@@ -182,9 +93,15 @@ class Adaptation:
     """What does the same on the command line; empty where nothing does."""
 
     @property
-    def seconds(self) -> float:
-        """Time that collecting the data takes on the plant."""
-        return (self.report.env_steps if self.report else 0) * TIME_STEP
+    def task(self) -> dict[str, float]:
+        """Its parameters."""
+        return self.tasks.as_dicts()[0]
+
+    @property
+    def seconds(self) -> float | None:
+        """Time that collecting the data takes on the plant; None where it has no time step."""
+        step = self.tasks.family.time_step
+        return None if step is None else (self.report.env_steps if self.report else 0) * step
 
 
 def adapt(
@@ -262,55 +179,11 @@ def surprise(visitor: Visitor, models: Models, split: Split) -> Plant:
         draw, visitor.draws = visitor.draws, visitor.draws + 1
         tasks = family.sample(split, 1, seed=visitor.seed, start=draw, stream=STREAM)
         values, own = tasks.as_dicts()[0], {p.name for p in fields(family)}
-        rounded = {n: _rounded(family, n, v) for n, v in values.items() if n in own}
+        near = {n: rounded(family, n, v) for n, v in values.items() if n in own}
         set_by_disturbance = {n: v for n, v in values.items() if n not in own}
         disturbed = any(v != family.default_task[n] for n, v in set_by_disturbance.items())
-        visitor.plant = Plant(rounded, bool(set_by_disturbance) and disturbed != expects)
+        visitor.plant = Plant(near, bool(set_by_disturbance) and disturbed != expects)
         return visitor.plant
-
-
-def default_plant(family: TaskFamily) -> Plant:
-    """The unmodified environment, undisturbed as the model expects it."""
-    return Plant({p.name: float(p.default) for p in fields(family)}, False)
-
-
-def slider_range(inside: object, outside: object) -> tuple[float, float]:
-    """From the least to the greatest value of a parameter's two ranges."""
-    ends = [e for r in (inside, outside) if isinstance(r, Uniform) for i in r.intervals for e in i]
-    return min(ends), max(ends)
-
-
-def number(name: str, value: object, low: float, high: float) -> float:
-    """A number from a field.
-
-    Raises:
-        FieldError: It is none, or not from ``low`` to ``high``.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise FieldError(name, f"expected a number from {_plain(low)} to {_plain(high)}")
-    if not low <= value <= high:
-        expected = f"{_plain(low)} to {_plain(high)}"
-        raise FieldError(name, f"expected {expected}, received {_plain(value)}")
-    return float(value)
-
-
-def _plain(value: float) -> str:
-    """A number as one writes it: 3,000,000 and 0.02."""
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
-
-
-def _rounded(family: TaskFamily, name: str, value: float) -> float:
-    """To the slider's own steps, so that what is shown is what is run."""
-    parameter = next(p for p in family.parameters if p.name == name)
-    if parameter.is_category:
-        return value
-    low, high = slider_range(parameter.id, parameter.ood)
-    return min(high, max(low, round(value, decimals(low, high))))
-
-
-def decimals(low: float, high: float) -> int:
-    """Decimals of a slider that has some hundreds of steps."""
-    return 2 if high - low <= 5 else 1
 
 
 def _adapted(
@@ -334,16 +207,10 @@ def _adapted(
         adapted = opened.adapt(support, known, config, seed=SEED)
         report = adapted.report
         params.append(adapted.meta_params())
-    if mode in REMEMBERING:
-        first, last = (
-            trial_episodes(
-                policy, each, tasks, num_trials=EPISODES, num_episodes=number, seed=SEED
-            )[-1]
-            for each, number in ((params[0], 1), (params[-1], presses + 1))
-        )
-        sides = [_side(rollout, opened.family) for rollout in (first, last)]
-    else:
-        sides = _sides(opened, params, tasks)
+    remembers = mode in REMEMBERING
+    sides = _sides(
+        opened, [params[0], params[-1]] if remembers else params, tasks, presses * remembers
+    )
     return Adaptation(
         presses=presses,
         mode=mode,
@@ -351,7 +218,7 @@ def _adapted(
         num_adapt_steps=num_adapt_steps,
         asked=(support_steps, num_adapt_steps),
         plant=plant,
-        task=tasks.as_dicts()[0],
+        tasks=tasks,
         before=sides[0],
         after=sides[-1],
         report=report,
@@ -359,30 +226,63 @@ def _adapted(
     )
 
 
-def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks) -> list[Side]:
-    """The episodes of each set of parameters, from the same initial states."""
-    rollouts: list[Rollout] = []
+class _Watched(TaskBatch):
+    """Worlds that keep their states (K, N, S) before and after every step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.states: list[tuple[Tensor, Tensor]] = []
+
+    def step(self, action: Tensor) -> EnvStep:
+        """As `TaskBatch.step`."""
+        before = self._state
+        result = super().step(action)
+        self.states.append((before, self._state))
+        return result
+
+
+def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks, number: int) -> list[Side]:
+    """The episodes of each set of parameters, from the same initial states.
+
+    Args:
+        opened: The model.
+        params: The first ones run the first episode of a trial.
+        tasks: One task.
+        number: Which episode of a trial the others run, their memory running through.
+    """
+    sides: list[Side] = []
 
     def play(method: Method, actor: Actor) -> Episodes:
-        with closing(make_worlds(tasks, EPISODES, seed=SEED, purpose=PURPOSE)) as worlds:
-            rollouts.append(collect_rollout(worlds, actor, worlds.max_episode_steps))
-        return Episodes.of(rollouts[-1])
+        later = number if sides else 0
+        make = make_worlds if tasks.family.dynamics is None else _Watched
+        with closing(make(tasks, EPISODES, seed=SEED, purpose=PURPOSE)) as worlds:
+            steps = (later + 1) * worlds.max_episode_steps
+            rollout = collect_rollout(worlds, actor, steps, autoreset=later > 0)
+        sides.append(_side(rollout, worlds, later, tasks.family))
+        steps_taken = [len(states) - 1 for states in sides[-1].states]
+        return Episodes(np.array([sides[-1].returns]), np.array([steps_taken]))
 
     methods = [AdaptedTo(str(number), each) for number, each in enumerate(params)]
     score(methods, opened.model, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)
-    return [_side(rollout, opened.family) for rollout in rollouts]
+    return sides
 
 
-def _side(rollout: Rollout, family: TaskFamily) -> Side:
-    """What one policy's episodes were, (T, 1, N)."""
-    returns = [float(r) for r in rollout.episode_returns()[0]]
-    lengths = rollout.mask[:, 0].sum(dim=0).tolist()
-    fell = [bool(rollout.terminated[n - 1, 0, e]) for e, n in enumerate(lengths)]
-    episodes: list[list[tuple[float, float]]] = []
-    for e, n in enumerate(lengths if draws(family) else []):
-        states = np.concatenate([rollout.obs[:1, 0, e], rollout.next_obs[:n, 0, e]])
-        episodes.append([(round(float(x), 3), round(float(a), 4)) for x, a in states[:, [0, 2]]])
-    return Side(returns, episodes, fell)
+def _side(rollout: Rollout, worlds: Worlds, number: int, family: TaskFamily) -> Side:
+    """Episode ``number`` of each environment of a rollout (T, 1, N), the first one being 0.
+
+    Where a family has no batched physics, its sketch draws what is observed.
+    """
+    seen = list(zip(rollout.obs, rollout.next_obs, strict=True))
+    pairs = worlds.states if isinstance(worlds, _Watched) else seen
+    inside = (rollout.reset.cumsum(0) - 1 == number) & rollout.mask
+    side = Side([], [], [])
+    for e in range(rollout.num_envs):
+        taken = inside[:, 0, e].nonzero()[:, 0].tolist()
+        side.returns.append(float(rollout.reward[taken, 0, e].sum()))
+        side.failed.append(family.end_is_failure and bool(rollout.terminated[taken[-1], 0, e]))
+        shown = [*(pairs[t][0][0, e] for t in taken), pairs[taken[-1]][1][0, e]]
+        side.states.append(torch.stack(shown).numpy())
+    return side
 
 
 def _command(
@@ -398,10 +298,13 @@ def _command(
 
 def film(adaptation: Adaptation) -> dict[str, Any]:
     """What the browser's player takes; empty where there is nothing to draw."""
-    if not adaptation.before.episodes:
+    family, sides = adaptation.tasks.family, (adaptation.before, adaptation.after)
+    if family.sketch is None:
         return {}
-    return {
-        "length": adaptation.task["length"],
-        "before": {k: v for k, v in asdict(adaptation.before).items() if k != "returns"},
-        "after": {k: v for k, v in asdict(adaptation.after).items() if k != "returns"},
-    }
+    takes = [states.tolist() for side in sides for states in side.states]
+    sketch, frames = drawing(family, adaptation.task, takes)
+    before, after = (
+        {"episodes": frames[i : i + EPISODES], "failed": side.failed}
+        for i, side in zip((0, EPISODES), sides, strict=True)
+    )
+    return {"sketch": sketch, "before": before, "after": after}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.app.handlers.adapting import FieldError, number
 from ssm_metarl.app.handlers.models import OWN_RUN, own_run
+from ssm_metarl.app.handlers.plants import FieldError, number
 from ssm_metarl.app.handlers.training import COMMAND, SEEDS, check_idle, describe
 from ssm_metarl.app.jobs import JobQueue
 from ssm_metarl.app.visitors import Visitor
@@ -77,7 +77,7 @@ class ImprovementForm:
         found: dict[str, str] = {}
         for name in self.__dataclass_fields__:
             try:
-                ImprovementForm(**{name: getattr(self, name)}).run("cartpole")
+                ImprovementForm(**{name: getattr(self, name)}).run("any")
             except FieldError as error:
                 found[name] = error.message
         return found

@@ -1,10 +1,10 @@
-"""Tab 2, the live view: one plant that runs on and on, and whose actuator can be flipped any time.
+"""Tab 2, the live view: one plant that runs on and on, and can be disturbed any time.
 
 Place in the flow: stage 10. The controller is `adaptation.online_adapter.OnlineAdapter`, or, for
 comparison, the unadapted policy, or one that remembers and never starts its memory anew. The server
-simulates a few seconds ahead of what the browser shows (`LiveRun.advance`); a flip takes the plant
-back to the step that is being shown and goes on from there (`LiveRun.flip`), for which each piece
-keeps the state that it began with.
+simulates a few seconds ahead of what the browser shows (`LiveRun.advance`); a disturbance takes the
+plant back to the step that is being shown and goes on from there (`LiveRun.disturb`), for which
+each piece keeps the state that it began with.
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
-from ssm_metarl.app.handlers.models import draws
+from ssm_metarl.app.handlers.drawing import drawing
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import first_disturbance
-from ssm_metarl.tasks.cartpole import TIME_STEP
-from ssm_metarl.tasks.task_family import Dynamics, Tasks
+from ssm_metarl.tasks.task_family import Dynamics, TaskFamily, Tasks
 from ssm_metarl.types import Actor, RewardedActor
 
 PIECE_STEPS = 100
-"""Steps that are simulated at a time: 2 s."""
-FLIP_STEPS = 50
-"""Steps after a flip that are sent at once: the picture waits for them."""
+"""Steps that are simulated at a time."""
+DISTURBED_STEPS = 50
+"""Steps after a disturbance that are sent at once: the picture waits for them."""
 REST_STEPS = 45
-"""How long a fallen pole lies before the next episode, in steps."""
+"""How long the end of an episode is shown before the next one, in steps."""
 MAX_STEPS = 60_000
-"""A live run ends after so many steps: 20 minutes."""
+"""A live run ends after so many steps."""
 KEPT_PIECES = 4
-"""A flip may take back at most so many pieces."""
-EventKind = Literal["begin", "flip", "changed", "settled", "fell"]
-FELL, UP = 1, 0
+"""A disturbance may take back at most so many pieces."""
+EventKind = Literal["begin", "disturbed", "changed", "settled", "ended"]
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,13 @@ class Piece:
     run: str
     start: int
     """Number of its first step: what the browser has from there on is replaced."""
-    states: list[tuple[float, float, int, int]]
-    """Position [m], angle [rad], direction of the push (-1, 0, 1) and whether the pole lies."""
+    states: list[tuple[float, ...]]
+    """Of the physics, before each step."""
+    resting: list[bool]
+    """Whether the episode has ended, and the next one is about to begin."""
     events: list[LiveEvent]
-    length: float
-    """Half of the pole's length [m]."""
+    tasks: Tasks
+    """The plant as it is in this piece."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class LiveRun:
 
     Args:
         policy: Stays untouched.
-        tasks: The plant, one task of a family that the page can draw (`models.draws`).
+        tasks: The plant, one task of a family that can be drawn.
         adapting: Whether the controller adapts, or stays as it is.
         seed: Names the initial states.
         online: How the controller adapts.
@@ -110,9 +110,10 @@ class LiveRun:
 
     def __post_init__(self) -> None:
         family, dynamics = self.tasks.family, self.tasks.family.dynamics
-        if dynamics is None or not draws(family):
+        if dynamics is None or family.sketch is None:
             raise ValueError(
-                f"live: expected a family that the page can draw and flip, received {family.name!r}"
+                f"live: expected a family with batched physics and a sketch, received "
+                f"{family.name!r}"
             )
         self._dynamics: Dynamics = dynamics
         adapter = OnlineAdapter(self.policy, self.online) if self.adapting else None
@@ -124,20 +125,28 @@ class LiveRun:
     def advance(self, num_steps: int = PIECE_STEPS) -> Piece:
         """Simulate on; nothing after `MAX_STEPS`."""
         self._starts = [*self._starts, (self.steps, self._plant.copied(self.policy))][-KEPT_PIECES:]
-        start, states, events = self.steps, [], []
+        start, states, resting, events = self.steps, [], [], []
         if start == 0:
             events.append(self._begin())
         with torch.no_grad():
             for _ in range(min(num_steps, MAX_STEPS - start)):
-                states.append(self._step(events.append))
-        return Piece(self.name, start, states, events, float(self.tasks.values["length"][0]))
+                states.append(tuple(self._plant.state[0, 0].tolist()))
+                resting.append(self._plant.resting > 0)
+                self._step(events.append)
+        return Piece(self.name, start, states, resting, events, self._now())
 
-    def flip(self, at: int) -> Piece:
-        """Let the actuator push the other way from step ``at`` on.
+    def disturb(self, at: int) -> Piece:
+        """Let the family's first disturbance come over the plant at step ``at``.
 
         Args:
             at: A step that was simulated; one too old, or not simulated yet, becomes the nearest.
+
+        Raises:
+            ValueError: The family names none.
         """
+        disturb = first_disturbance(self.tasks.family)
+        if disturb is None:
+            raise ValueError("live: expected a family with a disturbance, received one without")
         oldest = self._starts[0][0] if self._starts else 0
         at = max(oldest, min(at, self.steps))
         start, plant = next(s for s in reversed(self._starts) if s[0] <= at)
@@ -147,30 +156,31 @@ class LiveRun:
         with torch.no_grad():
             for _ in range(at - start):
                 self._step(lambda event: None)
-        disturb = first_disturbance(self.tasks.family)
-        assert disturb is not None
-        now = {n: v[:, 0].double() for n, v in self._plant.parameters.items()}
-        after = disturb(Tasks(self.tasks.family, now, self.tasks.indices))
+        after = disturb(self._now())
         self._plant.parameters = {n: v.float()[:, None] for n, v in after.values.items()}
-        piece = self.advance(FLIP_STEPS)
-        event = LiveEvent(at, "flip", "the actuator was flipped", "the plant has changed")
-        return Piece(piece.run, at, piece.states, [event, *piece.events], piece.length)
+        piece = self.advance(DISTURBED_STEPS)
+        what = f"the plant was disturbed: {disturbance_name(self.tasks.family)}"
+        event = LiveEvent(at, "disturbed", what, "the plant has changed")
+        return replace(piece, events=[event, *piece.events])
 
-    def _step(self, tell: Callable[[LiveEvent], None]) -> tuple[float, float, int, int]:
-        """One step of 0.02 s; returns the state that it began with."""
+    def _now(self) -> Tasks:
+        """The plant as it is."""
+        values = {n: v[:, 0].double() for n, v in self._plant.parameters.items()}
+        return replace(self.tasks, values=values)
+
+    def _step(self, tell: Callable[[LiveEvent], None]) -> None:
+        """One step, or one of the rest between two episodes."""
         plant = self._plant
-        x, theta = float(plant.state[0, 0, 0]), float(plant.state[0, 0, 2])
         if plant.resting > 0:
             plant.resting -= 1
             self.steps += 1
             if plant.resting == 0:
                 plant.episode += 1
                 plant.state, plant.begins = self._fresh(plant.episode), True
-            return round(x, 4), round(theta, 4), 0, FELL
+            return
         obs = self._dynamics.observe(plant.state, plant.parameters)
         action, _ = plant.actor(obs, torch.tensor([[plant.begins]]))
         plant.begins = False
-        push = (1 if int(action) else -1) * int(plant.parameters["sign"])
         self._pass_on(tell)
         plant.state, reward, terminated = self._dynamics.step(plant.state, action, plant.parameters)
         if isinstance(plant.actor, RewardedActor):
@@ -178,8 +188,8 @@ class LiveRun:
         self.steps += 1
         if bool(terminated):
             plant.resting = REST_STEPS
-            tell(LiveEvent(self.steps, "fell", "the pole fell", "down: the next try begins"))
-        return round(x, 4), round(theta, 4), push, UP
+            text = "it failed" if self.tasks.family.end_is_failure else "it reached an end"
+            tell(LiveEvent(self.steps, "ended", text, f"{text}: the next try begins"))
 
     def _pass_on(self, tell: Callable[[LiveEvent], None]) -> None:
         """What the adapter noticed or did since the last step."""
@@ -192,7 +202,7 @@ class LiveRun:
             if event.kind == "changed":
                 text, state = "it noticed that the plant is another one", "adapting to the change"
             else:
-                text, state = "it has adapted", "balancing, adapted"
+                text, state = "it has adapted", "running, adapted"
             tell(LiveEvent(self.steps, event.kind, text, state))
         plant.told = len(plant.adapter.events)
 
@@ -230,14 +240,30 @@ class _FrozenActor:
         return action[0], out.distribution.log_prob(action)[0]
 
 
+def disturbance_name(family: TaskFamily) -> str:
+    """What the family's first disturbance is called; empty where it names none."""
+    return next(iter(family.disturbances), "")
+
+
 def as_json(piece: Piece) -> dict[str, Any]:
     """What the browser's player takes."""
+    sketch, (frames,) = drawing(piece.tasks.family, piece.tasks.as_dicts()[0], [piece.states])
     return {
         "run": piece.run,
         "from": piece.start,
-        "states": piece.states,
+        "sketch": sketch,
+        "frames": frames,
+        "ended": piece.resting,
+        "end_is_failure": piece.tasks.family.end_is_failure,
         "events": [vars(event) for event in piece.events],
-        "length": piece.length,
-        "step_seconds": TIME_STEP,
-        "play": True,
     }
+
+
+def idle(family: TaskFamily) -> dict[str, Any]:
+    """What it takes before a run begins: how the plant looks; empty where nothing can be shown."""
+    if family.dynamics is None or family.sketch is None:
+        return {}
+    middle = torch.full((len(family.dynamics.push_scale),), 0.5)
+    state = family.dynamics.initial_state(middle).tolist()
+    sketch, (frames,) = drawing(family, family.default_task, [[state]])
+    return {"sketch": sketch, "frames": frames, "disturbance": disturbance_name(family)}

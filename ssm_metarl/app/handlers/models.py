@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from ssm_metarl.evaluation.episodes import plays_disturbed
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.meta_rl.training_log import read_log
 from ssm_metarl.methods.registry import known_methods
-from ssm_metarl.tasks.cartpole import CartPoleDynamics
-from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.registry import FAMILIES
 
 OWN_RUN = "my training"
 """What a visitor's own run is called in the list."""
@@ -32,11 +32,6 @@ WITHOUT = "none"
 def mode_meaning(mode: str) -> str:
     """What a way to run does, as its method says."""
     return "as it is" if mode == WITHOUT else str(known_methods()[mode].definition)
-
-
-def draws(family: TaskFamily) -> bool:
-    """Whether the page's player can draw a family: it knows a cart, its pole and a flip."""
-    return isinstance(family.dynamics, CartPoleDynamics) and bool(family.disturbances)
 
 
 @dataclass(frozen=True)
@@ -68,6 +63,12 @@ class Models:
         self._expects: dict[str, bool] = {}
         self._lock = threading.Lock()
 
+    @cached_property
+    def first(self) -> str:
+        """What a new visitor begins with: the first registered family's first shipped model."""
+        family = next(iter(FAMILIES))
+        return next(name for name in self._shipped if self._open(name).family.name == family)
+
     def names(self, visitor: Visitor) -> list[str]:
         """What a visitor may choose from."""
         return [*self._shipped, *([OWN_RUN] if own_run(visitor) else [])]
@@ -89,14 +90,17 @@ class Models:
     def of(self, visitor: Visitor) -> OpenedModel:
         """The visitor's model, opened."""
         if visitor.model != OWN_RUN:
-            with self._lock:
-                if visitor.model not in self._opened:
-                    self._opened[visitor.model] = open_model(visitor.model)
-                return self._opened[visitor.model]
+            return self._open(visitor.model)
         run = own_run(visitor)
         if run is None:
             raise ValueError("model: your training has left no checkpoint yet")
         return open_model(str(run))
+
+    def _open(self, name: str) -> OpenedModel:
+        with self._lock:
+            if name not in self._opened:
+                self._opened[name] = open_model(name)
+            return self._opened[name]
 
     def expects_disturbed(self, visitor: Visitor) -> bool:
         """Whether the visitor's model, before it adapts, expects the default plant disturbed."""

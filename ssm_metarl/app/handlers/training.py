@@ -7,12 +7,13 @@ page draws.
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from ssm_metarl.app.handlers.adapting import FieldError, number
 from ssm_metarl.app.handlers.models import OWN_RUN, Models, own_run
+from ssm_metarl.app.handlers.plants import FieldError, number
 from ssm_metarl.app.jobs import Job, JobQueue, JobState
 from ssm_metarl.app.visitors import Busy, Visitor
 from ssm_metarl.command_line import PROGRAM, flags_of
@@ -27,13 +28,14 @@ ENV_STEPS = (2_000, 3_000_000)
 TASKS = (2, 64)
 RATES = (1e-5, 1.0)
 SEEDS = (0, 9_999)
+FIRST_FAMILY = next(iter(FAMILIES))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingForm:
     """What the page asks for; any value may have come over the network."""
 
-    family: Any = "cartpole"
+    family: Any = FIRST_FAMILY
     core: Any = "diagonal"
     objective: Any = "prediction"
     adaptation_mode: Any = "standard"
@@ -88,6 +90,8 @@ class TrainingView:
     seconds_left: float | None
     """None where it cannot be told yet."""
     log: list[dict[str, Any]]
+    return_bounds: tuple[float, float] | None
+    """Least and greatest return of its family's episodes."""
     usable: bool
     """Whether there is a checkpoint to use."""
     active: bool
@@ -134,10 +138,11 @@ def view(visitor: Visitor, jobs: JobQueue) -> TrainingView:
     """How far the visitor's training is."""
     job = visitor.jobs.get(KIND)
     if job is None:
-        return TrainingView(None, "", 0.0, None, [], False, False, "")
+        return TrainingView(None, "", 0.0, None, [], None, False, False, "")
     log_path = job.folder / "run" / LOG_NAME
     log = read_log(log_path).rows if log_path.is_file() else []
-    limit = _limit(job)
+    given = dict(itertools.pairwise(job.arguments))
+    limit = int(given["--max-env-steps"])
     progress = min(1.0, log[-1]["env_steps"] / limit) if log else 0.0
     spent = sum(line.get("seconds", 0.0) for line in log)
     left = spent / progress * (1 - progress) if 0 < progress < 1 else None
@@ -148,6 +153,7 @@ def view(visitor: Visitor, jobs: JobQueue) -> TrainingView:
         progress=1.0 if job.state == JobState.DONE else progress,
         seconds_left=left if job.state == JobState.RUNNING else None,
         log=log,
+        return_bounds=FAMILIES[given.get("--family", MetaTrainingConfig.family)].return_bounds,
         usable=own_run(visitor) is not None and not job.active,
         active=job.active,
         command=shlex.join([PROGRAM, *words]),
@@ -181,11 +187,6 @@ def check_idle(visitor: Visitor) -> None:
     for job in visitor.jobs.values():
         if job.active:
             raise Busy(f"Your {job.kind} is still {job.state}: cancel it first, or wait for it.")
-
-
-def _limit(job: Job) -> int:
-    words = job.arguments
-    return int(words[words.index("--max-env-steps") + 1])
 
 
 def _choice(name: str, value: object, allowed: tuple[str, ...]) -> Any:

@@ -4,36 +4,34 @@
 window.ssm = window.ssm || {};
 
 ssm.player = (element, props, watch) => {
-  const STEP = 20; // milliseconds of the plant's time
   const still = window.matchMedia("(prefers-reduced-motion: reduce)");
   const $ = (selector) => element.querySelector(selector);
-  let data = null, episode = 0, clock = 0, playing = false, last = null;
-  let frames = 0, since = null, colours = null;
+  let data = null, frames = {}, step = 20, episode = 0, clock = 0, playing = false, last = null;
+  let painted = 0, since = null, colours = null;
 
-  const side = (name) => data[name].episodes[episode];
-  const duration = () => STEP * Math.max(...["before", "after"].map((n) => side(n).length - 1));
+  const side = (name) => frames[name][episode];
+  const duration = () => step * Math.max(...["before", "after"].map((n) => side(n).length - 1));
 
-  function caption(name, states, step) {
-    const count = Math.min(step, states.length - 1), fell = data[name].fell[episode];
-    const seconds = ((count * STEP) / 1000).toFixed(1);
-    const over = step >= states.length - 1;
-    const text = !over ? `${seconds} s` : fell ? `fell after ${seconds} s` : `balanced for ${seconds} s`;
+  function caption(name, states, now) {
+    const count = Math.min(now, states.length - 1), failed = data[name].failed[episode];
+    const seconds = ((count * step) / 1000).toFixed(1);
+    const over = now >= states.length - 1;
+    const text = !over ? `${seconds} s` : failed ? `failed after ${seconds} s` : `ran for ${seconds} s`;
     const label = $(`[data-caption=${name}]`);
     if (label.textContent !== text) label.textContent = text;
-    label.dataset.state = !over ? "running" : fell ? "lost" : "kept";
+    label.dataset.state = !over ? "running" : failed ? "lost" : "kept";
   }
 
   function paint() {
     if (!data || !data.before) return;
-    colours = colours || ssm.pole.palette(element);
-    const exact = clock / STEP;
+    colours = colours || ssm.sketch.palette(element);
+    const exact = clock / step;
     for (const name of ["before", "after"]) {
       const states = side(name), end = states.length - 1;
       const at = Math.min(exact, end), low = Math.floor(at), part = at - low;
-      const [a, b] = [states[low], states[Math.min(low + 1, end)]];
-      const state = [a[0] + (b[0] - a[0]) * part, a[1] + (b[1] - a[1]) * part];
-      const lost = at >= end && data[name].fell[episode];
-      ssm.pole.draw($(`canvas[data-side=${name}]`), state, { length: data.length, lost, colours });
+      const picture = ssm.sketch.between(states[low], states[Math.min(low + 1, end)], part);
+      const lost = at >= end && data[name].failed[episode];
+      ssm.sketch.draw($(`canvas[data-side=${name}]`), picture, { lost, colours });
       caption(name, states, Math.floor(exact));
     }
     $("[data-time]").style.width = `${Math.min(100, (100 * clock) / duration())}%`;
@@ -43,11 +41,11 @@ ssm.player = (element, props, watch) => {
     if (!playing || !element.isConnected) return;
     if (last !== null) clock += Math.min(now - last, 100);
     last = now;
-    frames += 1;
+    painted += 1;
     since = since ?? now;
     if (now - since >= 1000) { // what the tests read
-      element.firstElementChild.dataset.fps = ((1000 * frames) / (now - since)).toFixed(1);
-      [frames, since] = [0, now];
+      element.firstElementChild.dataset.fps = ((1000 * painted) / (now - since)).toFixed(1);
+      [painted, since] = [0, now];
     }
     paint();
     if (clock >= duration()) return pause();
@@ -60,7 +58,7 @@ ssm.player = (element, props, watch) => {
   function play() {
     if (!data || !data.before) return;
     if (clock >= duration()) clock = 0;
-    [playing, last, frames, since] = [true, null, 0, null];
+    [playing, last, painted, since] = [true, null, 0, null];
     label();
     requestAnimationFrame(frame);
   }
@@ -72,6 +70,10 @@ ssm.player = (element, props, watch) => {
     const there = Boolean(data && data.before);
     element.firstElementChild.hidden = !there;
     if (!there) return;
+    step = 1000 * data.sketch.step_seconds;
+    for (const name of ["before", "after"]) {
+      frames[name] = data[name].episodes.map((episode) => ssm.sketch.unpack(data.sketch, episode));
+    }
     const picker = $("[data-episodes]");
     picker.replaceChildren(...data.before.episodes.map((_, index) => {
       const button = document.createElement("button");

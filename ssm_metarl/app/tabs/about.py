@@ -20,9 +20,9 @@ when a statistical test on fresh tasks has proven it.
 
 ### What it is not
 
-It adapts to a changed *plant*, never to a changed *goal*. `cartpole` hides one bit (which way the
-motor pushes) and some physics: a fixed controller that reads that bit off the same data does as
-well. What the page shows is that a gradient step can read it, and re-tune a network by it.
+It adapts to a changed *plant*, never to a changed *goal*. On the plants of this page a controller
+from the textbook that reads what is hidden off the same data may do as well: `ssm-metarl worth`
+says for a family whether learning to adapt is worth it.
 
 ### This page
 

@@ -12,7 +12,7 @@ from ssm_metarl.app.config import PASSWORD
 from ssm_metarl.app.handlers import improving, training
 from ssm_metarl.app.handlers.improving import CYCLES, EFFORTS, ImprovementForm, LineageView
 from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, beside_fields, chart, shown, text
-from ssm_metarl.app.visitors import SHIPPED_DEFAULT, Visitor
+from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import shipped_models
 
 LEAD = """
@@ -60,33 +60,21 @@ def _own(page: Page) -> None:
     timer = gr.Timer(2, active=False)
     outputs = [status, wealth, generations, lineage, begin, stop, audit, timer]
 
-    @shown
-    def on_begin(token: Any, *values: Any) -> Sequence[Any]:
-        visitor = page.visitor(token)
-        form = ImprovementForm(**dict(zip(FIELDS, values, strict=True)))
-        improving.start(visitor, server.jobs, form)
-        return updates(visitor)
+    def form(values: Sequence[Any]) -> ImprovementForm:
+        return ImprovementForm(**dict(zip(FIELDS, values, strict=True)))
+
+    def on_begin(visitor: Visitor, *values: Any) -> None:
+        improving.start(visitor, server.jobs, form(values))
 
     def check(token: Any, *values: Any) -> Sequence[Any]:
-        form = ImprovementForm(**dict(zip(FIELDS, values, strict=True)))
-        return beside_fields(FIELDS, form.problems(), leading=1)
+        return beside_fields(FIELDS, form(values).problems(), leading=1)
 
-    @shown
-    def on_stop(token: Any) -> Sequence[Any]:
-        visitor = page.visitor(token)
+    def on_stop(visitor: Visitor) -> None:
         for kind in (improving.KIND, improving.AUDIT):
             training.cancel(visitor, server.jobs, kind)
-        return updates(visitor)
 
-    @shown
-    def on_audit(token: Any) -> Sequence[Any]:
-        visitor = page.visitor(token)
+    def on_audit(visitor: Visitor) -> None:
         improving.start_audit(visitor, server.jobs)
-        return updates(visitor)
-
-    @shown
-    def on_tick(token: Any) -> Sequence[Any]:
-        return updates(page.visitor(token))
 
     def updates(visitor: Visitor) -> Sequence[Any]:
         view = improving.view(visitor, server.jobs)
@@ -101,12 +89,12 @@ def _own(page: Page) -> None:
         ]
 
     begin.click(
-        on_begin, [page.token, cycles, effort, seed], outputs, validator=check,
+        page.then(on_begin, updates), [page.token, cycles, effort, seed], outputs, validator=check,
         **PRIVATE,
     )  # fmt: skip
-    stop.click(on_stop, page.token, outputs, **PRIVATE)
-    audit.click(on_audit, page.token, outputs, **PRIVATE)
-    timer.tick(on_tick, page.token, outputs, **QUIET)
+    stop.click(page.then(on_stop, updates), page.token, outputs, **PRIVATE)
+    audit.click(page.then(on_audit, updates), page.token, outputs, **PRIVATE)
+    timer.tick(page.then(lambda visitor: None, updates), page.token, outputs, **QUIET)
     page.restores(outputs, updates)
 
 
@@ -121,7 +109,9 @@ def _daemon(page: Page) -> None:
     with gr.Accordion("Start, stop, pause", open=False):
         text(value=markup.notice(f"These ask for the password that the server has in {PASSWORD}."))
         model = gr.Dropdown(
-            list(shipped_models()), value=SHIPPED_DEFAULT, label="Model a new lineage begins with"
+            list(shipped_models()),
+            value=server.models.first,
+            label="Model a new lineage begins with",
         )
         password = gr.Textbox(label="Password", type="password", max_length=100, elem_id="password")
         with gr.Row():

@@ -11,7 +11,7 @@ from ssm_metarl.app import charts, markup
 from ssm_metarl.app.handlers import training
 from ssm_metarl.app.handlers.training import TrainingForm, TrainingView
 from ssm_metarl.app.jobs import JobState
-from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, beside_fields, chart, shown, text
+from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, beside_fields, chart, text
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.tasks.registry import FAMILIES
 
@@ -42,38 +42,27 @@ def build(page: Page) -> None:
         timer = gr.Timer(1.5, active=False)
         outputs = [status, curve, begin, stop, use, command, timer]
 
-        @shown
-        def on_begin(token: Any, *values: Any) -> Sequence[Any]:
-            visitor = page.visitor(token)
-            training.start(
-                visitor, server.jobs, TrainingForm(**dict(zip(FIELDS, values, strict=True)))
-            )
-            return updates(visitor)
+        def form(values: Sequence[Any]) -> TrainingForm:
+            return TrainingForm(**dict(zip(FIELDS, values, strict=True)))
+
+        def on_begin(visitor: Visitor, *values: Any) -> None:
+            training.start(visitor, server.jobs, form(values))
 
         def check(token: Any, *values: Any) -> Sequence[Any]:
-            form = TrainingForm(**dict(zip(FIELDS, values, strict=True)))
-            return beside_fields(FIELDS, form.problems(), leading=1)
+            return beside_fields(FIELDS, form(values).problems(), leading=1)
 
-        @shown
-        def on_stop(token: Any) -> Sequence[Any]:
-            visitor = page.visitor(token)
+        def on_stop(visitor: Visitor) -> None:
             training.cancel(visitor, server.jobs)
-            return updates(visitor)
 
-        @shown
-        def on_use(token: Any) -> None:
-            training.use(page.visitor(token), server.models)
+        def on_use(visitor: Visitor) -> None:
+            training.use(visitor, server.models)
             gr.Info("Your model is in use in every tab.", duration=4)
-
-        @shown
-        def on_tick(token: Any) -> Sequence[Any]:
-            return updates(page.visitor(token))
 
         def updates(visitor: Visitor) -> Sequence[Any]:
             view = training.view(visitor, server.jobs)
             return [
                 _status(view),
-                charts.training_curve(view.log),
+                charts.training_curve(view.log, bounds=view.return_bounds),
                 gr.update(interactive=not view.active),
                 gr.update(interactive=view.active),
                 gr.update(interactive=view.usable),
@@ -81,17 +70,23 @@ def build(page: Page) -> None:
                 gr.Timer(active=view.active),
             ]
 
-        begin.click(on_begin, [page.token, *fields], outputs, validator=check, **PRIVATE)
-        stop.click(on_stop, page.token, outputs, **PRIVATE)
-        timer.tick(on_tick, page.token, outputs, **QUIET)
-        page.model_chosen.append(use.click(on_use, page.token, None, **PRIVATE))
+        begin.click(
+            page.then(on_begin, updates), [page.token, *fields], outputs, validator=check, **PRIVATE
+        )
+        stop.click(page.then(on_stop, updates), page.token, outputs, **PRIVATE)
+        timer.tick(page.then(lambda visitor: None, updates), page.token, outputs, **QUIET)
+        page.model_chosen.append(
+            use.click(page.then(on_use, lambda visitor: None), page.token, None, **PRIVATE)
+        )
 
     page.restores(outputs, updates)
 
 
 def _fields(sound: TrainingForm) -> list[Any]:
     """The form's components, in the order of its fields."""
-    family = gr.Dropdown(list(FAMILIES), value=sound.family, label="Task family")
+    family = gr.Dropdown(
+        list(FAMILIES), value=sound.family, label="Task family", elem_id="train-family"
+    )
     core = gr.Radio(
         [("diagonal", "diagonal"), ("state space", "state_space")], value=sound.core,
         label="Sequence model", elem_id="train-core",

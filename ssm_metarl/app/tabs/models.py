@@ -9,16 +9,15 @@ import gradio as gr
 
 from ssm_metarl.app import charts, markup
 from ssm_metarl.app.tabs.parts import PRIVATE, Page, chart, shown, text
-from ssm_metarl.app.visitors import SHIPPED_DEFAULT, Visitor
+from ssm_metarl.app.visitors import Visitor
 
 TAB, NEXT = "models", "adaptation"
 INTRODUCTION = """
 <div class="ssm-lead">
-  <p>This controller balances a pole on a cart. Its training took it through thousands of
-  carts, each with another motor, pole and gravity, and half of them with a motor that
-  <strong>pushes the wrong way</strong>. No sensor tells which cart it is on.</p>
-  <p>So it learnt to find out: it tries some pushes, compares what happens with what it expected,
-  and re-tunes its own weights by one small step.</p>
+  <p>This controller was trained on thousands of plants. Each has other physics, some a motor that
+  <strong>works the wrong way round</strong>. No sensor tells which plant it is.</p>
+  <p>So it learnt to find out: it tries some actions, compares what happens with what it expected,
+  and adapts.</p>
 </div>
 """
 
@@ -31,7 +30,7 @@ def build(page: Page) -> None:
         with gr.Row(elem_classes="ssm-row"):
             with gr.Column(scale=2, min_width=280):
                 choice = gr.Radio(
-                    [SHIPPED_DEFAULT], value=SHIPPED_DEFAULT, label="Model",
+                    [server.models.first], value=server.models.first, label="Model",
                     info="Ready to use: nothing needs to be trained first.", elem_id="model",
                 )  # fmt: skip
                 ready = text("model-ready")

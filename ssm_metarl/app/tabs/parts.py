@@ -55,6 +55,17 @@ class Page:
         """Whose page it is."""
         return self.server.visitors.get(token)
 
+    def then(self, do: Callable[..., object], show: Callable[[Visitor], Any]) -> Any:
+        """A handler: do something for the visitor whose page it is, then show how things stand."""
+
+        @shown
+        def run(token: Any, *values: Any) -> Any:
+            visitor = self.visitor(token)
+            do(visitor, *values)
+            return show(visitor)
+
+        return run
+
 
 def shown(handler: F) -> F:
     """Show a handler's refusal to the visitor, without a traceback in the log."""

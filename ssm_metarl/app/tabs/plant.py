@@ -12,14 +12,8 @@ from typing import Any
 import gradio as gr
 
 from ssm_metarl.app import markup
-from ssm_metarl.app.handlers.adapting import (
-    Plant,
-    choices,
-    decimals,
-    default_plant,
-    fields,
-    slider_range,
-)
+from ssm_metarl.app.handlers.live import disturbance_name
+from ssm_metarl.app.handlers.plants import Plant, choices, decimals, fields, slider_range
 from ssm_metarl.app.tabs.parts import text
 from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.task_family import TaskFamily
@@ -36,9 +30,9 @@ class PlantFields:
     def __init__(self) -> None:
         self._groups: dict[str, gr.Group] = {}
         self._sliders: dict[tuple[str, str], gr.Slider | gr.Dropdown] = {}
-        self.flip = gr.Checkbox(
-            False, label="Flip the actuator", elem_id="flip",
-            info="The motor pushes the other way than the model expects.",
+        self.disturb = gr.Checkbox(
+            False, label="Disturb it", elem_id="disturb",
+            info="Gives the plant the change that the model does not expect.",
         )  # fmt: skip
 
     def sliders(self) -> None:
@@ -56,7 +50,7 @@ class PlantFields:
                     low, high = slider_range(parameter.id, parameter.ood)
                     self._sliders[family.name, parameter.name] = gr.Slider(
                         low, high, value=parameter.default, step=10 ** -decimals(low, high),
-                        label=f"{parameter.name.capitalize()} ({markup.unit(parameter)})",
+                        label=markup.label(parameter),
                         info=parameter.meaning, elem_id=f"plant-{parameter.name}",
                     )  # fmt: skip
                     text(value=markup.range_strip(parameter), classes="ssm-strip-box")
@@ -66,12 +60,12 @@ class PlantFields:
     @property
     def names(self) -> list[str]:
         """Of the inputs, in order."""
-        return ["flipped", *(name for _, name in self._sliders)]
+        return ["disturbed", *(name for _, name in self._sliders)]
 
     @property
     def inputs(self) -> list[Any]:
         """What an event that needs the plant takes."""
-        return [self.flip, *self._sliders.values()]
+        return [self.disturb, *self._sliders.values()]
 
     @property
     def outputs(self) -> list[Any]:
@@ -80,21 +74,24 @@ class PlantFields:
 
     def read(self, values: Sequence[Any], family: TaskFamily) -> Plant:
         """The plant from the inputs' values."""
-        flipped, *numbers = values
+        disturbed, *numbers = values
         found = {
             name: value
             for (owner, name), value in zip(self._sliders, numbers, strict=True)
             if owner == family.name
         }
-        return Plant(found, flipped is True)
+        return Plant(found, disturbed is True)
 
-    def updates(self, plant: Plant | None, family: TaskFamily) -> list[Any]:
-        """Show a plant of a family; None for its default one."""
-        shown = plant or default_plant(family)
+    def updates(self, plant: Plant, family: TaskFamily) -> list[Any]:
+        """Show a plant of a family."""
         return [
-            gr.update(value=shown.flipped, visible=bool(family.disturbances)),
+            gr.update(
+                value=plant.disturbed,
+                visible=bool(family.disturbances),
+                label=f"Disturb it: {disturbance_name(family)}",
+            ),
             *(
-                gr.update(value=shown.values[name]) if owner == family.name else gr.skip()
+                gr.update(value=plant.values[name]) if owner == family.name else gr.skip()
                 for owner, name in self._sliders
             ),
             *(gr.update(visible=name == family.name) for name in self._groups),
