@@ -34,7 +34,7 @@ from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.sketch import Shape, Sketch
-from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 from ssm_metarl.types import Rollout
 
 FLIPPED = replace(plants.default_plant(CARTPOLE), disturbed=True)
@@ -369,6 +369,21 @@ def test_a_family_without_sketch_disturbance_or_time_has_its_numbers(
     html = markup.result(done, bare)
     assert f"mean return, of {max(*done.before.returns, *done.after.returns):g}" in html
     assert "20 environment steps; no reward" in html
+
+
+def test_a_gymnasium_family_is_drawn_from_what_is_observed(
+    server: Server, visitor: Visitor
+) -> None:
+    poles = {"length": Uniform(0.4, 0.6)}
+    family = TaskFamily.from_gymnasium("CartPole-v1", poles, sketch=CARTPOLE.sketch)
+    server.models._opened[visitor.model] = replace(open_model("cartpole"), family=family)
+    done = press(server, visitor, plants.default_plant(family))
+    for side in (done.before, done.after):
+        assert [len(states) - 1 for states in side.states] == side.returns
+        assert side.failed == [total < 500 for total in side.returns]
+    x, _, theta, _ = done.before.states[0][-1]
+    last = adapting.film(done)["before"]["episodes"][0][-1]
+    assert last[7:9] == pytest.approx([x + math.sin(theta), math.cos(theta)], abs=6e-4)
 
 
 def test_a_look_is_sent_once_and_what_moves_in_every_frame() -> None:

@@ -230,14 +230,12 @@ class _FrozenActor:
     """The unadapted policy, acting greedily; unlike a closure, it can be copied."""
 
     def __init__(self, policy: Policy) -> None:
-        self._policy, self._hidden = policy, policy.init_hidden(1, 1)
+        self._policy, self._state = policy, policy.initial_state(1, 1)
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        out, self._hidden = self._policy.unroll(
-            self._policy.meta_params(), obs[None], self._hidden, reset[None]
-        )
-        action = out.distribution.mode()
-        return action[0], out.distribution.log_prob(action)[0]
+        params = self._policy.meta_params()
+        action, log_prob, self._state = self._policy.step(params, self._state, obs, reset)
+        return action, log_prob
 
 
 def disturbance_name(family: TaskFamily) -> str:
