@@ -157,6 +157,9 @@ class Calibration:
     limit for each length of data in `support_steps`."""
     support_steps: tuple[int, ...] = (1,)
     """Lengths of data, ascending; the longest that a task's data reach is the one that counts."""
+    told_lies: tuple[bool, ...] = ()
+    """Whether the limit for that length also keeps data that lie about the actions from doing harm.
+    False where they are explained as well as honest ones; empty, as in old files, for True."""
     max_kl: Number
     """And where KL(adapted || meta), in nats a step of the data, is at most this."""
     max_prediction_error: Number | None = None

@@ -184,7 +184,7 @@ FREE: dict[type, set[str]] = {  # any value of the type will do, or another fiel
         "memory",
         "identifies",
     },
-    Calibration: {"objective", "target_spread"},
+    Calibration: {"objective", "target_spread", "told_lies"},
     StandardAdaptationConfig: {"rollback"},
     HybridAdaptationConfig: {"num_adapt_steps", "objective", "gae_lambda", "rollback", "seed"},
     MetaTrainingConfig: {

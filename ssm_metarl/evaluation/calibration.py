@@ -7,7 +7,10 @@ nothing here sees an evaluation's tasks, nor anything out of distribution.
 - ``max_loss`` is the largest limit with which, on honest data and on data whose actions were
   shuffled alike, at most 5 % of the tasks have a kept step that lowers the return. "At most" is
   meant with 95 % confidence (Clopper & Pearson 1934): with 400 tasks, 12 that fall, not 20. Each
-  length of data has its own: five steps that lie are easier to explain than forty.
+  length of data has its own: five steps that lie are easier to explain than forty. Where a plant
+  moves by itself much more than by its actions, data that lie about these are explained as well as
+  honest ones, and such a limit would undo most steps that help. There honest data alone set it, and
+  the limits say so (``told_lies``).
 - ``max_kl`` is twice the 99.9 % quantile of KL(adapted || meta) on honest data. The quantile itself
   refuses one honest adaptation in a hundred out of distribution, and no harmful one that the loss
   lets pass: this limit is there for what nobody has seen yet.
@@ -46,6 +49,10 @@ from ssm_metarl.types import Params, Rollout
 
 HARM_BUDGET = 0.05
 CONFIDENCE = 0.95
+HELP_KEPT = 0.9
+"""A limit that guards against data that lie leaves at least this share of the honest steps."""
+MAX_LOSS_QUANTILE = 0.99
+"""Of honest data, where they alone set the limit."""
 MAX_KL_QUANTILE, MAX_KL_MARGIN = 0.999, 2.0
 MAX_ERROR_QUANTILE = 0.99
 FALL_SHARE = 0.004
@@ -99,10 +106,10 @@ def calibrate(
     tolerance = FALL_SHARE * float(everything.max() - everything.min())
     losses = {kind: np.array([r.loss_after for r in rs]) for kind, (_, rs) in adapted.items()}
     falls = {kind: returns < before - tolerance for kind, returns in after.items()}
-    max_loss = tuple(
-        harm_limit({k: v[part] for k, v in losses.items()}, {k: v[part] for k, v in falls.items()})
+    limits = [
+        loss_limit({k: v[part] for k, v in losses.items()}, {k: v[part] for k, v in falls.items()})
         for part in parts
-    )
+    ]
 
     params, reports = adapted["honest"]
     max_error = None
@@ -112,12 +119,29 @@ def calibrate(
         max_error = finite_quantile(errors, MAX_ERROR_QUANTILE)
     return Calibration(
         objective=trained.objective,
-        max_loss=max_loss,
+        max_loss=tuple(limit for limit, _ in limits),
+        told_lies=tuple(told for _, told in limits),
         support_steps=support_steps,
         max_kl=MAX_KL_MARGIN * finite_quantile([r.kl for r in reports], MAX_KL_QUANTILE),
         max_prediction_error=max_error,
         window=window,
     )
+
+
+def loss_limit(losses: dict[str, np.ndarray], falls: dict[str, np.ndarray]) -> tuple[float, bool]:
+    """The limit on the loss, and whether it guards against data that lie, too.
+
+    Args:
+        losses: As in :func:`harm_limit`, of "honest" data among others.
+        falls: Likewise.
+    """
+    honest = losses["honest"]
+    guarding = harm_limit(losses, falls)
+    alone = harm_limit({"honest": honest}, {"honest": falls["honest"]})
+    alone = min(alone, finite_quantile(honest, MAX_LOSS_QUANTILE))
+    if (honest <= guarding).sum() >= HELP_KEPT * (honest <= alone).sum():
+        return guarding, True
+    return alone, False
 
 
 def harm_limit(losses: dict[str, np.ndarray], falls: dict[str, np.ndarray]) -> float:

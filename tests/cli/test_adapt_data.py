@@ -166,6 +166,9 @@ def test_a_mistake_in_the_log_is_one_line_and_saves_nothing(
 
 def test_the_columns_are_named_in_the_help(cli: Cli) -> None:
     shown = " ".join(cli("adapt", "--help").out.split())
-    columns = ("x, x_dot, theta, theta_dot", "obs_0", "action", "reward", "episode", "time")
-    for word in (*columns, "0.02 s", "Exit code 4"):
+    columns = ("obs_0", "action", "reward", "episode", "time")
+    for word in (*columns, "ssm-metarl families", "Exit code 4"):
         assert word in shown
+    listed = cli("families").out
+    for word in ("x m, x_dot m/s, theta rad, theta_dot rad/s", "steps of 0.02 s"):
+        assert word in listed

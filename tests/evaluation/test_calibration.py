@@ -15,7 +15,7 @@ from ssm_metarl.config import Calibration
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation import calibration as module
-from ssm_metarl.evaluation.calibration import calibrate, harm_limit, most_falls
+from ssm_metarl.evaluation.calibration import calibrate, harm_limit, loss_limit, most_falls
 from ssm_metarl.evaluation.episodes import collect_support, shuffle_actions
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.tasks.cartpole import CARTPOLE
@@ -48,6 +48,18 @@ def test_the_limit_is_the_largest_that_stays_within_the_budget() -> None:
     assert harm_limit(losses, falls) == 41.0
     nothing_falls = {kind: np.zeros(100, bool) for kind in losses}
     assert harm_limit(losses, nothing_falls) == 99.5
+
+
+def test_lies_that_look_honest_do_not_keep_honest_steps_from_helping() -> None:
+    honest = np.linspace(0.0, 1.0, 101)
+    falls = {"honest": np.zeros(101, bool), "shuffled": np.ones(101, bool)}
+    told = {"honest": honest, "shuffled": honest + 2.0}  # their losses tell them apart
+    assert loss_limit(told, falls) == (2.0, True)
+    alike = {"honest": honest, "shuffled": honest}
+    assert loss_limit(alike, falls) == (pytest.approx(0.99), False)
+    harmful = {"honest": honest > 0.5, "shuffled": np.ones(101, bool)}
+    limit, told_lies = loss_limit(alike, harmful)
+    assert limit < 0.55 and not told_lies, "honest steps that harm are undone all the same"
 
 
 def test_where_even_the_lowest_loss_is_followed_by_falls_nothing_is_kept() -> None:
