@@ -21,13 +21,13 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.adaptation.arms import BUDGETS, NOTHING, SHORT, TO_GOAL
-from benchmarks.adaptation.recipes import Pair, title
-from benchmarks.adaptation.scoring import Scoring
-from ssm_metarl.evaluation.profiles import (
+from benchmarks.adaptation.profiles import (
     improvement_interval,
     performance_profile,
     probability_of_improvement,
 )
+from benchmarks.adaptation.recipes import Pair, title
+from benchmarks.adaptation.scoring import Scoring
 from ssm_metarl.evaluation.statistics import (
     bootstrap_interval,
     crossed_error,

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from ssm_metarl.evaluation.profiles import (
+from benchmarks.adaptation.profiles import (
     improvement_interval,
     performance_profile,
     probability_of_improvement,
-    profile_band,
 )
 from ssm_metarl.seeding import generator
 
@@ -43,16 +42,6 @@ def test_probability_of_improvement_and_its_interval_are_those_of_rliable():
 def test_profile_is_the_share_strictly_above():
     shares = performance_profile(X, [0.0, 0.4, 0.5, 0.9])
     assert shares.tolist() == pytest.approx([1, 8 / 12, 5 / 12, 0])
-
-
-def test_profile_band_holds_the_profile_and_has_no_width_without_spread_between_runs():
-    thresholds = np.linspace(0, 1, 11)
-    low, high = profile_band(X, thresholds, seed=0, num_resamples=200)
-    profile = performance_profile(X, thresholds)
-    assert ((low <= profile) & (profile <= high)).all() and (low < high).any()
-    same = np.repeat(X[:1], 3, axis=0)
-    low, high = profile_band(same, thresholds, seed=0, num_resamples=50)
-    assert (low == high).all()
 
 
 def _coverage(shift: float, confidence: float, repetitions: int = 200) -> float:

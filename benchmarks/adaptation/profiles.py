@@ -1,6 +1,6 @@
 """Two arms, or all scores at once, over several runs: what a single number hides.
 
-Place in the flow: stage 7, beside `statistics`, for scores of R training seeds on K tasks. Both are
+Place in the flow: under `comparison`, for scores of R training seeds on K tasks. Both are
 those of Agarwal et al. 2021 (arXiv 2108.13264, section 4.3), with their stratified bootstrap: runs
 are resampled within each task, tasks are not resampled.
 
@@ -74,24 +74,6 @@ def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> Scores:
     """
     (table,) = _tables(scores)
     return _profile(table, np.asarray(thresholds, dtype=np.float64))
-
-
-def profile_band(
-    scores: ArrayLike,
-    thresholds: ArrayLike,
-    *,
-    seed: int,
-    num_resamples: int = 2000,
-    confidence: float = 0.95,
-) -> tuple[Scores, Scores]:
-    """Lower and upper end of `performance_profile` at each threshold, pointwise, (M,) each."""
-    (table,) = _tables(scores)
-    limits = np.asarray(thresholds, dtype=np.float64)
-    draw = generator(seed, "bootstrap-profile")
-    profiles = np.stack([_profile(_resample(table, draw), limits) for _ in range(num_resamples)])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(profiles, [tail, 1 - tail], axis=0)
-    return low, high
 
 
 def _tables(*scores: ArrayLike) -> tuple[Scores, ...]:
