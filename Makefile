@@ -4,7 +4,7 @@ PYTHON ?= python3
 PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo figures models long-training self-improvement bench adaptation needs check test \
+.PHONY: help venv demo figures pendulum models long-training self-improvement bench adaptation needs check test \
 	test-processors test-nightly fix clean
 
 help: ## List the targets
@@ -43,6 +43,17 @@ long-training: .venv/.installed-report ## Train five times as long, and draw the
 	rm -rf runs/long
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --max_env_steps 7250000 --out runs/long
 	.venv/bin/python docs/draw_long_training.py
+
+pendulum: .venv/.installed-report ## Train both modes on ten seeds of the pendulum, put figures into docs (30 minutes)
+	for seed in $(SEEDS); do for mode in meta_rl in_context; do \
+		out=runs/pendulum-$$mode-$$seed; rm -rf $$out; \
+		.venv/bin/ssm-metarl train --mode $$mode --family pendulum --seed $$seed --out $$out || exit; \
+		for split in id ood; do \
+			.venv/bin/ssm-metarl evaluate --model $$out --num_tasks 200 --seed 50000 \
+				--split $$split --json > $$out/$$split.json || exit; \
+		done \
+	done; done
+	.venv/bin/python docs/update_pendulum.py $(SEEDS)
 
 RSI_SEEDS = 0 1 2 3 4
 

@@ -242,6 +242,19 @@ def between(name: str, page: str = FIGURES) -> str:
     return page.split(f"<!-- {name} -->")[1].split(f"<!-- end of {name} -->")[0]
 
 
+def test_the_pendulums_figures_are_the_committed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    figures = importlib.import_module("update_pendulum")
+    rows = json.loads((ROOT / "docs/results/pendulum.json").read_text())
+    assert figures.table(rows) in between("pendulum")
+    for mode, arm in (("meta_rl", "standard"), ("in_context", "in_context")):
+        trainings = [row for row in rows if row["mode"] == mode]
+        assert len({row["training_seed"] for row in trainings}) == len(trainings)
+        for row in trainings:
+            assert row["id"]["seed"] >= 10_000 and row["id"]["num_tasks"] == 200
+            assert figures.share(row["id"], arm) >= 0.9
+
+
 def test_a_newcomer_finds_the_way() -> None:
     lines = README.splitlines()
     python = next(i for i, line in enumerate(lines) if line == "```python")
