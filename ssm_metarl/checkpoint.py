@@ -144,6 +144,8 @@ def _check_size(config: PolicyConfig, tensors: Mapping[str, Tensor]) -> None:
     if config.core == "diagonal":
         matrices[0] *= config.num_layers
         matrices.append(config.hidden_dim * (config.num_actions or config.action_dim))
+        if config.in_context:
+            matrices.append(config.hidden_dim * config.actions_seen)
     else:
         matrices.append(config.hidden_dim * config.output_dim)
     if held < max(matrices):

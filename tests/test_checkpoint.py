@@ -447,3 +447,15 @@ def test_a_file_with_lines_of_its_own_is_refused_in_one(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="line line") as refused:
             open_it(path)
         assert "\n" not in str(refused.value)
+
+
+def test_a_claimed_number_of_actions_costs_no_memory(tmp_path: Path) -> None:
+    """An in-context policy's input grows with them."""
+    config = PolicyConfig(
+        state_dim=3, hidden_dim=4, num_layers=1, obs_scale=(1.0,), num_actions=2, in_context=True
+    )
+    policy = build_policy(config, seed=0, inner_lr=0.01)
+    tensors = {f"policy.{name}": v for name, v in policy.state_dict().items()}
+    claimed = Checkpoint(policy_config={**asdict(config), "actions_seen": 2**31}, tensors=tensors)
+    with pytest.raises(ValueError, match="expected at least 8589934592 numbers"):
+        claimed.policy()

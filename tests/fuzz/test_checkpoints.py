@@ -115,7 +115,8 @@ def claimed_sizes(rng: np.random.Generator, sound: Checkpoint) -> bytes:
     config = header["policy_config"]
     for _ in range(int(rng.integers(1, 3))):
         name = pick(rng, ["state_dim", "hidden_dim", "num_layers", "output_dim", "num_actions",
-                          "action_dim", "obs_scale", "predicted_dims", "told_dims"])  # fmt: skip
+                          "action_dim", "obs_scale", "predicted_dims", "told_dims",
+                          "actions_seen"])  # fmt: skip
         size = pick(rng, SIZES)
         config[name] = [1.0] * (size % 50) if name == "obs_scale" else size
         if name == "predicted_dims":
