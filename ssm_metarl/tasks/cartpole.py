@@ -26,6 +26,7 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import compiled, kernels_apply
 from ssm_metarl.entrance import fitted
+from ssm_metarl.tasks.batched import leading, spread
 from ssm_metarl.tasks.control import lqr
 from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import (
@@ -44,7 +45,6 @@ X_LIMIT = 2.4  # m
 THETA_LIMIT = 12 * 2 * torch.pi / 360  # rad
 PARAMETERS = ("force", "length", "mass", "gravity", "sign")
 STATE = ("x", "x_dot", "theta", "theta_dot")
-PRECISIONS = (torch.float32, torch.float64)
 
 
 class CartPoleDynamics:
@@ -111,49 +111,6 @@ class CartPoleDynamics:
         state = state + TIME_STEP * derivative
         terminated = (state[..., 0].abs() > X_LIMIT) | (state[..., 2].abs() > THETA_LIMIT)
         return state, torch.ones_like(x), terminated
-
-
-def leading(state: Tensor, size: int) -> tuple[tuple[int, int], torch.dtype]:
-    """(K, N) of a state (K, N, size) of floating-point numbers, and their type.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if not isinstance(state, Tensor):
-        raise ValueError(f"state: expected a tensor, received {type(state).__name__}")
-    shape, kind = state.shape, state.dtype
-    if len(shape) != 3 or shape[2] != size or kind not in PRECISIONS:
-        raise ValueError(
-            f"state: expected shape (K, N, {size}), float32 or float64, received {tuple(shape)}, "
-            f"{str(kind).removeprefix('torch.')}"
-        )
-    return (shape[0], shape[1]), kind
-
-
-def spread(
-    names: Sequence[str], parameters: Mapping[str, Tensor], lead: tuple[int, int], kind: torch.dtype
-) -> list[np.ndarray]:
-    """Parameters of each environment, (K, N) each, from some that broadcast to it.
-
-    Raises:
-        ValueError: One is missing, or does not broadcast.
-    """
-    arrays = []
-    for name in names:
-        value = parameters.get(name)
-        if not isinstance(value, Tensor) or value.shape != lead or value.dtype is not kind:
-            try:
-                if not isinstance(value, Tensor) or value.dtype.is_complex:
-                    raise RuntimeError
-                value = value.to(kind).expand(lead)
-            except RuntimeError:
-                received = tuple(value.shape) if isinstance(value, Tensor) else value
-                raise ValueError(
-                    f"{name}: expected real numbers that broadcast to (K, N) = {tuple(lead)}, "
-                    f"received {received}"
-                ) from None
-        arrays.append(value.detach().numpy() if value.requires_grad else value.numpy())
-    return arrays
 
 
 @compiled

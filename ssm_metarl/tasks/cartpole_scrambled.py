@@ -28,12 +28,11 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import compiled
 from ssm_metarl.entrance import fitted, shaped
+from ssm_metarl.tasks.batched import leading, spread
 from ssm_metarl.tasks.cartpole import (
     CARTPOLE,
     CartPoleDynamics,
     CartPoleExpert,
-    leading,
-    spread,
 )
 from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
 

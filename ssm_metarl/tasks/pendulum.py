@@ -28,7 +28,7 @@ from torch import Tensor
 from ssm_metarl.action_space import Continuous
 from ssm_metarl.compiled import compiled, kernels_apply
 from ssm_metarl.entrance import fitted
-from ssm_metarl.tasks.cartpole import leading, spread
+from ssm_metarl.tasks.batched import leading, spread
 from ssm_metarl.tasks.control import lqr
 from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
