@@ -21,7 +21,8 @@ from torch import Tensor
 from ssm_metarl.adaptation.propensity import propensity_weights
 from ssm_metarl.config import Objective, ReplayWeights
 from ssm_metarl.core.distributions import ActionDistribution
-from ssm_metarl.core.policy import Policy, check_actions
+from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.policy_network import check_actions
 from ssm_metarl.objectives.policy_gradient import PolicyGradientLoss
 from ssm_metarl.objectives.prediction import PredictionLoss, target_spread
 from ssm_metarl.objectives.returns import advantages

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ssm_metarl.core.policy_network import PolicyNetwork, PolicyOutput
 from ssm_metarl.core.readings import Readings
 from ssm_metarl.core.trial_memory import TrialMemory
 from ssm_metarl.entrance import shaped
 from ssm_metarl.types import FlatParams
-
-if TYPE_CHECKING:
-    from ssm_metarl.core.policy import Policy, PolicyOutput
 
 
 class ActingState:
@@ -33,7 +30,7 @@ class ActingState:
     """
 
     def __init__(
-        self, policy: Policy, num_tasks: int, num_envs: int, trial_episodes: int | None
+        self, policy: PolicyNetwork, num_tasks: int, num_envs: int, trial_episodes: int | None
     ) -> None:
         self._policy = policy
         self.num_tasks, self.num_envs = num_tasks, num_envs

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,11 +18,9 @@ from ssm_metarl.compiled import HALF, ZERO, compiled, exp, threads_worth
 from ssm_metarl.core.acting import ActingState
 from ssm_metarl.core.fused import KernelRun
 from ssm_metarl.core.heads import LinearHeads
+from ssm_metarl.core.policy_network import PolicyNetwork
 from ssm_metarl.entrance import fitted
 from ssm_metarl.types import FlatParams
-
-if TYPE_CHECKING:
-    from ssm_metarl.core.policy import Policy
 
 LOG_ROOT_TWO_PI = np.float32(0.5 * math.log(2 * math.pi))
 
@@ -40,7 +37,7 @@ class CompiledActor:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: PolicyNetwork,
         params: FlatParams,
         state: ActingState,
         noise: Iterator[Tensor] | None,

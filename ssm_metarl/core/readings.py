@@ -7,14 +7,11 @@ same action from there on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-if TYPE_CHECKING:
-    from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.policy_network import PolicyNetwork
 
 INF = float("inf")
 WILD = 1e6
@@ -30,7 +27,7 @@ class Readings:
         num_envs: N.
     """
 
-    def __init__(self, policy: Policy, num_tasks: int, num_envs: int) -> None:
+    def __init__(self, policy: PolicyNetwork, num_tasks: int, num_envs: int) -> None:
         self._policy = policy
         self._surely_sane = WILD / float(policy.obs_scale.abs().max().clamp(min=1e-30))
         self._last = policy.step_size.new_zeros(num_tasks, num_envs, policy.obs_dim)

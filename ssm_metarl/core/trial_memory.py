@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from copy import copy, deepcopy
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +20,10 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import ZERO, compiled
 from ssm_metarl.core.identification import Identification, regress
+from ssm_metarl.core.policy_network import PolicyNetwork
 from ssm_metarl.core.readings import WILD
 from ssm_metarl.core.trial_input import CHANGE, LEVEL, PLANT
 from ssm_metarl.entrance import fitted, shaped
-
-if TYPE_CHECKING:
-    from ssm_metarl.core.policy import Policy
 
 
 class TrialMemory:
@@ -41,7 +38,7 @@ class TrialMemory:
         trial_episodes: Episodes after which all is forgotten; None for never.
     """
 
-    def __init__(self, policy: Policy, rows: int, trial_episodes: int | None) -> None:
+    def __init__(self, policy: PolicyNetwork, rows: int, trial_episodes: int | None) -> None:
         assert policy.trial_input is not None
         self._layout = policy.trial_input
         self._policy, self._trial_episodes, self._rows = policy, trial_episodes, rows
