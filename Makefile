@@ -31,13 +31,18 @@ figures: demo ## Train on ten seeds (10 minutes), and put them into docs/figures
 	done
 	.venv/bin/python docs/update_readme.py $(SEEDS)
 
-models: .venv/.installed-report ## Train, evaluate and ship the two models with their cards (5 minutes)
-	rm -rf runs/cartpole runs/cartpole_hybrid_real_model
+models: .venv/.installed-report ## Train, evaluate and ship the four models with their cards (10 minutes)
+	rm -rf runs/cartpole runs/cartpole_hybrid_real_model runs/cartpole_in_context runs/pendulum_in_context
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --tasks_per_epoch 32 \
 		--max_env_steps 2900000 --out runs/cartpole
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --core state_space \
 		--adaptation_mode hybrid --out runs/cartpole_hybrid_real_model
-	.venv/bin/python docs/ship_models.py cartpole cartpole_hybrid_real_model
+	for family in cartpole pendulum; do \
+		.venv/bin/ssm-metarl train --mode in_context --family $$family --seed 0 \
+			--out runs/$${family}_in_context || exit; \
+	done
+	.venv/bin/python docs/ship_models.py cartpole cartpole_hybrid_real_model cartpole_in_context \
+		pendulum_in_context
 
 long-training: .venv/.installed-report ## Train five times as long, and draw the curve (3 minutes)
 	rm -rf runs/long
