@@ -63,7 +63,7 @@ def in_context_card(
     return f"""# {name}
 
 A `{type(policy.core).__name__}` of {policy.num_parameters():,} parameters that adapts by
-remembering (RL²): its hidden state runs through all episodes of a trial, and no weight changes at test time.
+remembering (RL²): its hidden state runs through all episodes of a trial, and no weight changes.
 `{name}.safetensors`: weights, and this training's settings as JSON in its header.
 
 {made_by(checkpoint, last)}
