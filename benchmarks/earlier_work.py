@@ -30,8 +30,8 @@ def training(flags: list[str]) -> float:
         subprocess.run([*command, *flags, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
         lines = (out / "training_log.jsonl").read_text().splitlines()
     log = [json.loads(line) for line in lines]
-    first, last = log[1], log[-1]
-    return float((last["seconds"] - first["seconds"]) / (last["env_steps"] - first["env_steps"]))
+    steps = log[-1]["env_steps"] - log[1]["env_steps"]
+    return float(sum(epoch["seconds"] for epoch in log[2:]) / steps)
 
 
 def median_seconds(call: Callable[[], object]) -> float:
