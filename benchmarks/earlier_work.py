@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 SECONDS = 2.0
@@ -58,7 +59,7 @@ def calls() -> dict[str, float]:
     for tasks, envs in ((1, 1), (TASKS, ENVS)):
         actor = policy.actor(params, tasks, envs)
         obs, reset = torch.randn(tasks, envs, 4) * 0.05, torch.zeros(tasks, envs, dtype=torch.bool)
-        found[f"acting_{tasks}x{envs}"] = median_seconds(lambda a=actor, o=obs, r=reset: a(o, r))
+        found[f"acting_{tasks}x{envs}"] = median_seconds(partial(actor, obs, reset))
     for tasks in (1, TASKS):
         shape = (STEPS, tasks, 1)
         no, path = torch.zeros(shape, dtype=torch.bool), torch.randn(STEPS + 1, tasks, 1, 4) * 0.05
@@ -70,12 +71,10 @@ def calls() -> dict[str, float]:
             log_prob=torch.full(shape, -0.7),
         )  # fmt: skip
         if tasks == 1:
-            adapter = StandardAdapter()
-            found["adapting_1"] = median_seconds(lambda r=rollout, a=adapter: a.adapt(policy, r))
+            call: Callable[[], object] = partial(StandardAdapter().adapt, policy, rollout)
         else:
-            config = StandardAdaptationConfig()
-            call = lambda r=rollout, c=config: adapt_to_tasks(policy, r, c)  # noqa: E731
-            found[f"adapting_{tasks}"] = median_seconds(call)
+            call = partial(adapt_to_tasks, policy, rollout, StandardAdaptationConfig())
+        found[f"adapting_{tasks}"] = median_seconds(call)
     return found
 
 

@@ -95,6 +95,8 @@ class PolicyConfig:
     """Last actions that an in-context policy is told, newest first (see `trial_input`)."""
     identifies: bool = True
     """Whether an in-context policy is told what least squares finds of the plant."""
+    foresees: bool = False
+    """Whether it is told that as what will happen (`foresight`), as every new one is."""
 
     def __post_init__(self) -> None:
         check_fields(self, finite=False)
@@ -106,6 +108,8 @@ class PolicyConfig:
         require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
         require(not self.in_context or self.core == "diagonal", "in_context",
                 "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        require(self.identifies or not self.foresees, "foresees", "False without identifies",
+                self.foresees)  # fmt: skip
         require(not (self.in_context and self.mirror) or self.num_actions in (None, 2), "mirror",
                 "False in context with more than two actions", self.mirror)  # fmt: skip
         size = len(self.obs_scale)

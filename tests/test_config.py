@@ -183,6 +183,7 @@ FREE: dict[type, set[str]] = {  # any value of the type will do, or another fiel
         "in_context",
         "memory",
         "identifies",
+        "foresees",  # refused without it: `test_foresight`
     },
     Calibration: {"objective", "target_spread", "told_lies"},
     StandardAdaptationConfig: {"rollback"},

@@ -10,15 +10,18 @@ C numbers an action's code, of which the last S are told::
 
     level       squash_50(z), z clipped to what training meets  O
     change      squash_200(z - z of the step before)            O      0 at an episode's first step
-    actions     code of the last S actions of this episode      S C    0 where there was none
-    plant       squash_100(W): least squares up to now          O O + S O C    `identification`
+    moves       squash_100(W_z): least squares up to now        O O    `identification`
+    effect      squash_100(e_S): of an action now, S steps on   C O    `foresight`
+    free        squash_50(f_S), clipped: S steps on without it  O      `foresight`
     reward      asinh(last reward)                              1      0 at a trial's first step
     flags       first step of the trial, first of a later episode      2
 
-For two actions the code is +-1 and 0 for none: one-hot and "none yet" in one number. S is one more
-than the steps that an action may be under way: with fewer, no coefficient is that of the action
-that just arrived, and least squares finds a plant that is none. The plant's part grows with O², and
-its arithmetic with O³: where observations are many it is left out (`PolicyConfig.identifies`).
+S, the last actions that count, is one more than the steps that an action may be under way: with
+fewer, no coefficient is that of the action that just arrived, and least squares finds a plant that
+is none. The plant's part grows with O², and its arithmetic with O³: where observations are many it
+is left out (`PolicyConfig.identifies`), and the codes of the last S actions of this episode stand
+in its place, 0 where there was none. For two actions the code is +-1: one-hot and "none yet" in one
+number. Files of earlier versions (`PolicyConfig.foresees`) have the actions, then all of W.
 
 The trap: an action that still travels through a slow actuator belongs to its episode. The next
 episode starts with an empty line, hence without the last one's actions.
@@ -33,6 +36,7 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.config import PolicyConfig
+from ssm_metarl.core.foresight import foresee
 from ssm_metarl.core.identification import Identification
 
 LEVEL, CHANGE, PLANT = 50.0, 200.0, 100.0
@@ -50,14 +54,17 @@ class TrialInput:
     actions_seen: int
     """S."""
     identifies: bool
-    """Whether the plant's coefficients are in it."""
+    """Whether what least squares finds of the plant is in it."""
+    foresees: bool = False
+    """Whether that is what will happen, in place of the actions and all coefficients."""
 
     @classmethod
     def of(cls, config: PolicyConfig, code_dim: int) -> TrialInput | None:
         """That of an architecture; None where it is no in-context one."""
         if not config.in_context:
             return None
-        return cls(len(config.obs_scale), code_dim, config.actions_seen, config.identifies)
+        found = config.identifies, config.foresees
+        return cls(len(config.obs_scale), code_dim, config.actions_seen, *found)
 
     @property
     def actions_dim(self) -> int:
@@ -72,7 +79,13 @@ class TrialInput:
     @property
     def size(self) -> int:
         """Size of the input, I."""
-        return 2 * self.obs_dim + self.actions_dim + self.plant_rows * self.obs_dim + 3
+        rows = self.obs_dim + self.code_dim + 1 if self.foresees else self.plant_rows
+        return 2 * self.obs_dim + self.actions_told + rows * self.obs_dim + 3
+
+    @property
+    def actions_told(self) -> int:
+        """Numbers of the input that are actions."""
+        return 0 if self.foresees else self.actions_dim
 
     def reflection(self, observed: Tensor) -> Tensor:
         """What the mirrored history's input is, factor by factor, shape (I,).
@@ -85,8 +98,11 @@ class TrialInput:
         """
         actions = -observed.new_ones(self.actions_dim)
         movers = torch.cat([observed, actions])[: self.plant_rows]
+        if self.foresees:  # the free response is an observation
+            movers = torch.cat([observed, actions[: self.code_dim], observed.new_ones(1)])
         moves = (movers[:, None] * observed).flatten()
-        return torch.cat([observed, observed, actions, moves, observed.new_ones(3)])
+        told = actions[: self.actions_told]
+        return torch.cat([observed, observed, told, moves, observed.new_ones(3)])
 
     def of_step(
         self,
@@ -118,7 +134,13 @@ class TrialInput:
         level = squash(z.clamp(-limit, limit), LEVEL)
         change = squash(z - before, CHANGE)
         flags = torch.stack([torch.asinh(reward), first.to(z.dtype), later.to(z.dtype)], dim=-1)
-        return torch.cat([level, change, actions, squash(plant, PLANT), flags], dim=-1)
+        told = [actions, squash(plant, PLANT)]
+        if self.foresees:
+            found = plant.unflatten(-1, (self.plant_rows, self.obs_dim))
+            free, effect = foresee(z, actions, found, self.code_dim)
+            moves = torch.cat([found[..., : self.obs_dim, :], effect], dim=-2).flatten(-2)
+            told = [squash(moves, PLANT), squash(free.clamp(-limit, limit), LEVEL)]
+        return torch.cat([level, change, *told, flags], dim=-1)
 
     def of_sequences(
         self,

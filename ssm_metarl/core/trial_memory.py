@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import ZERO, compiled
+from ssm_metarl.core.foresight import foresee_one
 from ssm_metarl.core.identification import Identification, regress
 from ssm_metarl.core.policy_network import PolicyNetwork
 from ssm_metarl.core.readings import WILD
@@ -129,7 +130,7 @@ class TrialMemory:
             self._trial_episodes or 0, self._before.numpy(), self._actions.numpy(),
             self._reward.numpy(), self._told.numpy(), self._episode.numpy(), plant.gram.numpy(),
             plant.cross.numpy(), self._found.numpy(), self._held.numpy(),
-            self.bad_readings.numpy(), x, first,
+            self.bad_readings.numpy(), self._layout.code_dim * self._layout.foresees, x, first,
         )  # fmt: skip
         return torch.from_numpy(x), torch.from_numpy(first)
 
@@ -174,15 +175,26 @@ def squash(value, sharpness):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def _put(coefficients, x, place):  # type: ignore[no-untyped-def]
+    """Squash (F, O) into x from a place on; the place after it."""
+    for i in range(coefficients.shape[0]):
+        for j in range(coefficients.shape[1]):
+            x[place] = squash(coefficients[i, j], PLANT)
+            place += 1
+    return place
+
+
+@compiled
 def _observe(  # type: ignore[no-untyped-def]
     obs, reset, limit, scale, trial_episodes, before, actions, reward, told, episode, gram, cross,
-    found, held, bad, x, first,
+    found, held, bad, foreseen_codes, x, first,
 ):  # fmt: skip
-    """`TrialMemory.observe_plainly`, number by number."""
+    """`TrialMemory.observe_plainly`, number by number; foreseen_codes is C, or 0 for none."""
     dims, codes = obs.shape[1], actions.shape[1]
     size = dims + codes
     phi, y = np.empty(size), np.empty(dims)
     root = np.empty((size, size))
+    moved, free, effect = np.empty(dims), np.empty(dims), np.empty((foreseen_codes, dims))
     for r in range(len(obs)):
         number = episode[r] % trial_episodes if trial_episodes > 0 else episode[r]
         first[r] = reset[r] and number == 0
@@ -205,15 +217,23 @@ def _observe(  # type: ignore[no-untyped-def]
             x[r, dims + i] = squash(y[i], CHANGE)
         for j in range(codes):
             phi[dims + j] = actions[r, j]
-            x[r, 2 * dims + j] = actions[r, j]
         bad[r] += held[r]
-        place = 2 * dims + codes
+        place = 2 * dims
         if found.shape[1] > 0:
             regress(phi, y, unknown or held[r], first[r], gram[r], cross[r], root, found[r])
-        for i in range(found.shape[1]):
-            for j in range(dims):
-                x[r, place] = squash(found[r, i, j], PLANT)
-                place += 1
+        if foreseen_codes == 0:
+            for j in range(codes):
+                x[r, place + j] = actions[r, j]
+            place += codes
+            place = _put(found[r], x[r], place)
+        else:
+            foresee_one(before[r], actions[r], found[r], moved, free, effect)
+            place = _put(found[r, :dims], x[r], place)
+            place = _put(effect, x[r], place)
+            for i in range(dims):
+                bound = limit[i] * scale[i]
+                x[r, place + i] = squash(min(max(free[i], -bound), bound), LEVEL)
+            place += dims
         if math.isfinite(reward[r]):
             told[r] = reward[r]
         x[r, place] = 0 if first[r] else math.asinh(told[r])

@@ -56,10 +56,10 @@ def architecture(
     )
     told: dict[str, Any] = {}
     if meta.in_context and like is not None and like.in_context:
-        told = {"actions_seen": like.actions_seen, "identifies": like.identifies}
+        told = {n: getattr(like, n) for n in ("actions_seen", "identifies", "foresees")}
     elif meta.in_context:
         told["actions_seen"] = max(ACTIONS_SEEN, family.dead_time + 1)
-        told["identifies"] = obs_dim <= MAX_IDENTIFIED
+        told["identifies"] = told["foresees"] = obs_dim <= MAX_IDENTIFIED
     obs_limit = family.limits
     if nonlinear:
         obs_scale = (1.0,) * obs_dim

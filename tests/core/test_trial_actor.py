@@ -86,7 +86,11 @@ def test_the_memory_crosses_an_episodes_end_and_not_a_trials():
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-@pytest.mark.parametrize("layout", [{}, {"actions_seen": 5}, {"identifies": False}])
+@pytest.mark.parametrize(
+    "layout",
+    [{}, {"actions_seen": 5}, {"identifies": False}, {"foresees": True},
+     {"foresees": True, "actions_seen": 5}],
+)  # fmt: skip
 def test_the_plain_actor_acts_alike(monkeypatch, mirror, layout):
     policy = small_policy(mirror=mirror, **layout)
     compiled = sampled_rollout(policy, policy.meta_params(), 2)

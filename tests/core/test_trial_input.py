@@ -149,7 +149,7 @@ def test_a_plant_is_known_with_an_action_more_than_its_dead_time_and_not_with_fe
 def test_least_squares_can_tell_of_every_familys_dead_time(name):
     family = FAMILIES[name]
     config = in_context_architecture(InContextConfig(), family)
-    assert config.identifies and config.actions_seen >= family.dead_time + 1
+    assert config.foresees and config.actions_seen >= family.dead_time + 1
     assert config.actions_seen >= 3
     policy = build_policy(config, seed=0, inner_lr=0.1)
     assert policy.trial_input.plant_rows == len(config.obs_scale) + (
