@@ -23,11 +23,11 @@ from typing import IO, TYPE_CHECKING, Any
 from ssm_metarl.daemon.control import (
     HEARTBEAT,
     PAUSED,
+    REQUESTS,
     Control,
     request,
     requested,
     withdraw,
-    withdraw_stops,
 )
 from ssm_metarl.daemon.lock import (
     adopt_lock,
@@ -136,18 +136,35 @@ def start(
     return True
 
 
+def _await_beat(lineage: Path, life: str, child: Popen[bytes], with_report: bool) -> None:
+    """Wait until a new daemon beats, and has reported; one that is only slow is left alone."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        code = child.poll()
+        beat = read_in_place(lineage / HEARTBEAT)
+        beaten = beat.get("life") == life
+        if beaten and (beat.get("status") or not with_report or code == 0):
+            return
+        if code is not None:
+            last = "".join(follow_log(lineage, 1, follow=False)).strip()
+            if beaten and code == REFUSED:
+                raise ValueError(last)
+            raise DaemonError(
+                f"start: expected a daemon that lives, received exit code {code}; the last line "
+                f"of {lineage / LOG}: {last or 'none'}"
+            )
+        time.sleep(0.01)
+
+
 def stop(lineage: Path, timeout: float = STOP_SECONDS) -> bool:
     """Ask the daemon to stop and wait until it has; nobody is ever signalled.
-
-    Args:
-        lineage: Its folder.
-        timeout: Seconds to wait.
 
     Returns:
         False if none was running.
 
     Raises:
-        DaemonError: It still runs. The request stays: it stops as soon as it looks.
+        DaemonError: It still runs after so many seconds. The request stays: it stops as soon as it
+            looks.
     """
     deadline = time.monotonic() + timeout
     life, waited = "", False
@@ -212,15 +229,14 @@ def status(lineage: Path) -> dict[str, Any]:
         state = "starting"
     else:
         state = "stopping" if beat.get("stopping") else "running"
-    alive = held and ours
     return {
         "lineage": str(lineage),
         "state": state,
         "paused": (lineage / PAUSED).exists(),
         "pid": verified_pid(record) if held else None,
         "arguments": record.get("arguments", []),
-        "heartbeat_age": age if alive else None,
-        "report_age": now - beat["reported"] if alive else None,
+        "heartbeat_age": age if held and ours else None,
+        "report_age": now - beat["reported"] if held and ours else None,
         "exit_code": beat["exit_code"] if ours and not held else None,
         "status": beat.get("status", {}),
     }
@@ -233,9 +249,6 @@ def follow_log(lineage: Path, lines: int = 20, follow: bool = True) -> Iterator[
         lineage: The daemon's folder.
         lines: How many of the old ones.
         follow: Whether to wait for more, without end.
-
-    Yields:
-        Lines with their ends, the newest perhaps still without.
 
     Raises:
         ValueError: There is no log, and it is not to be waited for.
@@ -299,11 +312,7 @@ def run_daemon(lineage: Path, lock: int, arguments: Sequence[str], work: Work | 
 
 
 class LogStream(TextIOBase):
-    """The daemon's stdout and stderr: a full disk costs lines of the log, never the work.
-
-    Args:
-        descriptor: Of the log.
-    """
+    """The daemon's stdout and stderr: a full disk costs lines of the log, never the work."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -323,33 +332,9 @@ def claim(lineage: Path, arguments: Sequence[str], cwd: str | None) -> int | Non
     """Take the lock, and remove requests to stop that were meant for earlier lives."""
     lock = take_lock(lineage, arguments, cwd)
     if lock is not None:
-        withdraw_stops(lineage)
+        for path in (lineage / REQUESTS).glob("stop*"):
+            path.unlink(missing_ok=True)
     return lock
-
-
-def _await_beat(lineage: Path, life: str, child: Popen[bytes], with_report: bool) -> None:
-    """Wait until a new daemon beats, and has reported; one that is only slow is left alone.
-
-    Raises:
-        ValueError: It has ended, for its work refused the arguments.
-        DaemonError: It has ended without a beat, or its work failed before the first report.
-    """
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        code = child.poll()
-        beat = read_in_place(lineage / HEARTBEAT)
-        beaten = beat.get("life") == life
-        if beaten and (beat.get("status") or not with_report or code == 0):
-            return
-        if code is not None:
-            last = "".join(follow_log(lineage, 1, follow=False)).strip()
-            if beaten and code == REFUSED:
-                raise ValueError(last)
-            raise DaemonError(
-                f"start: expected a daemon that lives, received exit code {code}; the last line "
-                f"of {lineage / LOG}: {last or 'none'}"
-            )
-        time.sleep(0.01)
 
 
 def open_log(lineage: Path) -> IO[bytes]:

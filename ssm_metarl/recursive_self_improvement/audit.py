@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from ssm_metarl import seeding
 from ssm_metarl.recursive_self_improvement.agent import RecursiveSelfImprovementAgent
 from ssm_metarl.recursive_self_improvement.candidates import Training
-from ssm_metarl.recursive_self_improvement.executor import Outcome
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY
 from ssm_metarl.recursive_self_improvement.lineage import Outcome as Decision
 from ssm_metarl.recursive_self_improvement.metrics import Measured, Measurement
 from ssm_metarl.recursive_self_improvement.store import WeightStore, name_of
+from ssm_metarl.recursive_self_improvement.worker import Outcome
 
 SPLITS = {"id": "average_reward", "ood": PRIMARY}
 TASKS_AT_ONCE = 100

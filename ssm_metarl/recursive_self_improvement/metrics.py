@@ -153,8 +153,8 @@ def area(curve: NDArray[np.float64], lengths: Sequence[int]) -> NDArray[np.float
 
 
 def differences(
-    new: Mapping[str, Sequence[float]],
-    old: Mapping[str, Sequence[float]],
+    new: Mapping[str, Sequence[float | None]],
+    old: Mapping[str, Sequence[float | None]],
     bounds: tuple[float, float],
     *,
     stability_cap: float | None = None,
@@ -162,7 +162,7 @@ def differences(
     """D of every pair for every metric that both sides have, as a share of the range.
 
     Args:
-        new: Scores of the candidate.
+        new: Scores of the candidate; None or NaN where it crashed.
         old: Scores of the champion on the same tasks.
         bounds: Least and greatest return possible.
         stability_cap: c of the metric ``stability``; without it there is none.
