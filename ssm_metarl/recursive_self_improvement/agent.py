@@ -34,6 +34,7 @@ from ssm_metarl.recursive_self_improvement.metrics import (
     Measured,
     Measurement,
     bounds_of,
+    lost,
 )
 from ssm_metarl.recursive_self_improvement.proposals import changes_of, propose, require_optuna
 from ssm_metarl.recursive_self_improvement.safety import evaluator_hash, require_room
@@ -414,10 +415,9 @@ class RecursiveSelfImprovementAgent:
             )
             for name in weights
         ]
-        names = (PRIMARY, *CURVE_METRICS) if with_curve else (PRIMARY,)
-        lost = {name: [float("nan")] * count for name in names}
         measured = [
-            Measured(lost, 0, o.failure) if o.failure else o.value for o in self.executor.run(jobs)
+            lost(count, with_curve, o.failure) if o.failure else o.value
+            for o in self.executor.run(jobs)
         ]
         spent = sum(m.env_steps for m in measured)
         return {"start": start, "count": count, "env_steps": spent}, measured

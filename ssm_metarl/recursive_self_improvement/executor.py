@@ -19,12 +19,7 @@ from multiprocessing.connection import wait
 from multiprocessing.util import Finalize
 from typing import Any, Self
 
-from ssm_metarl.recursive_self_improvement.worker import (
-    GRACE_SECONDS,
-    Outcome,
-    Worker,
-    failure_of,
-)
+from ssm_metarl.recursive_self_improvement.worker import GRACE_SECONDS, Outcome, Worker, failure_of
 
 _SLICE_SECONDS = 0.1  # the longest that a stop, a timeout or a death goes unnoticed
 _MEMORY_SECONDS = 0.5  # between two looks at the workers' memory

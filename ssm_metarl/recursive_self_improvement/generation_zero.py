@@ -24,6 +24,8 @@ from ssm_metarl.settings import rebuild
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 
+ARCHITECTURE = ("core", "state_dim", "hidden_dim", "num_layers", "norm_dim", "memory")
+
 
 def family_of(env: Environment | TaskFamily | str) -> TaskFamily:
     """The task family that was meant.
@@ -113,15 +115,7 @@ def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) ->
 def _recipe(checkpoint: Checkpoint, family: TaskFamily) -> MetaTrainingConfig:
     """The training that the model came from, or the default one for its architecture."""
     if checkpoint.training:
-        training = checkpoint.settings
-        return rebuild(MetaTrainingConfig, training, "model: training")
+        return rebuild(MetaTrainingConfig, checkpoint.settings, "model: training")
     config = PolicyConfig.from_dict(checkpoint.policy_config)
-    return MetaTrainingConfig(
-        family=family.name,
-        core=config.core,
-        state_dim=config.state_dim,
-        hidden_dim=config.hidden_dim,
-        num_layers=config.num_layers,
-        norm_dim=config.norm_dim,
-        memory=config.memory,
-    )
+    sizes = {name: getattr(config, name) for name in ARCHITECTURE}
+    return MetaTrainingConfig(family=family.name, **sizes)

@@ -172,9 +172,8 @@ def _study(
 def _distributions(allowed: Mapping[str, Move]) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+    factor = FloatDistribution(0.5, 2.0, log=True)
     return {
-        name: CategoricalDistribution(move.choices)
-        if move.choices
-        else FloatDistribution(0.5, 2.0, log=True)
+        name: CategoricalDistribution(move.choices) if move.choices else factor
         for name, move in allowed.items()
     }
