@@ -65,15 +65,12 @@ def main(
     work: Work | None = None,
     command: Sequence[str] | None = None,
 ) -> int:
-    """Run a command line: ACTION [--lineage DIR] [arguments for the work].
+    """Run a command line, ACTION [--lineage DIR] [arguments for the work]; returns its exit code.
 
     Args:
         argv: The arguments; None for the process's own.
         work: What `run` does, see `run_daemon`.
         command: What `start` starts, see `start`.
-
-    Returns:
-        The exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)

@@ -39,11 +39,7 @@ class LineageArgument:
 
     @property
     def folder(self) -> Path:
-        """The lineage's folder.
-
-        Raises:
-            ValueError: It is a file.
-        """
+        """The lineage's folder; ValueError where it is a file."""
         from ssm_metarl.rsi_daemon import default_lineage
 
         folder = self.lineage or default_lineage()
@@ -52,11 +48,7 @@ class LineageArgument:
         return folder
 
     def existing(self) -> Path:
-        """The folder, which holds a lineage.
-
-        Raises:
-            ValueError: It does not.
-        """
+        """The folder; ValueError where it holds no lineage."""
         find_start(self.folder, None)
         return self.folder
 
@@ -286,11 +278,7 @@ def find_start(folder: Path, model: str | None) -> None:
 
 @contextmanager
 def foreground(folder: Path) -> Iterator[Control]:
-    """Be the one process that works at a lineage; Ctrl-C and SIGTERM ask it to stop.
-
-    Raises:
-        ValueError: Another one does.
-    """
+    """Be the one process that works at a lineage; Ctrl-C and SIGTERM ask it to stop."""
     import os
 
     from ssm_metarl.daemon.control import Control

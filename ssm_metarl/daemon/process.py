@@ -61,7 +61,7 @@ def default_lineage() -> Path:
     """``$SSM_METARL_HOME/rsi``, by default in the platform's folder for user data.
 
     Raises:
-        ValueError: This user has no home, or the variable names the home of a user who is none.
+        ValueError: There is no such home.
     """
     given = os.environ.get("SSM_METARL_HOME")
     try:
@@ -92,8 +92,8 @@ def start(
     Args:
         lineage: Its folder; made where it does not exist.
         arguments: For the work.
-        command: What runs a daemon, given the arguments of `run`; None for this module.
-        cwd: Where it runs, which relative paths among the arguments are relative to; None for here.
+        command: What runs a daemon, given the arguments of `run`; None for `COMMAND`.
+        cwd: Where it runs; None for here.
 
     Returns:
         False if one is running already.
@@ -101,7 +101,6 @@ def start(
     Raises:
         ValueError: The work refused its arguments.
         DaemonError: It ended at once.
-        OSError: The folder cannot be written to.
     """
     lineage = lineage.resolve()
     before = read_record(lineage)
@@ -116,14 +115,9 @@ def start(
         options = ["--lineage", str(lineage), "--lock-fd", str(lock), "--", *arguments]
         with open_log(lineage) as log:
             child = Popen(
-                [*(command or COMMAND), *options],
-                stdin=DEVNULL,
-                stdout=log,
-                stderr=STDOUT,
-                pass_fds=(lock,),
-                start_new_session=True,
-                cwd=cwd,
-            )
+                [*(command or COMMAND), *options], cwd=cwd, pass_fds=(lock,),
+                stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True,
+            )  # fmt: skip
     finally:
         os.close(lock)  # the child's copy keeps it locked
     try:
@@ -193,14 +187,7 @@ def restart(
     timeout: float = STOP_SECONDS,
     command: Sequence[str] | None = None,
 ) -> bool:
-    """Stop the daemon if one runs, and start one with the same arguments, or with others if given.
-
-    Returns:
-        False if somebody else's start came first.
-
-    Raises:
-        DaemonError: It did not stop, or did not start.
-    """
+    """Stop the daemon if one runs, and `start` one with the same arguments, or others if given."""
     record = read_record(lineage)
     stop(lineage, timeout)
     if arguments:
@@ -221,14 +208,13 @@ def status(lineage: Path) -> dict[str, Any]:
     beat = read_in_place(lineage / HEARTBEAT)
     ours, now = "life" in beat and beat["life"] == record.get("life"), time.monotonic()
     age = now - (beat["monotonic"] if ours else record.get("since", now))
+    state = "stopping" if beat.get("stopping") else "running"
     if not held:
         state = "not running"
     elif age > SILENT_SECONDS:
         state = "not responding"
     elif not ours:
         state = "starting"
-    else:
-        state = "stopping" if beat.get("stopping") else "running"
     return {
         "lineage": str(lineage),
         "state": state,
@@ -243,12 +229,7 @@ def status(lineage: Path) -> dict[str, Any]:
 
 
 def follow_log(lineage: Path, lines: int = 20, follow: bool = True) -> Iterator[str]:
-    """The log's last lines and, on request, what is added to it, also after it was rotated.
-
-    Args:
-        lineage: The daemon's folder.
-        lines: How many of the old ones.
-        follow: Whether to wait for more, without end.
+    """The log's last lines and, to follow it without end, what is added, also after a rotation.
 
     Raises:
         ValueError: There is no log, and it is not to be waited for.
@@ -286,9 +267,6 @@ def run_daemon(lineage: Path, lock: int, arguments: Sequence[str], work: Work | 
 
     Returns:
         The work's exit code; 1 where it raised.
-
-    Raises:
-        ValueError: The descriptor is not that of the lineage's lock.
     """
     import faulthandler
     import signal

@@ -3,14 +3,8 @@
 Place in the flow: stage 8, the loop one reads. `RecursiveSelfImprovementAgent.step` does what the
 lineage's stage asks for and appends one event; `lineage` folds it in and says what comes next. So
 the agent holds nothing that the ledger does not: killed at any instant, it goes on from the last
-event, and every random number that it draws belongs to (seed, purpose, generation or task).
-
-    agent = RecursiveSelfImprovementAgent(initial_model=policy, env=env)
-    record = agent.improve()        # one generation
-    agent.current_model             # the champion
-
-All computing is done by jobs (`candidates.Training`, `metrics.Measurement`), pure functions that an
-executor runs: here, in worker processes, or on a cluster.
+event, and every random number that it draws belongs to (seed, purpose, generation or task). All
+computing is done by jobs (`candidates.Training`, `metrics.Measurement`) that an executor runs.
 """
 
 from __future__ import annotations
@@ -119,50 +113,43 @@ class RecursiveSelfImprovementAgent:
                 f"model: expected at most {config.max_parameters:,} parameters (max_parameters), "
                 f"received {parameters:,}"
             )
-        name = self.store.put(content)
-        self._append(
-            "init",
-            {
-                "config": asdict(config),
-                "family": self.family.name,
-                "bounds": list(bounds),
-                "champion": name,
-                "parameters": parameters,
-                "evaluator": evaluator_hash(),
-            },
-        )
+        body = {
+            "config": asdict(config),
+            "family": self.family.name,
+            "bounds": list(bounds),
+            "champion": self.store.put(content),
+            "parameters": parameters,
+            "evaluator": evaluator_hash(),
+        }
+        self._append("init", body)
 
     def _same_lineage(self, initial_model: Any, env: Any, config: RSIConfig | None) -> TaskFamily:
         """The family of the lineage that is there, if it is the one that was asked for."""
         from ssm_metarl.recursive_self_improvement.generation_zero import family_of, generation_zero
 
-        lineage = self.lineage
-        asked = asdict(config or lineage.config)
+        lineage, first = self.lineage, asdict(self.lineage.config)
+        default = asdict(RSIConfig())
         changed = [
             name
-            for name, value in asked.items()
-            if value not in (getattr(RSIConfig(), name), getattr(lineage.config, name))
-            and name not in OPERATIONAL
+            for name, value in asdict(config or lineage.config).items()
+            if value not in (default[name], first[name]) and name not in OPERATIONAL
         ]
         if changed:
-            raise ValueError(
-                f"lineage: expected the settings that it began with, received others for "
-                f"{', '.join(changed)}; leave them out, or begin another lineage than {self.folder}"
-            )
+            raise self._mismatch("lineage", "the settings", f"others for {', '.join(changed)}")
         if initial_model is not None:
             content, _, _ = generation_zero(initial_model, env or lineage.family)
             if name_of(content) != lineage.first:
-                raise ValueError(
-                    f"model: expected the one that this lineage began with, received another; "
-                    f"leave it out, or begin another lineage than {self.folder}"
-                )
+                raise self._mismatch("model", "the one", "another")
         family = family_of(env or lineage.family)
         if family.name != lineage.family:
-            raise ValueError(
-                f"env: expected {lineage.family!r}, which this lineage began with, received "
-                f"{family.name!r}; leave it out, or begin another lineage than {self.folder}"
-            )
+            raise self._mismatch("env", repr(lineage.family), repr(family.name))
         return family
+
+    def _mismatch(self, name: str, expected: str, received: str) -> ValueError:
+        return ValueError(
+            f"{name}: expected {expected} that this lineage began with, received {received}; "
+            f"leave it out, or begin another lineage than {self.folder}"
+        )
 
     @property
     def current_model(self) -> Policy:
@@ -172,24 +159,16 @@ class RecursiveSelfImprovementAgent:
         return unpack(self.store.get(self.lineage.champion), "champion").policy()
 
     @property
-    def history(self) -> list[Record]:
-        """The generations so far."""
-        return list(self.lineage.records)
-
-    @property
     def finished(self) -> str | None:
         """Why no generation can begin: None while one can."""
-        lineage = self.lineage
+        lineage, config = self.lineage, self.lineage.config
         if lineage.stage == Stage.HALTED:
             return f"halted: {lineage.reason}; look into it, then: ssm-metarl rsi resume --ack"
-        trainings = lineage.config.num_candidates + 2
-        if (
-            lineage.stage == Stage.PROPOSE
-            and lineage.budget_left < trainings * lineage.config.train_steps
-        ):
+        needed = (config.num_candidates + 2) * config.train_steps
+        if lineage.stage == Stage.PROPOSE and lineage.budget_left < needed:
             return (
-                f"the budget is used up: {lineage.env_steps:,} of "
-                f"{lineage.config.max_env_steps:,} environment steps"
+                f"the budget is used up: {lineage.env_steps:,} of {config.max_env_steps:,} "
+                f"environment steps"
             )
         return None
 
@@ -209,13 +188,7 @@ class RecursiveSelfImprovementAgent:
         return self.lineage.records[-1]
 
     def step(self) -> None:
-        """Do what the stage asks for, and append its event.
-
-        Raises:
-            ValueError: It is halted.
-            Stopped: The executor was asked to stop; nothing is lost.
-            OSError: The disk is full; the champion is what it was.
-        """
+        """Do what the stage asks for, and append its event; it raises as `improve` does."""
         if self.lineage.stage == Stage.HALTED:
             raise ValueError(f"rsi: {self.finished}")
         require_room(self.folder, self._min_free_mb)

@@ -66,11 +66,11 @@ def generation_zero(
             "model: expected a meta-trained one, received one that is adapted already"
             + (f" (from {original!r}: give that one)" if original else "")
         )
-    family = family_of(env or checkpoint.training.get("family", MetaTrainingConfig.family))
     if checkpoint.policy_config.get("in_context", False):
         raise ValueError(
             "model: expected one that sees observations only, received one that adapts in context"
         )
+    family = family_of(env or checkpoint.training.get("family", MetaTrainingConfig.family))
     check_declaration(checkpoint.trained_on, family)
     recipe = _recipe(checkpoint, family)
     if recipe.adaptation_steps == 0:
@@ -78,11 +78,10 @@ def generation_zero(
             "model: expected one that was meta-trained for a gradient step, received one that was "
             "trained without any"
         )
-    like = PolicyConfig.from_dict(checkpoint.policy_config)
-    config = architecture(recipe, family, like=like)
+    config = PolicyConfig.from_dict(checkpoint.policy_config)
     checkpoint = replace(
         checkpoint,
-        policy_config=asdict(config),
+        policy_config=asdict(architecture(recipe, family, like=config)),
         training=asdict(recipe_for(recipe, recipe.seed, recipe.env_step_limit or 1)),
         calibration={},
         card={},

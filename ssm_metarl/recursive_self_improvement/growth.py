@@ -172,8 +172,7 @@ def make_plan(old: PolicyConfig, config: PolicyConfig, weights: Params) -> Plan:
         return Plan(replace(config, norm_dim=None), kept, [])
     layers = strongest(layer_strengths(weights, old.num_layers), config.num_layers)
     axes = {n: a for n, a in axes.items() if layer_of(n)[0] in (None, *layers)}
-    for place in range(config.num_layers):
-        kept[f"state of layer {place}"] = []
+    kept = {f"state of layer {place}": [] for place in range(config.num_layers)}
     for place, layer in enumerate(layers):
         modes = strengths(weights, axes, f"state of layer {layer}")
         kept[f"state of layer {place}"] = strongest(modes, config.state_dim)
@@ -203,11 +202,9 @@ def strengths(weights: Params, axes: Mapping[str, Axes], group: str) -> Tensor:
 
 def layer_strengths(weights: Params, num_layers: int) -> Tensor:
     """Of each layer, the norm of its output weights."""
-    squares = torch.zeros(num_layers, dtype=torch.float64)
-    for layer in range(num_layers):
-        for name in LAYER_OUTPUT:
-            squares[layer] += weights[f"core.layers.{layer}.{name}"].double().square().sum()
-    return squares.sqrt()
+    outputs = [[f"core.layers.{layer}.{n}" for n in LAYER_OUTPUT] for layer in range(num_layers)]
+    squares = [sum(weights[n].double().square().sum() for n in names) for names in outputs]
+    return torch.tensor(squares, dtype=torch.float64).sqrt()
 
 
 def strongest(strength: Tensor, size: int) -> list[int]:
@@ -281,16 +278,10 @@ def moved_moments(
 def relative_change(
     old: Checkpoint, new: Checkpoint, *, seed: int, dtype: torch.dtype = torch.float32
 ) -> float:
-    """How much another policy says: the largest difference by the old one's largest output.
+    """The largest difference between two policies' outputs, over the old one's largest output.
 
     Both see the same random observations, as large as the family's, with resets. In float32 on a
     processor they run compiled, in float64 by the plain operations.
-
-    Args:
-        old: One policy.
-        new: Another, of the same observations and outputs.
-        seed: Names the observations.
-        dtype: Precision of both.
     """
     before, after = (checked_output(c.policy().to(dtype), seed) for c in (old, new))
     difference, largest = float((after - before).abs().max()), float(before.abs().max())

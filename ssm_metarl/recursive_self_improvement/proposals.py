@@ -116,9 +116,6 @@ def propose(
         seed: Of the lineage.
         generation: Which one; with the seed it names every random number.
         count: Proposals.
-
-    Raises:
-        ValueError: Optuna is not installed.
     """
     allowed = moves_of(config)
     rng = seeding.generator(seed, "rsi-proposals", generation)
@@ -154,7 +151,6 @@ def _study(
     allowed: Mapping[str, Move], history: Sequence[tuple[Proposal, float]], seed: int
 ) -> Any:
     """A study in memory that knows the history: the ledger is what lasts."""
-    require_optuna()
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -111,8 +111,8 @@ def _end_with_parent() -> None:
 class Worker:
     """One spawned process, the pipe to it, and the job it has.
 
-    It starts with the construction; what it is given before it is ready is sent when it is, so
-    that no big payload ever waits in a pipe that nobody reads.
+    What it is given before it is ready is sent when it is: a big payload would wait in a pipe that
+    nobody reads.
     """
 
     def __init__(self) -> None:
