@@ -1,8 +1,6 @@
 """The command line of the daemon of recursive self-improvement.
 
-Place in the flow: stage 9. `process` starts and stops, `lock` keeps a daemon the only
-one of its lineage, `control` has the requests and the heartbeat; the work itself is
-`recursive_self_improvement.service`. Whoever uses the daemon from Python imports from here.
+Place in the flow: stage 9, over `daemon`; the work itself is `recursive_self_improvement.service`.
 
     python -m ssm_metarl.rsi_daemon start|stop|restart|status|logs|pause|resume|run
 
@@ -25,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ssm_metarl.daemon.control import Control, heartbeat_age, request
+from ssm_metarl.daemon.control import request
 from ssm_metarl.daemon.lock import lock_is_held
 from ssm_metarl.daemon.process import (
     STOP_SECONDS,
@@ -44,25 +42,21 @@ from ssm_metarl.daemon.process import (
     whereabouts,
 )
 
-__all__ = [
-    "Control",
-    "DaemonError",
-    "Work",
-    "default_lineage",
-    "follow_log",
-    "heartbeat_age",
-    "main",
-    "request",
-    "restart",
-    "run_daemon",
-    "start",
-    "status",
-    "stop",
-]
+__all__ = ["DaemonError", "default_lineage", "main", "request", "start", "status", "stop"]
 
 SUMMARY = "ssm_metarl.recursive_self_improvement.summary"
 LEDGER, HALTED = "ledger.sqlite", "HALTED"
 FAILED, BAD_INPUT, NOT_RUNNING, ALREADY_RUNNING, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 4, 130, 141
+ACTIONS = {
+    "start": "start the daemon; its flags: ssm-metarl rsi start --help",
+    "stop": "ask the daemon to stop, and wait until it has",
+    "restart": "stop, then start with the same arguments, or with others if given",
+    "status": "how the daemon is; exit code 0 if it runs, 3 if none does",
+    "logs": "the end of its log",
+    "pause": "do nothing until told to resume, after a restart too",
+    "resume": "go on",
+    "run": "be the daemon, in the foreground",
+}
 
 
 def main(
@@ -71,15 +65,12 @@ def main(
     work: Work | None = None,
     command: Sequence[str] | None = None,
 ) -> int:
-    """Run a command line: ACTION [--lineage DIR] [arguments for the work].
+    """Run a command line, ACTION [--lineage DIR] [arguments for the work]; returns its exit code.
 
     Args:
         argv: The arguments; None for the process's own.
         work: What `run` does, see `run_daemon`.
         command: What `start` starts, see `start`.
-
-    Returns:
-        The exit code.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
@@ -103,44 +94,42 @@ def main(
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except DaemonError as error:
-        print(f"rsi: {error}", file=sys.stderr)
-        return FAILED
     except OSError as error:
         print(f"rsi: {error.filename or lineage}: {error.strerror}", file=sys.stderr)
         return BAD_INPUT
-    except ValueError as error:
+    except (DaemonError, ValueError) as error:
         print(f"rsi: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return FAILED if isinstance(error, DaemonError) else BAD_INPUT
 
 
 def _act(
     lineage: Path, given: argparse.Namespace, arguments: list[str], command: Sequence[str] | None
 ) -> int:
     """Every action but `run`."""
-    if given.action in ("start", "restart"):
-        if given.action == "start":
-            started = start(lineage, arguments, command)
-        else:
-            started = restart(lineage, arguments, given.timeout, command)
-        if not started:
-            return _refuse(lineage)
-        print(f"started: {whereabouts(lineage)}")
-    elif given.action == "stop":
-        print("stopped" if stop(lineage, given.timeout) else "not running")
-    elif given.action == "status":
-        return _print_status(_with_ledger(status(lineage), lineage), given.json)
-    elif given.action == "logs":
-        for line in follow_log(lineage, given.lines, given.follow):
-            print(line, end="", flush=given.follow)
-    else:
-        request(lineage, given.action)
-        told = "" if lock_is_held(lineage) else "; no daemon is running"
-        if given.action == "resume" and given.ack:
-            request(lineage, "ack")
-        elif given.action == "resume" and status(lineage)["status"].get("state") == HALTED:
-            told += f"; still halted, look into it, then: {_ack(lineage)}"
-        print(f"{given.action}d{told}")
+    match given.action:
+        case "start" | "restart":
+            if given.action == "start":
+                started = start(lineage, arguments, command)
+            else:
+                started = restart(lineage, arguments, given.timeout, command)
+            if not started:
+                return _refuse(lineage)
+            print(f"started: {whereabouts(lineage)}")
+        case "stop":
+            print("stopped" if stop(lineage, given.timeout) else "not running")
+        case "status":
+            return _print_status(_with_ledger(status(lineage), lineage), given.json)
+        case "logs":
+            for line in follow_log(lineage, given.lines, given.follow):
+                print(line, end="", flush=given.follow)
+        case _:
+            request(lineage, given.action)
+            told = "" if lock_is_held(lineage) else "; no daemon is running"
+            if given.action == "resume" and given.ack:
+                request(lineage, "ack")
+            elif given.action == "resume" and status(lineage)["status"].get("state") == HALTED:
+                told += f"; still halted, look into it, then: {_ack(lineage)}"
+            print(f"{given.action}d{told}")
     return 0
 
 
@@ -156,21 +145,19 @@ def _with_ledger(found: dict[str, Any], lineage: Path) -> dict[str, Any]:
     """
     if found["state"] != "not running" or not (lineage / LEDGER).is_file():
         return found
-    summary = {n: v for n, v in import_module(SUMMARY).read_summary(lineage).items()
-               if v is not None}  # fmt: skip
+    told = import_module(SUMMARY).read_summary(lineage)
     state = found["status"].get("state") if found["exit_code"] is not None else None
-    if summary["stage"] == HALTED:
+    if told["stage"] == HALTED:
         state = HALTED
-    return found | {"status": ({"state": state} if state else {}) | summary}
+    told = {"state": state} | told
+    return found | {"status": {name: value for name, value in told.items() if value is not None}}
 
 
 def _run(lineage: Path, given: argparse.Namespace, arguments: list[str], work: Work | None) -> int:
     """Be the daemon: a child of `start`, or in the foreground, such as under systemd."""
-    lock = given.lock_fd
+    lock = claim(lineage, arguments, None) if given.lock_fd is None else given.lock_fd
     if lock is None:
-        lock = claim(lineage, arguments, None)
-        if lock is None:
-            return _refuse(lineage)
+        return _refuse(lineage)
     if given.log:
         with open_log(lineage) as log:
             os.dup2(log.fileno(), 1)
@@ -191,21 +178,21 @@ def _print_status(found: dict[str, Any], as_json: bool) -> int:
         import json
 
         print(json.dumps(found, indent=2))
-    else:
-        print(f"daemon: {found['state']}{', paused' if found['paused'] else ''}")
-        if found["status"].get("state") == HALTED:
-            print(f"HALTED: {found['status'].get('reason')}; look into it, then: "
-                  f"{_ack(Path(found['lineage']))}")  # fmt: skip
-        print(f"lineage: {found['lineage']}")
-        if running:
-            print(f"pid: {found['pid']}")
-        for name in ("heartbeat_age", "report_age"):
-            if found[name] is not None:
-                print(f"{name}: {found[name]:.1f} s")
-        if found["exit_code"] is not None:
-            print(f"exit_code: {found['exit_code']}")
-        for name, value in found["status"].items():
-            print(f"{name}: {value}")
+        return 0 if running else NOT_RUNNING
+    print(f"daemon: {found['state']}{', paused' if found['paused'] else ''}")
+    if found["status"].get("state") == HALTED:
+        print(f"HALTED: {found['status'].get('reason')}; look into it, then: "
+              f"{_ack(Path(found['lineage']))}")  # fmt: skip
+    print(f"lineage: {found['lineage']}")
+    if running:
+        print(f"pid: {found['pid']}")
+    for name in ("heartbeat_age", "report_age"):
+        if found[name] is not None:
+            print(f"{name}: {found[name]:.1f} s")
+    if found["exit_code"] is not None:
+        print(f"exit_code: {found['exit_code']}")
+    for name, value in found["status"].items():
+        print(f"{name}: {value}")
     return 0 if running else NOT_RUNNING
 
 
@@ -221,21 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     actions = parser.add_subparsers(
         prog=parser.prog, dest="action", required=True, metavar="ACTION"
     )
-    added = {}
-    for name, meaning in {
-        "start": "start the daemon; its flags: ssm-metarl rsi start --help",
-        "stop": "ask the daemon to stop, and wait until it has",
-        "restart": "stop, then start with the same arguments, or with others if given",
-        "status": "how the daemon is; exit code 0 if it runs, 3 if none does",
-        "logs": "the end of its log",
-        "pause": "do nothing until told to resume, after a restart too",
-        "resume": "go on",
-        "run": "be the daemon, in the foreground",
-    }.items():
-        added[name] = actions.add_parser(
-            name, help=meaning, description=meaning, allow_abbrev=False
-        )
-        added[name].add_argument(
+    added = {
+        name: actions.add_parser(name, help=meaning, description=meaning, allow_abbrev=False)
+        for name, meaning in ACTIONS.items()
+    }
+    for action in added.values():
+        action.add_argument(
             "--lineage", type=Path, help="its folder; by default $SSM_METARL_HOME/rsi"
         )
     for name in ("stop", "restart"):

@@ -32,7 +32,8 @@ from benchmarks.adaptation.scoring import Scoring
 from benchmarks.adaptation.tables import as_markdown
 from benchmarks.adaptation.training import Training
 from benchmarks.machine import machine
-from ssm_metarl.recursive_self_improvement.executor import LocalExecutor, Outcome
+from ssm_metarl.recursive_self_improvement.executor import LocalExecutor
+from ssm_metarl.recursive_self_improvement.worker import Outcome
 from ssm_metarl.settings import require
 from ssm_metarl.tasks.task_family import Split
 from ssm_metarl.version import __version__

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,11 @@ from ssm_metarl.recursive_self_improvement.config import RSIRun
 if TYPE_CHECKING:
     from ssm_metarl.daemon.control import Control
     from ssm_metarl.recursive_self_improvement.agent import RecursiveSelfImprovementAgent
+    from ssm_metarl.recursive_self_improvement.lineage import Lineage
 
 EXIT_HALTED, EXIT_INTERRUPTED = 1, 130
+QUIET = ("propose", "train", "attribute", "canary")
+"""Events of a run without a line of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +39,7 @@ class LineageArgument:
 
     @property
     def folder(self) -> Path:
-        """The lineage's folder.
-
-        Raises:
-            ValueError: It is a file.
-        """
+        """The lineage's folder; ValueError where it is a file."""
         from ssm_metarl.rsi_daemon import default_lineage
 
         folder = self.lineage or default_lineage()
@@ -48,11 +48,7 @@ class LineageArgument:
         return folder
 
     def existing(self) -> Path:
-        """The folder, which holds a lineage.
-
-        Raises:
-            ValueError: It does not.
-        """
+        """The folder; ValueError where it holds no lineage."""
         find_start(self.folder, None)
         return self.folder
 
@@ -69,20 +65,17 @@ class Run(RSIRun, LineageArgument):
 
     def run(self) -> int:
         """Run the generations, say what each did, draw the lineage."""
-        from ssm_metarl.cli.rsi_view import LineageView
-
         settings = part_of(self, RSIRun)
         find_start(self.folder, self.model)
         from ssm_metarl.recursive_self_improvement import service  # torch: a mistake need not wait
 
-        with foreground(self.folder) as control, LineageView() as view:
+        with foreground(self.folder) as control:
             announce_compilation()
-            with service.open_agent(self.folder, settings, control, view.update) as agent:
+            with service.open_agent(self.folder, settings, control, tell) as agent:
                 note(f"lineage in {self.folder}")
                 ended = service.supervise(
                     agent, control, cycles=self.cycles, wait_when_halted=False
                 )
-                view.close()
                 return self._finish(agent, ended)
 
     def _finish(self, agent: RecursiveSelfImprovementAgent, ended: str) -> int:
@@ -94,8 +87,10 @@ class Run(RSIRun, LineageArgument):
             print_json(summary)
         else:
             print_summary(summary)
-            if agent.lineage.records:
-                draw(agent, agent.folder / "lineage.png")
+            if agent.lineage.records and find_spec("matplotlib") is not None:
+                from ssm_metarl.recursive_self_improvement.plot import draw_lineage
+
+                print(f"picture: {draw_lineage(agent.lineage, agent.folder / 'lineage.png')}")
             print(f"to audit it: ssm-metarl rsi audit --lineage {agent.folder}")
         if ended == service.STOPPED:
             note(f"ssm-metarl: stopped, nothing is lost; continue with: "
@@ -124,24 +119,28 @@ class Audit(LineageArgument):
 
     def run(self) -> int:
         """Audit, keep the result with the lineage, print it."""
+        from ssm_metarl.recursive_self_improvement import service
         from ssm_metarl.recursive_self_improvement.audit import audit
         from ssm_metarl.recursive_self_improvement.executor import Stopped
 
         if self.num_tasks is not None and self.num_tasks < 2:  # an interval needs two
             raise ValueError(f"num_tasks: expected at least 2, received {self.num_tasks}")
         folder = self.existing()
-        with foreground(folder) as control, open_lineage(folder, control, self) as agent:
-            try:
-                with Reporter("audit") as reporter:
-                    result = audit(
-                        agent,
-                        num_tasks=self.num_tasks,
-                        with_plain_training=self.plain_training,
-                        on_progress=reporter.update,
-                    )
-            except Stopped:
-                note("ssm-metarl: stopped; the same command goes on with the plain training")
-                return EXIT_INTERRUPTED
+        run = RSIRun(workers=self.workers, family=self.family)
+        with foreground(folder) as control:
+            announce_compilation()
+            with service.open_agent(folder, run, control, lambda *_: None) as agent:
+                try:
+                    with Reporter("audit") as reporter:
+                        result = audit(
+                            agent,
+                            num_tasks=self.num_tasks,
+                            with_plain_training=self.plain_training,
+                            on_progress=reporter.update,
+                        )
+                except Stopped:
+                    note("ssm-metarl: stopped; the same command goes on with the plain training")
+                    return EXIT_INTERRUPTED
         if self.json:
             print_json(result)
         else:
@@ -212,10 +211,9 @@ class Plot(LineageArgument):
 
         folder = self.existing()
         out = folder / "lineage.png" if self.out is None else new_file(self.out)
-        ledger = Ledger(folder, read_only=True)
-        path = draw_lineage(Lineage(ledger.events()), out)
-        ledger.close()
-        print_json({"out": str(path)}) if self.json else print(path)
+        with Ledger(folder, read_only=True) as ledger:
+            draw_lineage(Lineage(ledger.events()), out)
+        print_json({"out": str(out)}) if self.json else print(out)
         return 0
 
 
@@ -269,11 +267,8 @@ def find_start(folder: Path, model: str | None) -> None:
 
     events = 0  # a start that was refused may have left a ledger without any
     if (folder / FILE_NAME).is_file():
-        ledger = Ledger(folder, read_only=True)
-        try:
+        with Ledger(folder, read_only=True) as ledger:
             events, _ = ledger.head
-        finally:
-            ledger.close()
     if events == 0:
         raise ValueError(
             f"lineage: expected the folder of one, received {folder}; "
@@ -283,11 +278,7 @@ def find_start(folder: Path, model: str | None) -> None:
 
 @contextmanager
 def foreground(folder: Path) -> Iterator[Control]:
-    """Be the one process that works at a lineage; Ctrl-C and SIGTERM ask it to stop.
-
-    Raises:
-        ValueError: Another one does.
-    """
+    """Be the one process that works at a lineage; Ctrl-C and SIGTERM ask it to stop."""
     import os
 
     from ssm_metarl.daemon.control import Control
@@ -313,23 +304,12 @@ def foreground(folder: Path) -> Iterator[Control]:
         os.close(lock)
 
 
-def open_lineage(folder: Path, control: Control, audit: Audit) -> RecursiveSelfImprovementAgent:
-    """The agent of a lineage that is there."""
-    from ssm_metarl.recursive_self_improvement.service import open_agent
+def tell(lineage: Lineage, kind: str, detail: str) -> None:
+    """Say what an event of a run did."""
+    from ssm_metarl.recursive_self_improvement.service import describe
 
-    announce_compilation()
-    run = RSIRun(workers=audit.workers, family=audit.family)
-    return open_agent(folder, run, control, lambda lineage, kind, detail: None)
-
-
-def draw(agent: RecursiveSelfImprovementAgent, path: Path) -> None:
-    """Draw the lineage, where matplotlib is installed."""
-    from importlib.util import find_spec
-
-    from ssm_metarl.recursive_self_improvement.plot import draw_lineage
-
-    if find_spec("matplotlib") is not None:
-        print(f"picture: {draw_lineage(agent.lineage, path)}")
+    if kind not in QUIET:
+        note(describe(lineage, kind, detail))
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -351,18 +331,14 @@ def print_audit(result: dict[str, Any]) -> None:
     """An audit as lines."""
     print(f"{result['num_tasks']} vault tasks, {result['env_steps']:,} environment steps spent")
     for arm, splits in result["arms"].items():
-        print(
-            f"{arm:14}  "
-            + "   ".join(
-                f"{split.upper()} mean {s['mean']:.1f}, worst tenth {s['worst10']:.1f}"
-                for split, s in splits.items()
-            )
+        shown = (
+            f"{split.upper()} mean {s['mean']:.1f}, worst tenth {s['worst10']:.1f}"
+            for split, s in splits.items()
         )
+        print(f"{arm:14}  {'   '.join(shown)}")
     for name, splits in result["differences"].items():
-        print(
-            f"{name}: "
-            + "; ".join(
-                f"{split.upper()} {d['mean']:+.1f} (95 % interval {interval(d['ci95'], '+')})"
-                for split, d in splits.items()
-            )
+        shown = (
+            f"{split.upper()} {d['mean']:+.1f} (95 % interval {interval(d['ci95'], '+')})"
+            for split, d in splits.items()
         )
+        print(f"{name}: {'; '.join(shown)}")

@@ -16,7 +16,7 @@ from ssm_metarl.cli.rsi import find_start
 from ssm_metarl.recursive_self_improvement.config import RSIRun
 
 if TYPE_CHECKING:
-    from ssm_metarl.recursive_self_improvement.service import Control
+    from ssm_metarl.daemon.control import Control
 
 BAD_INPUT = 2
 

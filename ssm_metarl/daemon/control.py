@@ -23,17 +23,9 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from ssm_metarl.daemon.lock import (
-    BLOCK,
-    LOCK,
-    is_file,
-    read_in_place,
-    read_record,
-    write_in_place,
-)
+from ssm_metarl.daemon.lock import BLOCK, LOCK, is_file, read_record, write_in_place
 
 HEARTBEAT, REQUESTS, PAUSED = "heartbeat.json", "requests", "paused"
 BEAT_SECONDS, POLL_SECONDS = 0.5, 0.1
@@ -79,27 +71,12 @@ def withdraw(lineage: Path, name: str, life: str = "") -> bool:
     return True
 
 
-def withdraw_stops(lineage: Path) -> None:
-    """Remove what was meant for earlier lives."""
-    for path in (lineage / REQUESTS).glob("stop*"):
-        path.unlink(missing_ok=True)
-
-
-def heartbeat_age(lineage: Path) -> float | None:
-    """Seconds since the last beat; None without one, negative if it is from an earlier boot.
-
-    CLOCK_MONOTONIC is the same in every process and stands still while the machine sleeps, so
-    neither a jump of the wall clock nor a suspend looks like a daemon that hangs.
-    """
-    beaten = read_in_place(lineage / HEARTBEAT).get("monotonic")
-    return time.monotonic() - beaten if isinstance(beaten, (int, float)) else None
-
-
 class Control:
     """How the work hears what is asked of it, and says how far it is.
 
-    `rsi_daemon.run_daemon` makes it. Inside ``with``, a thread beats twice a second, so that a
-    model that takes long to save is no false alarm.
+    Inside ``with``, a thread beats twice a second, so that a model that takes long to save is no
+    false alarm. Ages are told by the monotonic clock, which is the same in every process and stands
+    still while the machine sleeps: a jump of the wall clock is no alarm either.
 
     Args:
         lineage: Its folder.
@@ -124,12 +101,7 @@ class Control:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join()
         with suppress(OSError):
@@ -157,8 +129,7 @@ class Control:
         """Say how far the work is, and beat.
 
         Args:
-            status: Entries for JSON, such as generation=3; the others keep what they said, and one
-                that is None is there no more.
+            status: Entries for JSON, such as generation=3; the others stay, None removes one.
         """
         with self._writing:
             said = self._status | status

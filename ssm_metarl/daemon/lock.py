@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ BLOCK = 4096  # bytes of a file that is rewritten in place
 
 
 def take_lock(lineage: Path, arguments: Sequence[str], cwd: str | None = None) -> int | None:
-    """Become the lineage's one daemon, or the parent of it.
+    """Become the lineage's one daemon, or the parent of it; makes its folder.
 
     Args:
-        lineage: Its folder; made where it does not exist.
+        lineage: Its folder.
         arguments: What the work is started with, kept for a restart.
         cwd: Where it is started, kept as well; None for here.
 
@@ -40,7 +41,12 @@ def take_lock(lineage: Path, arguments: Sequence[str], cwd: str | None = None) -
         try:
             if _locked(descriptor, fcntl.LOCK_EX):
                 if is_file(descriptor, path):  # and was not replaced before it was locked
-                    write_in_place(descriptor, _record(arguments, cwd))
+                    record = {
+                        "life": os.urandom(8).hex(), "pid": None, "create_time": None,
+                        "since": time.monotonic(), "cwd": cwd or os.getcwd(),
+                        "arguments": list(arguments),
+                    }  # fmt: skip
+                    write_in_place(descriptor, record)
                     kept = True
                     return descriptor
             elif not _locked(descriptor, fcntl.LOCK_SH):
@@ -59,11 +65,10 @@ def adopt_lock(lineage: Path, descriptor: int) -> None:
         ValueError: The descriptor is not that of the lineage's lock, or another holds the lock.
     """
     path = lineage / LOCK
-    try:
+    ours = False
+    with suppress(OSError):
         os.set_inheritable(descriptor, False)  # a worker that outlives the daemon has no lock
         ours = is_file(descriptor, path) and _locked(descriptor, fcntl.LOCK_EX)
-    except OSError:
-        ours = False
     if not ours:
         raise ValueError(f"lock-fd: expected a locked descriptor of {path}, received {descriptor}")
     pid = os.getpid()
@@ -73,10 +78,7 @@ def adopt_lock(lineage: Path, descriptor: int) -> None:
 
 
 def lock_is_held(lineage: Path) -> bool:
-    """Whether a daemon runs, or is being started.
-
-    Looking takes a shared lock for an instant. `take_lock` tells it from a daemon's.
-    """
+    """Whether a daemon runs, or is being started: for an instant this takes a shared lock."""
     try:
         descriptor = os.open(lineage / LOCK, os.O_RDONLY)
     except FileNotFoundError:
@@ -115,11 +117,7 @@ def seconds_from_boot(pid: int) -> float | None:
 
 
 def write_in_place(descriptor: int, values: Mapping[str, Any]) -> None:
-    """Rewrite a JSON file without changing its length, so that it needs no space on the disk.
-
-    Raises:
-        OSError: It cannot be written, such as for the first time on a full disk.
-    """
+    """Rewrite a JSON file without changing its length, so that it needs no space on the disk."""
     text = json.dumps(values).encode() + b"\n"
     size = max(BLOCK, len(text), os.fstat(descriptor).st_size)
     os.pwrite(descriptor, text.ljust(size), 0)
@@ -132,14 +130,13 @@ def read_in_place(path: Path) -> dict[str, Any]:
     and `end`, differ; it looks again.
     """
     for _ in range(5):
-        try:
-            values = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            break
-        except ValueError:
-            values = None
-        if isinstance(values, dict) and values.get("beat") == values.get("end"):
-            return values
+        with suppress(ValueError):
+            try:
+                values = json.loads(path.read_bytes())
+            except FileNotFoundError:
+                break
+            if isinstance(values, dict) and values.get("beat") == values.get("end"):
+                return values
         time.sleep(0.005)
     return {}
 
@@ -150,18 +147,6 @@ def is_file(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _record(arguments: Sequence[str], cwd: str | None) -> dict[str, Any]:
-    """A new life; its daemon adds who it is."""
-    return {
-        "life": os.urandom(8).hex(),
-        "pid": None,
-        "create_time": None,
-        "since": time.monotonic(),
-        "cwd": cwd or os.getcwd(),
-        "arguments": list(arguments),
-    }
 
 
 def _locked(descriptor: int, kind: int) -> bool:

@@ -21,13 +21,11 @@ def only_writer(path: Path, expected: str) -> Iterator[None]:
     """Hold a lock while this lasts; it is no lock within the process.
 
     Args:
-        path: Its file, which is removed at the end. Where a file system has no locks, there is
-            none, and nobody is refused.
+        path: Its file, removed at the end. Where there are no locks, nobody is refused.
         expected: What the error says was expected, before "received one of process 123".
 
     Raises:
         ValueError: Another process holds it.
-        OSError: The file cannot be made.
     """
     descriptor = _take(path, expected)
     if descriptor is None:
@@ -77,5 +75,5 @@ def _close_in_child() -> None:
         os.close(_HELD.pop())
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_close_in_child)

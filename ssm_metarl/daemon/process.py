@@ -23,11 +23,11 @@ from typing import IO, TYPE_CHECKING, Any
 from ssm_metarl.daemon.control import (
     HEARTBEAT,
     PAUSED,
+    REQUESTS,
     Control,
     request,
     requested,
     withdraw,
-    withdraw_stops,
 )
 from ssm_metarl.daemon.lock import (
     adopt_lock,
@@ -61,7 +61,7 @@ def default_lineage() -> Path:
     """``$SSM_METARL_HOME/rsi``, by default in the platform's folder for user data.
 
     Raises:
-        ValueError: This user has no home, or the variable names the home of a user who is none.
+        ValueError: There is no such home.
     """
     given = os.environ.get("SSM_METARL_HOME")
     try:
@@ -92,8 +92,8 @@ def start(
     Args:
         lineage: Its folder; made where it does not exist.
         arguments: For the work.
-        command: What runs a daemon, given the arguments of `run`; None for this module.
-        cwd: Where it runs, which relative paths among the arguments are relative to; None for here.
+        command: What runs a daemon, given the arguments of `run`; None for `COMMAND`.
+        cwd: Where it runs; None for here.
 
     Returns:
         False if one is running already.
@@ -101,7 +101,6 @@ def start(
     Raises:
         ValueError: The work refused its arguments.
         DaemonError: It ended at once.
-        OSError: The folder cannot be written to.
     """
     lineage = lineage.resolve()
     before = read_record(lineage)
@@ -116,14 +115,9 @@ def start(
         options = ["--lineage", str(lineage), "--lock-fd", str(lock), "--", *arguments]
         with open_log(lineage) as log:
             child = Popen(
-                [*(command or COMMAND), *options],
-                stdin=DEVNULL,
-                stdout=log,
-                stderr=STDOUT,
-                pass_fds=(lock,),
-                start_new_session=True,
-                cwd=cwd,
-            )
+                [*(command or COMMAND), *options], cwd=cwd, pass_fds=(lock,),
+                stdin=DEVNULL, stdout=log, stderr=STDOUT, start_new_session=True,
+            )  # fmt: skip
     finally:
         os.close(lock)  # the child's copy keeps it locked
     try:
@@ -136,18 +130,35 @@ def start(
     return True
 
 
+def _await_beat(lineage: Path, life: str, child: Popen[bytes], with_report: bool) -> None:
+    """Wait until a new daemon beats, and has reported; one that is only slow is left alone."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        code = child.poll()
+        beat = read_in_place(lineage / HEARTBEAT)
+        beaten = beat.get("life") == life
+        if beaten and (beat.get("status") or not with_report or code == 0):
+            return
+        if code is not None:
+            last = "".join(follow_log(lineage, 1, follow=False)).strip()
+            if beaten and code == REFUSED:
+                raise ValueError(last)
+            raise DaemonError(
+                f"start: expected a daemon that lives, received exit code {code}; the last line "
+                f"of {lineage / LOG}: {last or 'none'}"
+            )
+        time.sleep(0.01)
+
+
 def stop(lineage: Path, timeout: float = STOP_SECONDS) -> bool:
     """Ask the daemon to stop and wait until it has; nobody is ever signalled.
-
-    Args:
-        lineage: Its folder.
-        timeout: Seconds to wait.
 
     Returns:
         False if none was running.
 
     Raises:
-        DaemonError: It still runs. The request stays: it stops as soon as it looks.
+        DaemonError: It still runs after so many seconds. The request stays: it stops as soon as it
+            looks.
     """
     deadline = time.monotonic() + timeout
     life, waited = "", False
@@ -176,14 +187,7 @@ def restart(
     timeout: float = STOP_SECONDS,
     command: Sequence[str] | None = None,
 ) -> bool:
-    """Stop the daemon if one runs, and start one with the same arguments, or with others if given.
-
-    Returns:
-        False if somebody else's start came first.
-
-    Raises:
-        DaemonError: It did not stop, or did not start.
-    """
+    """Stop the daemon if one runs, and `start` one with the same arguments, or others if given."""
     record = read_record(lineage)
     stop(lineage, timeout)
     if arguments:
@@ -204,38 +208,28 @@ def status(lineage: Path) -> dict[str, Any]:
     beat = read_in_place(lineage / HEARTBEAT)
     ours, now = "life" in beat and beat["life"] == record.get("life"), time.monotonic()
     age = now - (beat["monotonic"] if ours else record.get("since", now))
+    state = "stopping" if beat.get("stopping") else "running"
     if not held:
         state = "not running"
     elif age > SILENT_SECONDS:
         state = "not responding"
     elif not ours:
         state = "starting"
-    else:
-        state = "stopping" if beat.get("stopping") else "running"
-    alive = held and ours
     return {
         "lineage": str(lineage),
         "state": state,
         "paused": (lineage / PAUSED).exists(),
         "pid": verified_pid(record) if held else None,
         "arguments": record.get("arguments", []),
-        "heartbeat_age": age if alive else None,
-        "report_age": now - beat["reported"] if alive else None,
+        "heartbeat_age": age if held and ours else None,
+        "report_age": now - beat["reported"] if held and ours else None,
         "exit_code": beat["exit_code"] if ours and not held else None,
         "status": beat.get("status", {}),
     }
 
 
 def follow_log(lineage: Path, lines: int = 20, follow: bool = True) -> Iterator[str]:
-    """The log's last lines and, on request, what is added to it, also after it was rotated.
-
-    Args:
-        lineage: The daemon's folder.
-        lines: How many of the old ones.
-        follow: Whether to wait for more, without end.
-
-    Yields:
-        Lines with their ends, the newest perhaps still without.
+    """The log's last lines and, to follow it without end, what is added, also after a rotation.
 
     Raises:
         ValueError: There is no log, and it is not to be waited for.
@@ -273,9 +267,6 @@ def run_daemon(lineage: Path, lock: int, arguments: Sequence[str], work: Work | 
 
     Returns:
         The work's exit code; 1 where it raised.
-
-    Raises:
-        ValueError: The descriptor is not that of the lineage's lock.
     """
     import faulthandler
     import signal
@@ -299,11 +290,7 @@ def run_daemon(lineage: Path, lock: int, arguments: Sequence[str], work: Work | 
 
 
 class LogStream(TextIOBase):
-    """The daemon's stdout and stderr: a full disk costs lines of the log, never the work.
-
-    Args:
-        descriptor: Of the log.
-    """
+    """The daemon's stdout and stderr: a full disk costs lines of the log, never the work."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -323,33 +310,9 @@ def claim(lineage: Path, arguments: Sequence[str], cwd: str | None) -> int | Non
     """Take the lock, and remove requests to stop that were meant for earlier lives."""
     lock = take_lock(lineage, arguments, cwd)
     if lock is not None:
-        withdraw_stops(lineage)
+        for path in (lineage / REQUESTS).glob("stop*"):
+            path.unlink(missing_ok=True)
     return lock
-
-
-def _await_beat(lineage: Path, life: str, child: Popen[bytes], with_report: bool) -> None:
-    """Wait until a new daemon beats, and has reported; one that is only slow is left alone.
-
-    Raises:
-        ValueError: It has ended, for its work refused the arguments.
-        DaemonError: It has ended without a beat, or its work failed before the first report.
-    """
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        code = child.poll()
-        beat = read_in_place(lineage / HEARTBEAT)
-        beaten = beat.get("life") == life
-        if beaten and (beat.get("status") or not with_report or code == 0):
-            return
-        if code is not None:
-            last = "".join(follow_log(lineage, 1, follow=False)).strip()
-            if beaten and code == REFUSED:
-                raise ValueError(last)
-            raise DaemonError(
-                f"start: expected a daemon that lives, received exit code {code}; the last line "
-                f"of {lineage / LOG}: {last or 'none'}"
-            )
-        time.sleep(0.01)
 
 
 def open_log(lineage: Path) -> IO[bytes]:

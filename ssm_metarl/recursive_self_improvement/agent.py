@@ -3,14 +3,8 @@
 Place in the flow: stage 8, the loop one reads. `RecursiveSelfImprovementAgent.step` does what the
 lineage's stage asks for and appends one event; `lineage` folds it in and says what comes next. So
 the agent holds nothing that the ledger does not: killed at any instant, it goes on from the last
-event, and every random number that it draws belongs to (seed, purpose, generation or task).
-
-    agent = RecursiveSelfImprovementAgent(initial_model=policy, env=env)
-    record = agent.improve()        # one generation
-    agent.current_model             # the champion
-
-All computing is done by jobs (`candidates.Training`, `metrics.Measurement`), pure functions that an
-executor runs: here, in worker processes, or on a cluster.
+event, and every random number that it draws belongs to (seed, purpose, generation or task). All
+computing is done by jobs (`candidates.Training`, `metrics.Measurement`) that an executor runs.
 """
 
 from __future__ import annotations
@@ -20,33 +14,26 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ssm_metarl import seeding
 from ssm_metarl.recursive_self_improvement.candidates import Trained, Training
 from ssm_metarl.recursive_self_improvement.config import OPERATIONAL, RSIConfig
-from ssm_metarl.recursive_self_improvement.executor import (
-    Executor,
-    InlineExecutor,
-    Outcome,
-)
-from ssm_metarl.recursive_self_improvement.gate import PRIMARY, Verdict
+from ssm_metarl.recursive_self_improvement.executor import Executor, InlineExecutor
+from ssm_metarl.recursive_self_improvement.gate import PRIMARY, EProcess
 from ssm_metarl.recursive_self_improvement.ledger import Ledger, LedgerDamaged
-from ssm_metarl.recursive_self_improvement.lineage import (
-    Lineage,
-    Record,
-    Role,
-    Stage,
-)
+from ssm_metarl.recursive_self_improvement.lineage import Lineage, Record, Role, Stage
 from ssm_metarl.recursive_self_improvement.metrics import (
     CURVE_METRICS,
     Measured,
     Measurement,
+    bounds_of,
+    lost,
 )
 from ssm_metarl.recursive_self_improvement.proposals import changes_of, propose, require_optuna
 from ssm_metarl.recursive_self_improvement.safety import evaluator_hash, require_room
 from ssm_metarl.recursive_self_improvement.store import WeightStore, name_of
+from ssm_metarl.recursive_self_improvement.worker import Outcome
 
 if TYPE_CHECKING:
     from ssm_metarl.checkpoint import Checkpoint
@@ -120,58 +107,49 @@ class RecursiveSelfImprovementAgent:
             self.family = self._same_lineage(initial_model, env, config)
 
     def _begin(self, content: bytes, parameters: int, config: RSIConfig) -> None:
-        from ssm_metarl.recursive_self_improvement.metrics import bounds_of
-
         bounds = bounds_of(self.family, config)
         if parameters > config.max_parameters:
             raise ValueError(
                 f"model: expected at most {config.max_parameters:,} parameters (max_parameters), "
                 f"received {parameters:,}"
             )
-        name = self.store.put(content)
-        self._append(
-            "init",
-            {
-                "config": asdict(config),
-                "family": self.family.name,
-                "bounds": list(bounds),
-                "champion": name,
-                "parameters": parameters,
-                "evaluator": evaluator_hash(),
-            },
-        )
+        body = {
+            "config": asdict(config),
+            "family": self.family.name,
+            "bounds": list(bounds),
+            "champion": self.store.put(content),
+            "parameters": parameters,
+            "evaluator": evaluator_hash(),
+        }
+        self._append("init", body)
 
     def _same_lineage(self, initial_model: Any, env: Any, config: RSIConfig | None) -> TaskFamily:
         """The family of the lineage that is there, if it is the one that was asked for."""
         from ssm_metarl.recursive_self_improvement.generation_zero import family_of, generation_zero
 
-        lineage = self.lineage
-        asked = asdict(config or lineage.config)
+        lineage, first = self.lineage, asdict(self.lineage.config)
+        default = asdict(RSIConfig())
         changed = [
             name
-            for name, value in asked.items()
-            if value not in (getattr(RSIConfig(), name), getattr(lineage.config, name))
-            and name not in OPERATIONAL
+            for name, value in asdict(config or lineage.config).items()
+            if value not in (default[name], first[name]) and name not in OPERATIONAL
         ]
         if changed:
-            raise ValueError(
-                f"lineage: expected the settings that it began with, received others for "
-                f"{', '.join(changed)}; leave them out, or begin another lineage than {self.folder}"
-            )
+            raise self._mismatch("lineage", "the settings", f"others for {', '.join(changed)}")
         if initial_model is not None:
             content, _, _ = generation_zero(initial_model, env or lineage.family)
             if name_of(content) != lineage.first:
-                raise ValueError(
-                    f"model: expected the one that this lineage began with, received another; "
-                    f"leave it out, or begin another lineage than {self.folder}"
-                )
+                raise self._mismatch("model", "the one", "another")
         family = family_of(env or lineage.family)
         if family.name != lineage.family:
-            raise ValueError(
-                f"env: expected {lineage.family!r}, which this lineage began with, received "
-                f"{family.name!r}; leave it out, or begin another lineage than {self.folder}"
-            )
+            raise self._mismatch("env", repr(lineage.family), repr(family.name))
         return family
+
+    def _mismatch(self, name: str, expected: str, received: str) -> ValueError:
+        return ValueError(
+            f"{name}: expected {expected} that this lineage began with, received {received}; "
+            f"leave it out, or begin another lineage than {self.folder}"
+        )
 
     @property
     def current_model(self) -> Policy:
@@ -181,24 +159,16 @@ class RecursiveSelfImprovementAgent:
         return unpack(self.store.get(self.lineage.champion), "champion").policy()
 
     @property
-    def history(self) -> list[Record]:
-        """The generations so far."""
-        return list(self.lineage.records)
-
-    @property
     def finished(self) -> str | None:
         """Why no generation can begin: None while one can."""
-        lineage = self.lineage
+        lineage, config = self.lineage, self.lineage.config
         if lineage.stage == Stage.HALTED:
             return f"halted: {lineage.reason}; look into it, then: ssm-metarl rsi resume --ack"
-        trainings = lineage.config.num_candidates + 2
-        if (
-            lineage.stage == Stage.PROPOSE
-            and lineage.budget_left < trainings * lineage.config.train_steps
-        ):
+        needed = (config.num_candidates + 2) * config.train_steps
+        if lineage.stage == Stage.PROPOSE and lineage.budget_left < needed:
             return (
-                f"the budget is used up: {lineage.env_steps:,} of "
-                f"{lineage.config.max_env_steps:,} environment steps"
+                f"the budget is used up: {lineage.env_steps:,} of {config.max_env_steps:,} "
+                f"environment steps"
             )
         return None
 
@@ -218,13 +188,7 @@ class RecursiveSelfImprovementAgent:
         return self.lineage.records[-1]
 
     def step(self) -> None:
-        """Do what the stage asks for, and append its event.
-
-        Raises:
-            ValueError: It is halted.
-            Stopped: The executor was asked to stop; nothing is lost.
-            OSError: The disk is full; the champion is what it was.
-        """
+        """Do what the stage asks for, and append its event; it raises as `improve` does."""
         if self.lineage.stage == Stage.HALTED:
             raise ValueError(f"rsi: {self.finished}")
         require_room(self.folder, self._min_free_mb)
@@ -244,7 +208,8 @@ class RecursiveSelfImprovementAgent:
             self._write(kind, body)
         self._on_update(self.lineage, kind, "")
         if self.lineage.stage in (Stage.PROPOSE, Stage.HALTED):
-            self._tidy()
+            self.store.prune(self.lineage.kept_weights)
+            shutil.rmtree(self.folder / WORK, ignore_errors=True)
 
     def _halt(self, found: str) -> None:
         reason = f"the evaluator changed from {self.lineage.evaluator} to {found}"
@@ -270,58 +235,37 @@ class RecursiveSelfImprovementAgent:
             self.lineage.apply(kind, body)
             self.ledger.append(kind, body, self.lineage.champion)
         except BaseException:  # a full disk, an interrupt: the state is what the ledger says
-            self._reload()
+            self.lineage = Lineage(self.ledger.events())
             raise
-
-    def _reload(self) -> None:
-        """Forget what was not written."""
-        self.lineage = Lineage(self.ledger.events())
-
-    def _tidy(self) -> None:
-        self.store.prune(self.lineage.kept_weights)
-        shutil.rmtree(self.folder / WORK, ignore_errors=True)
 
     def _work(self) -> tuple[str, Body]:
         """The event that the stage asks for."""
-        lineage = self.lineage
+        lineage, config = self.lineage, self.lineage.config
         match lineage.stage:
             case Stage.BASELINE:
-                return "baseline", self._baseline()
+                body, (m,) = self._measure([lineage.champion], BASELINE_TASKS, with_curve=True)
+                body |= {"scores": _as_json(m), "failure": m.failure}
             case Stage.PROPOSE:
-                return "propose", self._propose()
+                body = self._propose()
             case Stage.TRAIN:
-                return "train", self._train()
+                body = self._train()
             case Stage.SCREEN:
-                return "screen", self._screen()
+                body = self._screen()
             case Stage.CONFIRM:
-                return "confirm", self._confirm()
+                body = self._confirm()
             case Stage.ATTRIBUTE:
-                limit = lineage.config.attribution_pairs
-                test = lineage.attribution
-                return "attribute", self._duel(
-                    "attribute", lineage.control_weights, limit, test.num_pairs if test else 0
-                )
+                most = config.attribution_pairs
+                body = self._duel_on_primary(lineage.control_weights, lineage.attribution, most)
             case Stage.COMMIT:
-                chosen = lineage.chosen_candidate
-                return "commit", {"champion": chosen.weights, "label": lineage.label}
+                body = {"champion": lineage.chosen_candidate.weights, "label": lineage.label}
             case Stage.CANARY:
-                limit, tests = lineage.config.canary_pairs, lineage.canary
-                done = tests[0].num_pairs if tests else 0
-                return "canary", self._duel("canary", lineage.previous, limit, done)
+                most = config.canary_pairs
+                body = self._duel_on_primary(lineage.previous, lineage.harm, most)
             case Stage.ROLLED_BACK:
                 return "rollback", {"champion": lineage.previous}
-            case Stage.DECIDED | Stage.FAILED:
+            case _:  # DECIDED, FAILED
                 return "generation", {"outcome": lineage.outcome, "reason": lineage.reason}
-        raise ValueError(f"rsi: {self.finished or lineage.stage}")
-
-    def _baseline(self) -> Body:
-        measured = self._measure(
-            "baseline", [self.lineage.champion], BASELINE_TASKS, with_curve=True
-        )
-        return self._used("baseline", BASELINE_TASKS, measured) | {
-            "scores": _as_json(measured[0].scores),
-            "failure": measured[0].failure,
-        }
+        return lineage.stage.lower(), body
 
     def _propose(self) -> Body:
         from ssm_metarl.checkpoint import unpack
@@ -338,12 +282,11 @@ class RecursiveSelfImprovementAgent:
             generation=generation,
             count=lineage.config.num_candidates,
         )
-        candidates: list[Body] = [
-            {"role": Role.CANDIDATE, "proposal": p, "changes": changes_of(p, recipe)}
-            for p in proposals
-        ]
-        candidates += [
-            {"role": role, "proposal": {}, "changes": {}} for role in (Role.CONTROL, Role.PLACEBO)
+        roles = [(Role.CANDIDATE, proposal) for proposal in proposals]
+        roles += [(Role.CONTROL, {}), (Role.PLACEBO, {})]
+        candidates = [
+            {"role": role, "proposal": proposal, "changes": changes_of(proposal, recipe)}
+            for role, proposal in roles
         ]
         return {"generation": generation, "candidates": candidates}
 
@@ -370,23 +313,18 @@ class RecursiveSelfImprovementAgent:
 
         def keep(index: int, outcome: Outcome) -> None:
             # What a failed one took is not known: "equal compute" must not be too little.
-            result: Body = {"weights": "", "parameters": 0, "env_steps": config.train_steps}
-            if outcome.failure is None:
-                trained: Trained = outcome.value
-                result = {
-                    "weights": self.store.put(trained.weights),
-                    "parameters": trained.parameters,
-                    "env_steps": trained.env_steps,
-                }
-            results[str(waiting[index])] = result | {"failure": outcome.failure}
-            self.ledger.keep_result(str(waiting[index]), results[str(waiting[index])])
+            trained: Trained = outcome.value or Trained(b"", 0, config.train_steps)
+            key = str(waiting[index])
+            results[key] = {
+                "weights": self.store.put(trained.weights) if trained.weights else "",
+                "parameters": trained.parameters,
+                "env_steps": trained.env_steps,
+                "failure": outcome.failure,
+            }
+            self.ledger.keep_result(key, results[key])
             failed = sum(r["failure"] is not None for r in results.values())
-            self._on_update(
-                lineage,
-                "trained",
-                f"{len(results)} of {len(lineage.candidates)}"
-                + (f", {failed} failed" if failed else ""),
-            )
+            detail = f"{len(results)} of {len(lineage.candidates)}"
+            self._on_update(lineage, "trained", detail + (f", {failed} failed" if failed else ""))
 
         if len(jobs) > 1 and not self._compiled:
             # Workers that compile side by side can get code that rounds differently: one first.
@@ -401,58 +339,48 @@ class RecursiveSelfImprovementAgent:
         count = next(n for n in lineage.config.screen_pairs if n > done) - done
         entered = lineage.to_screen()
         weights = [lineage.champion, *(lineage.candidates[i].weights for i in entered)]
-        old, *new = measured = self._measure("screen", weights, count)
-        return self._used("screen", count, measured) | {
-            "old": _as_json(old.scores)[PRIMARY],
-            "new": {str(i): _as_json(m.scores)[PRIMARY] for i, m in zip(entered, new, strict=True)},
-        }
+        body, (old, *new) = self._measure(weights, count)
+        scores = {str(i): _as_json(m)[PRIMARY] for i, m in zip(entered, new, strict=True)}
+        return body | {"old": _as_json(old)[PRIMARY], "new": scores}
 
     def _confirm(self) -> Body:
-        lineage, confirmation = self.lineage, self.lineage.confirmation
-        assert confirmation is not None and confirmation.verdict == Verdict.OPEN
-        count = min(lineage.config.batch_pairs, confirmation.cap - confirmation.primary.num_pairs)
-        sides = [lineage.opponent, lineage.chosen_candidate.weights]
-        with_curve = bool(set(CURVE_METRICS) & set(confirmation.open_metrics))
-        old, new = measured = self._measure("confirm", sides, count, with_curve=with_curve)
-        return self._used("confirm", count, measured) | {
-            "old": _as_json(old.scores),
-            "new": _as_json(new.scores),
-        }
+        gate = self.lineage.running
+        with_curve = bool(set(CURVE_METRICS) & set(gate.open_metrics))
+        return self._duel(self.lineage.opponent, gate.primary, gate.cap, with_curve=with_curve)
 
-    def _duel(self, stream: str, opponent: str, limit: int, done: int) -> Body:
-        """The chosen candidate against another on the primary metric."""
-        count = min(self.lineage.config.batch_pairs, limit - done)
+    def _duel_on_primary(self, opponent: str, test: EProcess, most_pairs: int) -> Body:
+        body = self._duel(opponent, test, most_pairs)
+        return body | {side: body[side][PRIMARY] for side in ("old", "new")}
+
+    def _duel(
+        self, opponent: str, test: EProcess, most_pairs: int, *, with_curve: bool = False
+    ) -> Body:
+        """The chosen candidate against another, on as many pairs as the test may still have."""
+        count = min(self.lineage.config.batch_pairs, most_pairs - test.num_pairs)
         sides = [opponent, self.lineage.chosen_candidate.weights]
-        old, new = measured = self._measure(stream, sides, count)
-        return self._used(stream, count, measured) | {
-            "old": _as_json(old.scores)[PRIMARY],
-            "new": _as_json(new.scores)[PRIMARY],
-        }
-
-    def _used(self, stream: str, count: int, measured: Sequence[Measured]) -> Body:
-        """Which tasks of a stream an event used, and what they cost."""
-        return {
-            "start": self.lineage.next_index.get(stream, 0),
-            "count": count,
-            "env_steps": sum(m.env_steps for m in measured),
-        }
+        body, (old, new) = self._measure(sides, count, with_curve=with_curve)
+        return body | {"old": _as_json(old), "new": _as_json(new)}
 
     def _measure(
-        self, stream: str, weights: Sequence[str], count: int, *, with_curve: bool = False
-    ) -> list[Measured]:
-        """Measure policies on the next tasks of a stream, all of them on the same ones.
+        self, weights: Sequence[str], count: int, *, with_curve: bool = False
+    ) -> tuple[Body, list[Measured]]:
+        """Measure policies on the next tasks of the stage's stream, all of them on the same ones.
 
         A measurement that crashes or hangs leaves scores that are no numbers: its pairs count as
         the worst there is.
+
+        Returns:
+            Which tasks were used and what they cost, for the event; and what was found.
         """
-        config = self.lineage.config
+        config, stream = self.lineage.config, self.lineage.stage.lower()
+        start = self.lineage.next_index.get(stream, 0)
         jobs = [
             Measurement(
                 weights=self.store.get(name),
                 family=self.family,
                 stream=stream,
                 seed=config.seed,
-                start=self.lineage.next_index.get(stream, 0),
+                start=start,
                 count=count,
                 with_curve=with_curve,
                 support_steps=config.support_steps,
@@ -460,10 +388,12 @@ class RecursiveSelfImprovementAgent:
             )
             for name in weights
         ]
-        names = (PRIMARY, *CURVE_METRICS) if with_curve else (PRIMARY,)
-        lost = {name: [float("nan")] * count for name in names}
-        outcomes = self.executor.run(jobs)
-        return [Measured(lost, 0, o.failure) if o.failure else o.value for o in outcomes]
+        measured = [
+            lost(count, with_curve, o.failure) if o.failure else o.value
+            for o in self.executor.run(jobs)
+        ]
+        spent = sum(m.env_steps for m in measured)
+        return {"start": start, "count": count, "env_steps": spent}, measured
 
     def close(self) -> None:
         """End the workers, close the ledger, remove the folder if it was the agent's own."""
@@ -472,15 +402,10 @@ class RecursiveSelfImprovementAgent:
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def __enter__(self) -> RecursiveSelfImprovementAgent:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -489,9 +414,9 @@ def _stretch(stage: Stage, body: Body) -> Body:
     if "start" not in body:
         return {}
     stretch = {name: body[name] for name in ("start", "count", "env_steps")}
-    return {"stream": stage.value.lower(), **stretch}
+    return {"stream": stage.lower(), **stretch}
 
 
-def _as_json(scores: dict[str, list[float]]) -> dict[str, list[float | None]]:
+def _as_json(measured: Measured) -> dict[str, list[float | None]]:
     """Scores for an event: JSON knows no NaN, and one that crashed is null."""
-    return {name: [s if s == s else None for s in values] for name, values in scores.items()}
+    return {n: [s if s == s else None for s in scores] for n, scores in measured.scores.items()}

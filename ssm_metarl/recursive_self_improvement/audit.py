@@ -15,22 +15,21 @@ fall, with intervals over tasks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssm_metarl import seeding
+from ssm_metarl.evaluation.statistics import paired_interval, summarize
 from ssm_metarl.recursive_self_improvement.agent import RecursiveSelfImprovementAgent
 from ssm_metarl.recursive_self_improvement.candidates import Training
-from ssm_metarl.recursive_self_improvement.executor import Outcome
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY
 from ssm_metarl.recursive_self_improvement.lineage import Outcome as Decision
 from ssm_metarl.recursive_self_improvement.metrics import Measured, Measurement
 from ssm_metarl.recursive_self_improvement.store import WeightStore, name_of
+from ssm_metarl.recursive_self_improvement.worker import Outcome
 
 SPLITS = {"id": "average_reward", "ood": PRIMARY}
 TASKS_AT_ONCE = 100
@@ -80,12 +79,12 @@ def audit(
         "env_steps": lineage.env_steps,
         "champion": lineage.champion,
         "arms": {
-            arm: {split: _summary(arm_scores[split]) for split in SPLITS}
+            arm: {split: summarize(arm_scores[split][:, None]) for split in SPLITS}
             for arm, arm_scores in scores.items()
         },
         "differences": {
             f"champion - {reference}": {
-                split: _difference(scores["champion"][split], scores[reference][split])
+                split: _difference(scores["champion"][split] - scores[reference][split])
                 for split in SPLITS
             }
             for reference in REFERENCES
@@ -115,14 +114,10 @@ def _plain_training(agent: RecursiveSelfImprovementAgent) -> bytes:
     )
     (outcome,) = agent.executor.run([job])
     content: bytes = _value(outcome).weights
-    _write(made, store.put(content))
+    temporary = made.with_suffix(".tmp")
+    temporary.write_text(store.put(content))
+    temporary.replace(made)
     return content
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _measure(
@@ -161,13 +156,13 @@ def _measure(
     measured: dict[str, list[Measured]] = {name: [] for name in distinct}
     for (name, _), outcome in zip(parts, outcomes, strict=True):
         measured[name].append(_value(outcome))
+
+    def returns(name: str, metric: str) -> NDArray[np.float64]:
+        scores = np.concatenate([m.scores[metric] for m in measured[name]])
+        return np.where(np.isnan(scores), low, scores)
+
     return {
-        arm: {
-            split: np.nan_to_num(
-                np.concatenate([m.scores[metric] for m in measured[name_of(content)]]), nan=low
-            )
-            for split, metric in SPLITS.items()
-        }
+        arm: {split: returns(name_of(content), metric) for split, metric in SPLITS.items()}
         for arm, content in arms.items()
     }
 
@@ -181,16 +176,5 @@ def _value(outcome: Outcome) -> Any:
     return outcome.value
 
 
-def _summary(scores: NDArray[np.float64]) -> dict[str, Any]:
-    from ssm_metarl.evaluation.statistics import summarize
-
-    return dict(summarize(scores[:, None]))
-
-
-def _difference(new: NDArray[np.float64], old: NDArray[np.float64]) -> dict[str, Any]:
-    from ssm_metarl.evaluation.statistics import paired_interval
-
-    difference = new - old
-    mean = float(difference.mean())
-    assert math.isfinite(mean)
-    return {"mean": mean, "ci95": list(paired_interval(difference, seed=0))}
+def _difference(difference: NDArray[np.float64]) -> dict[str, Any]:
+    return {"mean": float(difference.mean()), "ci95": list(paired_interval(difference, seed=0))}

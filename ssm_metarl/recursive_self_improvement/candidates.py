@@ -68,7 +68,7 @@ class Training:
             ValueError: A gate refuses the change before anything is trained.
             TrainingDiverged: A number is not finite.
         """
-        from ssm_metarl.checkpoint import pack, unpack
+        from ssm_metarl.checkpoint import FILE_NAME, pack, save_checkpoint, unpack
 
         parent = unpack(self.parent, "parent")
         start, shrunk = prepare(parent, self.changes, self.family, self.seed, self.env_steps)
@@ -80,11 +80,15 @@ class Training:
         trainer = self._trainer(start)
         if shrunk:
             trainer.teacher = parent.policy()
+
+        def now() -> Checkpoint:
+            return replace(start, tensors=trainer.tensors(), counters=trainer.counters())
+
         while trainer.progress < 1:
             trainer.run_epoch()
             if self.work is not None and trainer.epoch % SAVE_EVERY == 0:
-                self._save(trainer, start)
-        return Trained(pack(_checkpoint(trainer, start)), parameters, trainer.env_steps)
+                save_checkpoint(Path(self.work) / FILE_NAME, now())
+        return Trained(pack(now()), parameters, trainer.env_steps)
 
     def _trainer(self, start: Checkpoint) -> MetaTrainer:
         """The training, where it was left."""
@@ -94,22 +98,14 @@ class Training:
         from ssm_metarl.settings import rebuild
 
         config = rebuild(MetaTrainingConfig, start.settings, "training")
-        like = PolicyConfig.from_dict(start.policy_config)
-        trainer = MetaTrainer(config, self.family, like=like)
-        saved = None
+        trainer = MetaTrainer(config, self.family, like=PolicyConfig.from_dict(start.policy_config))
         if self.work is not None and (Path(self.work) / FILE_NAME).is_file():
             saved = load_checkpoint(self.work)
-        if saved is not None and saved.training == _as_json(config):
-            trainer.restore(saved.tensors, saved.counters)
-        else:
-            trainer.restore(start.tensors, {"epoch": 0, "env_steps": 0, "recent_return": 0.0})
+            if saved.training == asdict(config):
+                trainer.restore(saved.tensors, saved.counters)
+                return trainer
+        trainer.restore(start.tensors, {"epoch": 0, "env_steps": 0, "recent_return": 0.0})
         return trainer
-
-    def _save(self, trainer: MetaTrainer, start: Checkpoint) -> None:
-        from ssm_metarl.checkpoint import FILE_NAME, save_checkpoint
-
-        assert self.work is not None
-        save_checkpoint(Path(self.work) / FILE_NAME, _checkpoint(trainer, start))
 
 
 def prepare(
@@ -127,7 +123,7 @@ def prepare(
     import torch
 
     from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
-    from ssm_metarl.recursive_self_improvement.growth import grown_config, relative_change, resize
+    from ssm_metarl.recursive_self_improvement.growth import relative_change, resize
     from ssm_metarl.settings import rebuild
 
     if unknown := sorted(set(changes) - set(MOVES)):
@@ -137,8 +133,7 @@ def prepare(
     before = PolicyConfig.from_dict(parent.policy_config)
     grown = parent
     if sizes:
-        now = {name: getattr(before, name) for name in ARCHITECTURE}
-        grown = resize(parent, grown_config(before, **now | sizes), seed=seed)
+        grown = resize(parent, sizes, seed=seed)
         old = rebuild(MetaTrainingConfig, grown.settings, "training")
     shrunk = any(value < getattr(before, name) for name, value in sizes.items())
     if sizes and not shrunk:
@@ -151,7 +146,7 @@ def prepare(
             )
     others = {name: value for name, value in changes.items() if name not in sizes}
     recipe = recipe_for(replace(old, **others), seed, env_steps)
-    return replace(grown, training=_as_json(recipe), calibration={}, card={}), shrunk
+    return replace(grown, training=asdict(recipe), calibration={}, card={}), shrunk
 
 
 def recipe_for(config: MetaTrainingConfig, seed: int, env_steps: int) -> MetaTrainingConfig:
@@ -164,12 +159,3 @@ def recipe_for(config: MetaTrainingConfig, seed: int, env_steps: int) -> MetaTra
         device="cpu",
         calibration_tasks=0,
     )
-
-
-def _checkpoint(trainer: MetaTrainer, start: Checkpoint) -> Checkpoint:
-    """The training as it stands."""
-    return replace(start, tensors=trainer.tensors(), counters=trainer.counters())
-
-
-def _as_json(config: MetaTrainingConfig) -> dict[str, Any]:
-    return asdict(config)

@@ -19,7 +19,7 @@ from ssm_metarl.evaluation.statistics import paired_interval
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Model
 from ssm_metarl.methods.standard import Standard
-from ssm_metarl.recursive_self_improvement.gate import compare
+from ssm_metarl.recursive_self_improvement.gate import EProcess
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.version import __version__
 
@@ -53,7 +53,7 @@ def compare_models(
     low, high = family.return_bounds
     first, second = (adapted_returns(*model, family, config) for model in models)
     difference = first - second
-    evidence = compare(difference / (high - low))
+    share = difference / (high - low)
     return {
         "models": list(names),
         "family": family.name,
@@ -67,9 +67,20 @@ def compare_models(
             "ci95": list(paired_interval(difference, seed=config.seed)),
             "spread": float(difference.std()),
         },
-        "e_value": evidence.wealth,
-        "e_value_reversed": evidence.reverse_wealth,
+        "e_value": e_value(share),
+        "e_value_reversed": e_value(-share),
     }
+
+
+def e_value(differences: NDArray[np.float64]) -> float:
+    """Evidence against "the first is no better than the second"; its inverse is a p-value.
+
+    Args:
+        differences: Of every pair, as shares of the range of returns, shape (K,).
+    """
+    test = EProcess(0.0, 0.05)
+    test.update(differences)
+    return test.wealth
 
 
 def adapted_returns(

@@ -1,7 +1,7 @@
 """The champion as a model for everyday use.
 
-Place in the flow: stage 8, on demand. In the lineage a champion has no limits of adaptation: they
-would be set anew for every candidate, at more cost than its training. Here they are set.
+Place in the flow: stage 8, on demand. In the lineage a champion has no limits of adaptation, which
+would cost more than its training. Here they are set.
 """
 
 from __future__ import annotations
@@ -39,13 +39,8 @@ def export_champion(
         FileNotFoundError: There is no lineage.
         ValueError: Its family is not known, or another one is handed over.
     """
-    ledger = Ledger(folder, read_only=True)
-    try:
-        lineage = Lineage(ledger.events())
-        audited = ledger.last_audit()
-        head = ledger.head[1]
-    finally:
-        ledger.close()
+    with Ledger(folder, read_only=True) as ledger:
+        lineage, audited, head = Lineage(ledger.events()), ledger.last_audit(), ledger.head[1]
     checkpoint = unpack(WeightStore(folder / "weights").get(lineage.champion), "champion")
     family = family or family_of_env(lineage.family, "hand it over: --family my_plant.py:FAMILY")
     if family.name != lineage.family:
@@ -54,9 +49,8 @@ def export_champion(
         )
     policy, trained = checkpoint.policy(), MetaTrained.from_training(checkpoint.training)
     if calibration_tasks > 0:
-        seed = lineage.config.seed
         policy.calibration = calibrate(
-            policy, family, trained, seed=seed, num_tasks=calibration_tasks
+            policy, family, trained, seed=lineage.config.seed, num_tasks=calibration_tasks
         )
     card = {
         "command": "recursive self-improvement",

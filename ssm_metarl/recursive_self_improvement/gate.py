@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
@@ -40,8 +39,6 @@ BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9])
 """The grid of lambda, as shares of its limit 1 / (1 + m)."""
 BLOCK = 512  # pairs: 2 ** 512 is no overflow
 LARGEST = 700.0  # exp of more is one
-GAIN_OF_INTEREST = 0.03
-"""`pairs_needed` is told for a gain of three points."""
 
 
 def spent_alpha(alpha: float, number: int) -> float:
@@ -115,11 +112,7 @@ class EProcess:
 
 
 def checked(differences: ArrayLike) -> NDArray[np.float64]:
-    """Differences as float64, shape (n,).
-
-    Raises:
-        ValueError: One is out of [-1, 1], or not a number.
-    """
+    """Differences as float64, shape (n,); ValueError where one is no number from -1 to 1."""
     d = np.asarray(differences, dtype=np.float64)
     if d.ndim != 1 or not (np.abs(d) <= 1).all():
         raise ValueError(
@@ -143,9 +136,8 @@ class Verdict(StrEnum):
 class Confirmation:
     """The joint gate: the primary metric must be proven better, each guardrail not broken.
 
-    Every guardrail is a test of non-inferiority of its own. They need no share of alpha: a false
-    upgrade has to pass the primary metric in any case. A guardrail that has passed is closed, and
-    need not be measured any more.
+    Guardrails need no share of alpha: a false upgrade has to pass the primary metric in any case.
+    One that has passed is closed, and need not be measured any more.
 
     Args:
         config: Alphas, tolerances, caps.
@@ -156,18 +148,15 @@ class Confirmation:
     def __init__(self, config: RSIConfig, number: int, margin: float) -> None:
         self.number, self.margin = number, margin
         self.cap = confirm_cap(config, number)
-        margins = {PRIMARY: margin, **dict.fromkeys(GUARDRAILS, -config.tolerance)}
-        self.tests = {
-            name: EProcess(
-                m,
-                spent_alpha(config.alpha, number) if name == PRIMARY else config.guardrail_alpha,
-            )
-            for name, m in margins.items()
+        self.tests = {PRIMARY: EProcess(margin, spent_alpha(config.alpha, number))}
+        for name in GUARDRAILS:
+            self.tests[name] = EProcess(-config.tolerance, config.guardrail_alpha)
+        self._doubts = {
+            name: EProcess(-test.margin, config.give_up_alpha) for name, test in self.tests.items()
         }
-        self._doubts = {name: EProcess(-m, config.give_up_alpha) for name, m in margins.items()}
         self.wealth: list[float] = []
         """Of the primary test, after every pair."""
-        self._moments = np.zeros(3)  # n, sum and sum of squares of the primary differences
+        self._differences: list[float] = []  # of the primary metric
 
     @property
     def primary(self) -> EProcess:
@@ -201,35 +190,27 @@ class Confirmation:
             if name == PRIMARY:
                 self.wealth += wealth.tolist()
             self._doubts[name].update(-checked(differences[name]))
-        self._moments += (len(d), d.sum(), np.square(d).sum())
+        self._differences += d.tolist()
         return self.verdict
 
     @property
     def verdict(self) -> Verdict:
         """Where it stands now."""
-        if all(test.crossed_at is not None for test in self.tests.values()):
+        if not self.open_tests:
             return Verdict.ACCEPTED
-        doubtful = (self._doubts[n] for n, t in self.tests.items() if t.crossed_at is None)
-        if any(doubt.crossed_at is not None for doubt in doubtful):
+        if any(self._doubts[name].crossed_at is not None for name in self.open_tests):
             return Verdict.WORSE
         return Verdict.OPEN if self.primary.num_pairs < self.cap else Verdict.INCONCLUSIVE
 
     @property
     def mean(self) -> float:
         """Mean of the primary differences so far; 0 before the first."""
-        n, total, _ = self._moments
-        return float(total / n) if n else 0.0
+        return float(np.mean(self._differences or [0.0]))
 
     @property
     def spread(self) -> float:
         """Standard deviation of the primary differences so far; 0 before the second."""
-        n, total, squares = self._moments
-        return math.sqrt(max(squares / n - (total / n) ** 2, 0.0)) if n else 0.0
-
-    @property
-    def pairs_needed(self) -> int:
-        """About how many pairs a gain of `GAIN_OF_INTEREST` would need to be proven, from none."""
-        return pairs_needed(GAIN_OF_INTEREST, self.spread, self.primary.alpha)
+        return float(np.std(self._differences or [0.0]))
 
 
 def pairs_needed(gain: float, spread: float, alpha: float) -> int:
@@ -242,24 +223,3 @@ def pairs_needed(gain: float, spread: float, alpha: float) -> int:
     """
     growth = BETS * gain - BETS**2 * (spread**2 + gain**2) / 2
     return math.ceil(math.log(len(BETS) / alpha) / float(growth.max()))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired test on its own: what ``ssm-metarl evaluate --compare`` prints."""
-
-    wealth: float
-    """E-value against "the first is no better than the second"; its inverse is a p-value."""
-    reverse_wealth: float
-    """E-value against "the second is no better than the first"."""
-
-
-def compare(differences: ArrayLike) -> Comparison:
-    """Bet on all pairs, once in either direction."""
-    d = checked(differences)
-    wealths = []
-    for sign in (1.0, -1.0):
-        test = EProcess(0.0, 0.05)
-        test.update(sign * d)
-        wealths.append(test.wealth)
-    return Comparison(*wealths)

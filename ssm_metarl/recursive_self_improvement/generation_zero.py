@@ -24,6 +24,8 @@ from ssm_metarl.settings import rebuild
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
 
+ARCHITECTURE = ("core", "state_dim", "hidden_dim", "num_layers", "norm_dim", "memory")
+
 
 def family_of(env: Environment | TaskFamily | str) -> TaskFamily:
     """The task family that was meant.
@@ -64,11 +66,11 @@ def generation_zero(
             "model: expected a meta-trained one, received one that is adapted already"
             + (f" (from {original!r}: give that one)" if original else "")
         )
-    family = family_of(env or checkpoint.training.get("family", MetaTrainingConfig.family))
     if checkpoint.policy_config.get("in_context", False):
         raise ValueError(
             "model: expected one that sees observations only, received one that adapts in context"
         )
+    family = family_of(env or checkpoint.training.get("family", MetaTrainingConfig.family))
     check_declaration(checkpoint.trained_on, family)
     recipe = _recipe(checkpoint, family)
     if recipe.adaptation_steps == 0:
@@ -76,11 +78,10 @@ def generation_zero(
             "model: expected one that was meta-trained for a gradient step, received one that was "
             "trained without any"
         )
-    like = PolicyConfig.from_dict(checkpoint.policy_config)
-    config = architecture(recipe, family, like=like)
+    config = PolicyConfig.from_dict(checkpoint.policy_config)
     checkpoint = replace(
         checkpoint,
-        policy_config=asdict(config),
+        policy_config=asdict(architecture(recipe, family, like=config)),
         training=asdict(recipe_for(recipe, recipe.seed, recipe.env_step_limit or 1)),
         calibration={},
         card={},
@@ -113,15 +114,7 @@ def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) ->
 def _recipe(checkpoint: Checkpoint, family: TaskFamily) -> MetaTrainingConfig:
     """The training that the model came from, or the default one for its architecture."""
     if checkpoint.training:
-        training = checkpoint.settings
-        return rebuild(MetaTrainingConfig, training, "model: training")
+        return rebuild(MetaTrainingConfig, checkpoint.settings, "model: training")
     config = PolicyConfig.from_dict(checkpoint.policy_config)
-    return MetaTrainingConfig(
-        family=family.name,
-        core=config.core,
-        state_dim=config.state_dim,
-        hidden_dim=config.hidden_dim,
-        num_layers=config.num_layers,
-        norm_dim=config.norm_dim,
-        memory=config.memory,
-    )
+    sizes = {name: getattr(config, name) for name in ARCHITECTURE}
+    return MetaTrainingConfig(family=family.name, **sizes)

@@ -36,10 +36,7 @@ from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.types import FlatParams, Params, flatten
 
-DIMENSIONS = {
-    "diagonal": ("state_dim", "hidden_dim", "num_layers"),
-    "state_space": ("state_dim", "hidden_dim"),
-}
+DIMENSIONS = ("state_dim", "hidden_dim", "num_layers")
 LAYER_OUTPUT = ("C.weight", "C.bias", "D")
 CHECK_STEPS, CHECK_TASKS, CHECK_ENVS, CHECK_RESETS = 20, 3, 4, 0.1
 
@@ -68,12 +65,8 @@ class Plan:
     layers: list[int]
     """The old layers that stay, ascending (diagonal)."""
 
-    def source(self, name: str) -> str | None:
-        """The old parameter that a new one continues; None in a new layer."""
-        return None if self.is_new(name) else self.model_for(name)
-
     def model_for(self, name: str) -> str:
-        """The same; in a new layer, its like in the last layer before it."""
+        """The old parameter that a new one continues; in a new layer, its like in the last one."""
         layer, rest = layer_of(name)
         if layer is None:
             return name
@@ -85,7 +78,7 @@ class Plan:
         return layer is not None and layer >= len(self.layers)
 
 
-def resize(checkpoint: Checkpoint, config: PolicyConfig, *, seed: int) -> Checkpoint:
+def resize(checkpoint: Checkpoint, sizes: Mapping[str, Any], *, seed: int) -> Checkpoint:
     """A checkpoint of another size that goes on where the given one stands.
 
     New entries have step size 0, so that an inner step, too, goes where it went. It would be
@@ -100,16 +93,12 @@ def resize(checkpoint: Checkpoint, config: PolicyConfig, *, seed: int) -> Checkp
 
     Args:
         checkpoint: With or without an optimiser.
-        config: As the old one, but for state_dim, hidden_dim and num_layers (diagonal) or state_dim
-            and hidden_dim (state_space). Its norm_dim does not count: it follows from the old one.
+        sizes: New values of state_dim, hidden_dim and (of a diagonal core) num_layers.
         seed: Names the new weights.
-
-    Raises:
-        ValueError: Something else differs.
     """
     old = PolicyConfig.from_dict(checkpoint.policy_config)
-    check_changes(old, config)
-    if all(getattr(old, name) == getattr(config, name) for name in DIMENSIONS[old.core]):
+    config = replace(old, **sizes)
+    if config == old:
         return checkpoint
     policy = checkpoint.policy()
     weights = {name: p.detach() for name, p in policy.meta_params().items()}
@@ -118,45 +107,23 @@ def resize(checkpoint: Checkpoint, config: PolicyConfig, *, seed: int) -> Checkp
     new = moved(weights, silenced(fresh, plan), plan)
     zeros = {name: torch.zeros_like(value) for name, value in new.items()}
     shapes = fresh.step_sizes().shapes
-    sizes = moved(policy.step_sizes(), zeros, plan)
+    steps = moved(policy.step_sizes(), zeros, plan)
     tensors = {f"policy.{name}": value for name, value in new.items()}
     shorter = math.sqrt(policy.num_parameters() / fresh.num_parameters())
-    tensors["policy.step_size"] = shorter * flatten(sizes, shapes).detach()
+    tensors["policy.step_size"] = shorter * flatten(steps, shapes).detach()
     tensors |= moved_moments(checkpoint.tensors, policy.step_sizes().shapes, shapes, plan)
     ours = ("policy.", "optimizer.")
     tensors |= {n: v for n, v in checkpoint.tensors.items() if not n.startswith(ours)}
+    training = dict(checkpoint.training)
+    if training:
+        training |= {n: getattr(plan.config, n) for n in (*DIMENSIONS, "norm_dim")}
     return replace(
         checkpoint,
         policy_config=asdict(plan.config),
         tensors=tensors,
-        training=resized_training(checkpoint.training, plan.config),
+        training=training,
         calibration={},
     )
-
-
-def grown_config(
-    old: PolicyConfig, *, state_dim: int, hidden_dim: int, num_layers: int
-) -> PolicyConfig:
-    """An architecture of another size, to ask `resize` for; its norm_dim is left open."""
-    return replace(
-        old, state_dim=state_dim, hidden_dim=hidden_dim, num_layers=num_layers, norm_dim=None
-    )
-
-
-def check_changes(old: PolicyConfig, new: PolicyConfig) -> None:
-    """Raise ValueError unless two architectures differ in nothing but `DIMENSIONS`."""
-    for name, value in asdict(old).items():
-        received = getattr(new, name)
-        if name not in (*DIMENSIONS[old.core], "norm_dim") and received != value:
-            raise ValueError(f"{name}: expected {value!r}, as it was, received {received!r}")
-
-
-def resized_training(training: Mapping[str, Any], config: PolicyConfig) -> dict[str, Any]:
-    """A training's configuration, with the model's size; empty stays empty."""
-    if not training:
-        return {}
-    names = ("state_dim", "hidden_dim", "num_layers", "norm_dim")
-    return {**training, **{name: getattr(config, name) for name in names}}
 
 
 def layer_of(name: str) -> tuple[int | None, str]:
@@ -205,8 +172,7 @@ def make_plan(old: PolicyConfig, config: PolicyConfig, weights: Params) -> Plan:
         return Plan(replace(config, norm_dim=None), kept, [])
     layers = strongest(layer_strengths(weights, old.num_layers), config.num_layers)
     axes = {n: a for n, a in axes.items() if layer_of(n)[0] in (None, *layers)}
-    for place in range(config.num_layers):
-        kept[f"state of layer {place}"] = []
+    kept = {f"state of layer {place}": [] for place in range(config.num_layers)}
     for place, layer in enumerate(layers):
         modes = strengths(weights, axes, f"state of layer {layer}")
         kept[f"state of layer {place}"] = strongest(modes, config.state_dim)
@@ -236,11 +202,9 @@ def strengths(weights: Params, axes: Mapping[str, Axes], group: str) -> Tensor:
 
 def layer_strengths(weights: Params, num_layers: int) -> Tensor:
     """Of each layer, the norm of its output weights."""
-    squares = torch.zeros(num_layers, dtype=torch.float64)
-    for layer in range(num_layers):
-        for name in LAYER_OUTPUT:
-            squares[layer] += weights[f"core.layers.{layer}.{name}"].double().square().sum()
-    return squares.sqrt()
+    outputs = [[f"core.layers.{layer}.{n}" for n in LAYER_OUTPUT] for layer in range(num_layers)]
+    squares = [sum(weights[n].double().square().sum() for n in names) for names in outputs]
+    return torch.tensor(squares, dtype=torch.float64).sqrt()
 
 
 def strongest(strength: Tensor, size: int) -> list[int]:
@@ -266,9 +230,8 @@ def moved(old: Params, bases: Mapping[str, Tensor], plan: Plan) -> dict[str, Ten
     axes, result = axes_of(plan.config), {}
     for name, base in bases.items():
         result[name] = base.clone()
-        source = plan.source(name)
-        if source is not None:
-            value = old[source].detach()
+        if not plan.is_new(name):
+            value = old[plan.model_for(name)].detach()
             for axis, group in enumerate((axes[name].rows, axes[name].columns)[: value.dim()]):
                 if group is not None:
                     value = value.index_select(axis, torch.tensor(plan.kept[group]))
@@ -315,16 +278,10 @@ def moved_moments(
 def relative_change(
     old: Checkpoint, new: Checkpoint, *, seed: int, dtype: torch.dtype = torch.float32
 ) -> float:
-    """How much another policy says: the largest difference by the old one's largest output.
+    """The largest difference between two policies' outputs, over the old one's largest output.
 
     Both see the same random observations, as large as the family's, with resets. In float32 on a
     processor they run compiled, in float64 by the plain operations.
-
-    Args:
-        old: One policy.
-        new: Another, of the same observations and outputs.
-        seed: Names the observations.
-        dtype: Precision of both.
     """
     before, after = (checked_output(c.policy().to(dtype), seed) for c in (old, new))
     difference, largest = float((after - before).abs().max()), float(before.abs().max())

@@ -29,7 +29,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 FORMAT = "ssm-metarl-ledger-1"
 FILE_NAME = "ledger.sqlite"
@@ -130,8 +130,8 @@ class Ledger:
     def champion(self) -> str | None:
         """Name of the champion's weights: one row, replaced in the transaction of its event."""
         with _errors(self.path):
-            (champion,) = self._db.execute("SELECT champion FROM head").fetchone()
-        return None if champion is None else str(champion)
+            champion: str | None = self._db.execute("SELECT champion FROM head").fetchone()[0]
+        return champion
 
     def events(self) -> list[Event]:
         """All events, the chain checked from the first to the head.
@@ -177,34 +177,23 @@ class Ledger:
         text = json.dumps(body, sort_keys=True, allow_nan=False)
         seq, previous = self.head
         digest = chained(previous, kind, text)
+        number, run = seq + 1, self._db.execute
         with _errors(self.path), self._transaction():
-            self._db.execute(
-                "INSERT INTO events VALUES (?, ?, ?, ?)", (seq + 1, kind, text, digest)
-            )
-            self._db.execute(
-                "INSERT INTO written VALUES (?, ?, ?)", (seq + 1, time.time(), os.getpid())
-            )
-            self._db.execute(
-                "UPDATE head SET seq = ?, hash = ?, champion = ?", (seq + 1, digest, champion)
-            )
-            self._db.execute("DELETE FROM results")
-        return Event(seq + 1, kind, json.loads(text), digest)
+            run("INSERT INTO events VALUES (?, ?, ?, ?)", (number, kind, text, digest))
+            run("INSERT INTO written VALUES (?, ?, ?)", (number, time.time(), os.getpid()))
+            run("UPDATE head SET seq = ?, hash = ?, champion = ?", (number, digest, champion))
+            run("DELETE FROM results")
+        return Event(number, kind, json.loads(text), digest)
 
     def keep_result(self, key: str, body: dict[str, Any]) -> None:
         """Keep what one job of the running stage gave, until the stage's event."""
         text = json.dumps(body)
         with _errors(self.path), self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO results VALUES (?, ?, ?)",
-                (key, text, chained(START, key, text)),
-            )
+            row = (key, text, chained(START, key, text))
+            self._db.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", row)
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """What the running stage's finished jobs gave, by key.
-
-        Raises:
-            LedgerDamaged: One was changed.
-        """
+        """What the running stage's finished jobs gave, by key; LedgerDamaged for a changed one."""
         with _errors(self.path):
             rows = self._db.execute("SELECT key, body, hash FROM results").fetchall()
             return {key: self._checked(START, key, body, digest) for key, body, digest in rows}
@@ -214,17 +203,11 @@ class Ledger:
         seq, head = self.head
         text = json.dumps(body)
         with _errors(self.path), self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO audits VALUES (?, ?, ?, ?)",
-                (champion, seq, text, chained(head, champion, text)),
-            )
+            row = (champion, seq, text, chained(head, champion, text))
+            self._db.execute("INSERT OR REPLACE INTO audits VALUES (?, ?, ?, ?)", row)
 
     def last_audit(self) -> dict[str, Any] | None:
-        """The audit of the latest state, if there is any.
-
-        Raises:
-            LedgerDamaged: It was changed, or is of another lineage.
-        """
+        """The latest audit, if any; LedgerDamaged if it was changed or is another lineage's."""
         with _errors(self.path):
             row = self._db.execute(
                 "SELECT events.hash, champion, audits.body, audits.hash "
@@ -241,6 +224,12 @@ class Ledger:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
 def chained(previous: str, kind: str, body: str) -> str:

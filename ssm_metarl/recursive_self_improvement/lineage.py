@@ -9,8 +9,7 @@ in the events, and nowhere else: replaying the ledger therefore checks every dec
                            +------------------+----------+---------------------+
 
 with FAILED beside every stage that works, ROLLED_BACK after a canary that found harm, and HALTED
-after too many failures in a row, which only an acknowledgement ends. (PAUSED is the process's
-affair, not the lineage's: see `supervisor`.)
+after too many failures in a row, which only an acknowledgement ends.
 
 The trap: a task that was used must never be used again. Every event names the stretch of its
 stream that it used, and one that does not begin where the last one ended is refused.
@@ -18,7 +17,7 @@ stream that it used, and one that does not begin where the last one ended is ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -145,32 +144,39 @@ class Lineage:
         self.family, self.bounds = "", (0.0, 1.0)
         self.evaluator = ""
         self.generation = 0
-        self.champion = self.first = self.best = ""
+        self.champion = self.first = self.best = self.previous = self.opponent = ""
         self.sizes: dict[str, int] = {}
         """Parameters of champion, first and best, by the name of their weights."""
         self.champions: list[str] = []
         """All champions in the order of their acceptance, the first one included."""
         self.baseline: dict[str, float] = {}
-        self.candidates: list[Candidate] = []
-        self.chosen: int | None = None
-        self.opponent = ""
-        self.confirmation: Confirmation | None = None
-        self.attribution: EProcess | None = None
-        self.canary: tuple[EProcess, EProcess] | None = None
-        """Against "no harm", and against "no gain", which ends the watch early."""
-        self.previous = ""
-        self.label, self.reason = "", ""
         self.outcome = Outcome.REJECTED
-        self.screened_returns: list[float] = []
-        """The champion's in this generation's screening."""
         self.stability_cap = 0.0
         self.confirmations = self.acceptances = self.failures = self.env_steps = 0
         self.next_index: dict[str, int] = {}
         self.records: list[Record] = []
         self.history: list[tuple[dict[str, float], float]] = []
         """Every proposal screened, with its mean difference, for the proposer."""
+        self._clear()
         for event in events:
             self.apply(event.kind, event.body)
+
+    def _clear(self) -> None:
+        """Forget the generation before."""
+        self.candidates: list[Candidate] = []
+        self.chosen: int | None = None
+        self.confirmation: Confirmation | None = None
+        self.attribution = EProcess(0.0, self.config.attribution_alpha)
+        self._watch(acceptances=1)
+        self.label = self.reason = ""
+        self.screened_returns: list[float] = []
+        """The champion's in this generation's screening."""
+
+    def _watch(self, acceptances: int) -> None:
+        """Tests of the canary: against "no harm", and against "no gain", which ends it early."""
+        alpha = self.config.canary_alpha
+        self.harm = EProcess(0.0, spent_alpha(alpha, acceptances))
+        self.gain = EProcess(0.0, alpha)
 
     def apply(self, kind: str, body: Body) -> None:
         """Fold one event in.
@@ -178,7 +184,7 @@ class Lineage:
         Raises:
             DecisionMismatch: It does not follow from those before it.
         """
-        handler: Callable[[Body], None] | None = getattr(self, f"_on_{kind}", None)
+        handler = getattr(self, f"_on_{kind}", None)
         if handler is None:
             raise DecisionMismatch(f"event: expected a known kind, received {kind!r}")
         try:
@@ -186,22 +192,17 @@ class Lineage:
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise DecisionMismatch(f"{kind}: expected other fields ({error!r})") from None
 
-    def _require(self, condition: bool, expected: str, received: object) -> None:
-        if not condition:
-            raise DecisionMismatch(f"event: expected {expected}, received {received!r}")
-
     def _enter(self, kind: str, *stages: Stage) -> None:
-        self._require(self.stage in stages, f"what follows {self.stage}", kind)
+        _require(self.stage in stages, f"what follows {self.stage}", kind)
 
     def _use(self, stream: str, body: Body) -> None:
         """Mark a stretch of a stream as used, and its steps as spent."""
-        start, expected = body["start"], self.next_index.get(stream, 0)
-        self._require(start == expected, f"{stream} tasks from {expected} on", start)
-        self._require(body["count"] >= 1, "at least 1 task", body["count"])
+        start, expected, count = body["start"], self.next_index.get(stream, 0), body["count"]
+        _require(start == expected, f"{stream} tasks from {expected} on", start)
+        _require(count >= 1, "at least 1 task", count)
         for scores in _lists(body):
-            self._require(len(scores) == body["count"], f"scores of {body['count']} tasks",
-                          len(scores))  # fmt: skip
-        self.next_index[stream] = start + body["count"]
+            _require(len(scores) == count, f"scores of {count} tasks", len(scores))
+        self.next_index[stream] = start + count
         self.env_steps += body["env_steps"]
 
     @property
@@ -244,29 +245,23 @@ class Lineage:
             name: float(np.mean([low if s is None else s for s in scores]))
             for name, scores in body["scores"].items()
         }
-        self._require(all(low <= v <= high for v in self.baseline.values()),
-                      f"returns from {low:g} to {high:g}", self.baseline)  # fmt: skip
+        _require(all(low <= v <= high for v in self.baseline.values()),
+                 f"returns from {low:g} to {high:g}", self.baseline)  # fmt: skip
         self.stage = Stage.PROPOSE
 
     # PROPOSE, TRAIN
 
     def _on_propose(self, body: Body) -> None:
         self._enter("propose", Stage.PROPOSE)
-        self._require(body["generation"] == self.generation + 1,
-                      f"generation {self.generation + 1}", body["generation"])  # fmt: skip
+        number = self.generation + 1
+        _require(body["generation"] == number, f"generation {number}", body["generation"])
         self._clear()
-        self.generation = body["generation"]
+        self.generation = number
         self.candidates = [
             Candidate(Role(c["role"]), dict(c["proposal"]), dict(c["changes"]))
             for c in body["candidates"]
         ]
         self.stage = Stage.TRAIN
-
-    def _clear(self) -> None:
-        """Forget the generation before."""
-        self.chosen, self.confirmation, self.attribution, self.canary = None, None, None, None
-        self.label = self.reason = ""
-        self.candidates, self.screened_returns = [], []
 
     def _on_train(self, body: Body) -> None:
         self._enter("train", Stage.TRAIN)
@@ -279,20 +274,18 @@ class Lineage:
         else:
             self._fail(f"no training succeeded: {self.candidates[0].failure}")
 
+    def _trained(self, *roles: Role) -> list[int]:
+        """Candidates of these roles that have weights, in order."""
+        return [i for i, c in enumerate(self.candidates) if c.role in roles and c.failure is None]
+
     def _contenders(self) -> list[int]:
         """Candidates that may win, in order."""
-        return [
-            i
-            for i, c in enumerate(self.candidates)
-            if c.role != Role.PLACEBO and c.failure is None and not c.dropped
-        ]
+        trained = self._trained(Role.CANDIDATE, Role.CONTROL)
+        return [i for i in trained if not self.candidates[i].dropped]
 
     def to_screen(self) -> list[int]:
         """Candidates that the next screening round measures: contenders, and the placebo."""
-        placebos = [
-            i for i, c in enumerate(self.candidates) if c.role == Role.PLACEBO and c.failure is None
-        ]
-        return self._contenders() + placebos
+        return self._contenders() + self._trained(Role.PLACEBO)
 
     @property
     def screened_pairs(self) -> int:
@@ -304,14 +297,13 @@ class Lineage:
     def _on_screen(self, body: Body) -> None:
         self._enter("screen", Stage.SCREEN)
         self._use("screen", body)
-        self._require(set(body["new"]) == {str(i) for i in self.to_screen()},
-                      f"scores of {self.to_screen()}", sorted(body["new"]))  # fmt: skip
-        old = scores_of({PRIMARY: body["old"]})
-        for index, values in body["new"].items():
-            new = scores_of({PRIMARY: values})
-            difference = differences(new, old, self.bounds)[PRIMARY]
-            self.candidates[int(index)].screened += difference
-        self.screened_returns += np.nan_to_num(old[PRIMARY], nan=self.bounds[0]).tolist()
+        expected = self.to_screen()
+        _require(set(body["new"]) == set(map(str, expected)), f"scores of {expected}",
+                 sorted(body["new"]))  # fmt: skip
+        for index, new in body["new"].items():
+            self.candidates[int(index)].screened += self._primary(new, body["old"])
+        low = self.bounds[0]
+        self.screened_returns += [low if s is None else float(s) for s in body["old"]]
         if self.screened_pairs < self.config.screen_pairs[-1]:
             ranked = sorted(self._contenders(), key=lambda i: -self.candidates[i].mean)
             for loser in ranked[-(-len(ranked) // 2) :]:
@@ -319,29 +311,29 @@ class Lineage:
         else:
             self._choose()
 
-    def _breaks_floor(self) -> bool:
+    def _primary(self, new: Sequence[Any], old: Sequence[Any]) -> list[float]:
+        """Differences of the primary metric alone."""
+        return differences({PRIMARY: new}, {PRIMARY: old}, self.bounds)[PRIMARY]
+
+    def _choose(self) -> None:
+        """Take the best to confirmation, if screening gives it a chance."""
         low, mean = self.bounds[0], float(np.mean(self.screened_returns))
         least = low + self.config.floor * (self.baseline[PRIMARY] - low)
         if mean < least:
             self._fail(f"the champion's return {mean:.1f} is below the floor {least:.1f}")
-        return mean < least
-
-    def _choose(self) -> None:
-        """Take the best to confirmation, if screening gives it a chance."""
-        if self._breaks_floor():
             return
         self.stability_cap = float(np.quantile(self.screened_returns, STABILITY_QUANTILE))
-        for candidate in self.candidates:
-            if candidate.role == Role.CANDIDATE and candidate.failure is None:
-                self.history.append((candidate.proposal, candidate.mean))
-        self.chosen = max(self._contenders(), key=lambda i: self.candidates[i].mean)
-        best = self.candidates[self.chosen]
-        size, champion_size = best.parameters, self.sizes[self.champion]
+        candidates = self.candidates
+        self.history += [
+            (candidates[i].proposal, candidates[i].mean) for i in self._trained(Role.CANDIDATE)
+        ]
+        self.chosen = max(self._contenders(), key=lambda i: candidates[i].mean)
+        best = self.chosen_candidate
         # The best ever, not the champion, which may be a smaller one that is a little worse.
         self.opponent, margin = self.best, 0.0
-        if size > champion_size:
+        if best.parameters > self.sizes[self.champion]:
             margin = self.config.margin
-        elif size < champion_size:
+        elif best.parameters < self.sizes[self.champion]:
             margin = -self.config.smaller_tolerance
         if best.mean <= margin:
             self._decide(Outcome.REJECTED, "screening found nothing better")
@@ -355,47 +347,25 @@ class Lineage:
     def _on_confirm(self, body: Body) -> None:
         self._enter("confirm", Stage.CONFIRM)
         self._use("confirm", body)
-        confirmation = self._running()
-        difference = differences(
-            scores_of(body["new"]),
-            scores_of(body["old"]),
-            self.bounds,
-            stability_cap=self.stability_cap,
+        verdict = self.running.update(
+            differences(body["new"], body["old"], self.bounds, stability_cap=self.stability_cap)
         )
-        verdict = confirmation.update(difference)
         if verdict == Verdict.OPEN and self.budget_left <= 0:
             verdict = Verdict.INCONCLUSIVE
         if verdict == Verdict.ACCEPTED:
-            control = self._control()
-            self.attribution = EProcess(0.0, self.config.attribution_alpha)
             self.label = "training"
-            self.stage = Stage.COMMIT if control in (None, self.chosen) else Stage.ATTRIBUTE
+            alone = self._trained(Role.CONTROL) in ([], [self.chosen])
+            self.stage = Stage.COMMIT if alone else Stage.ATTRIBUTE
         elif verdict == Verdict.WORSE:
             self._decide(Outcome.REJECTED, "confirmation found it worse than it must be")
         elif verdict == Verdict.INCONCLUSIVE:
             self._decide(Outcome.INCONCLUSIVE, "the pairs were used up")
 
-    def _running(self) -> Confirmation:
+    @property
+    def running(self) -> Confirmation:
+        """The confirmation, from its beginning on."""
         assert self.confirmation is not None
         return self.confirmation
-
-    def _control(self) -> int | None:
-        """The control, if it trained."""
-        return next(
-            (
-                i
-                for i, c in enumerate(self.candidates)
-                if c.role == Role.CONTROL and c.failure is None
-            ),
-            None,
-        )
-
-    @property
-    def control_weights(self) -> str:
-        """Weights of the control that the chosen candidate is compared with."""
-        control = self._control()
-        assert control is not None
-        return self.candidates[control].weights
 
     @property
     def chosen_candidate(self) -> Candidate:
@@ -403,36 +373,35 @@ class Lineage:
         assert self.chosen is not None
         return self.candidates[self.chosen]
 
+    @property
+    def control_weights(self) -> str:
+        """Weights of the control that the chosen candidate is compared with."""
+        return self.candidates[self._trained(Role.CONTROL)[0]].weights
+
     def _on_attribute(self, body: Body) -> None:
         self._enter("attribute", Stage.ATTRIBUTE)
         self._use("attribute", body)
-        test = self.attribution
-        assert test is not None
-        test.update(self._primary(body))
-        if test.crossed_at is not None:
+        self.attribution.update(self._primary(body["new"], body["old"]))
+        found = self.attribution.crossed_at is not None
+        if found:
             self.label = "change"
-        if (
-            test.crossed_at is not None
-            or test.num_pairs >= self.config.attribution_pairs
-            or self.budget_left <= 0
-        ):
+        if found or self._over(self.attribution, self.config.attribution_pairs):
             self.stage = Stage.COMMIT
 
-    def _primary(self, body: Body) -> list[float]:
-        new, old = ({PRIMARY: body[side]} for side in ("new", "old"))
-        return differences(scores_of(new), scores_of(old), self.bounds)[PRIMARY]
+    def _over(self, test: EProcess, most_pairs: int) -> bool:
+        """Whether a test may have no more pairs."""
+        return test.num_pairs >= most_pairs or self.budget_left <= 0
 
     def _on_commit(self, body: Body) -> None:
         self._enter("commit", Stage.COMMIT)
         chosen = self.chosen_candidate
-        self._require(body["champion"] == chosen.weights, chosen.weights, body["champion"])
-        self._require(body["label"] == self.label, self.label, body["label"])
+        _require(body["champion"] == chosen.weights, chosen.weights, body["champion"])
+        _require(body["label"] == self.label, self.label, body["label"])
         self.previous, self.champion = self.champion, chosen.weights
         self.sizes[self.champion] = chosen.parameters
         self.champions.append(self.champion)
         self.acceptances += 1
-        alpha = spent_alpha(self.config.canary_alpha, self.acceptances)
-        self.canary = EProcess(0.0, alpha), EProcess(0.0, self.config.canary_alpha)
+        self._watch(self.acceptances)
         self.stage = Stage.CANARY
 
     # CANARY
@@ -440,26 +409,20 @@ class Lineage:
     def _on_canary(self, body: Body) -> None:
         self._enter("canary", Stage.CANARY)
         self._use("canary", body)
-        assert self.canary is not None
-        harm, gain = self.canary
-        difference = np.array(self._primary(body))
-        harm.update(-difference)
-        gain.update(difference)
-        if harm.crossed_at is not None:
+        difference = np.array(self._primary(body["new"], body["old"]))
+        self.harm.update(-difference)
+        self.gain.update(difference)
+        gained = self.gain.crossed_at is not None
+        if self.harm.crossed_at is not None:
             self.stage = Stage.ROLLED_BACK
-        elif (
-            gain.crossed_at is not None
-            or harm.num_pairs >= self.config.canary_pairs
-            or self.budget_left <= 0
-        ):
+        elif gained or self._over(self.harm, self.config.canary_pairs):
             # What merely is no worse is no new best, unless the canary has proven it better.
-            proven = gain.crossed_at is not None and self.previous == self.best
-            if self._running().margin >= 0 or proven:
+            if self.running.margin >= 0 or (gained and self.previous == self.best):
                 self.best = self.champion
             self._decide(Outcome.ACCEPTED, self._why_accepted())
 
     def _why_accepted(self) -> str:
-        if self._running().margin < 0:
+        if self.running.margin < 0:
             return "smaller, and no worse"
         if self.label == "change":
             return "improved by the change"
@@ -467,10 +430,13 @@ class Lineage:
 
     def _on_rollback(self, body: Body) -> None:
         self._enter("rollback", Stage.ROLLED_BACK)
-        self._require(body["champion"] == self.previous, self.previous, body["champion"])
+        _require(body["champion"] == self.previous, self.previous, body["champion"])
+        self._restore()
+        self._decide(Outcome.ROLLED_BACK, "the canary found it worse than the champion before")
+
+    def _restore(self) -> None:
         self.champion = self.previous
         self.champions.pop()
-        self._decide(Outcome.ROLLED_BACK, "the canary found it worse than the champion before")
 
     # the end of a generation
 
@@ -482,35 +448,34 @@ class Lineage:
 
     def _on_generation(self, body: Body) -> None:
         self._enter("generation", Stage.DECIDED, Stage.FAILED)
-        self._require(body["outcome"] == self.outcome, self.outcome, body["outcome"])
+        _require(body["outcome"] == self.outcome, self.outcome, body["outcome"])
         self._close()
 
     def _on_failure(self, body: Body) -> None:
         """Something that no stage expects went wrong: a crash, a score out of bounds."""
-        self._require(self.stage not in (Stage.INIT, Stage.HALTED), "a failure while at work",
-                      self.stage)  # fmt: skip
+        at_work = self.stage not in (Stage.INIT, Stage.HALTED)
+        _require(at_work, "a failure while at work", self.stage)
         if used := body.get("used"):
             self._use(used["stream"], used)
         if self.stage in (Stage.BASELINE, Stage.PROPOSE):
             self._clear()
         if self.stage in (Stage.CANARY, Stage.ROLLED_BACK):  # never watched to the end, or harmful
-            self.champion = self.previous
-            self.champions.pop()
+            self._restore()
         self._fail(str(body["reason"]))
         self._close()
 
     def _close(self) -> None:
-        chosen = None if self.chosen is None else self.chosen_candidate
+        gate = self.confirmation
         self.records.append(
             Record(
                 generation=self.generation,
                 outcome=self.outcome,
                 reason=self.reason,
-                changes=None if chosen is None else chosen.changes,
+                changes=None if self.chosen is None else self.chosen_candidate.changes,
                 label=self.label if self.outcome == Outcome.ACCEPTED else "",
-                gain=None if self.confirmation is None else self.confirmation.mean,
-                wealth=tuple(self.confirmation.wealth) if self.confirmation else (),
-                threshold=self.confirmation.primary.threshold if self.confirmation else 0.0,
+                gain=None if gate is None else gate.mean,
+                wealth=() if gate is None else tuple(gate.wealth),
+                threshold=0.0 if gate is None else gate.primary.threshold,
                 champion_return=float(np.mean(self.screened_returns or [self.bounds[0]])),
                 champion=self.champion,
                 env_steps=self.env_steps,
@@ -518,9 +483,13 @@ class Lineage:
             )
         )
         self.failures = self.failures + 1 if self.outcome == Outcome.FAILED else 0
-        self.stage = Stage.PROPOSE if self.baseline else Stage.BASELINE
         if self.failures >= self.config.max_failures:
             self.stage = Stage.HALTED
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self.stage = Stage.PROPOSE if self.baseline else Stage.BASELINE
 
     def _on_halt(self, body: Body) -> None:
         """The evaluator is not the one that the lineage began with: nothing it says counts."""
@@ -534,16 +503,21 @@ class Lineage:
         """A person has looked at the reason, and lets it go on with the evaluator as it is now."""
         self._enter("acknowledge", Stage.HALTED)
         self.evaluator, self.failures = body["evaluator"], 0
-        self.stage = Stage.PROPOSE if self.baseline else Stage.BASELINE
+        self._go_on()
 
     @property
     def kept_weights(self) -> set[str]:
         """Weights that stay: first, best, champion and the last few, and those in use."""
-        recent = self.champions[-self.config.keep_champions :]
-        in_use = {c.weights for c in self.candidates if c.weights}
-        if self.stage in (Stage.PROPOSE, Stage.HALTED, Stage.BASELINE):
-            in_use = set()
-        return {self.first, self.best, self.champion, *recent} | in_use
+        kept = {self.first, self.best, self.champion}
+        kept.update(self.champions[-self.config.keep_champions :])
+        if self.stage not in (Stage.PROPOSE, Stage.HALTED, Stage.BASELINE):
+            kept.update(c.weights for c in self.candidates if c.weights)
+        return kept
+
+
+def _require(condition: bool, expected: str, received: object) -> None:
+    if not condition:
+        raise DecisionMismatch(f"event: expected {expected}, received {received!r}")
 
 
 def _lists(raw: Any) -> list[list[Any]]:
@@ -551,8 +525,3 @@ def _lists(raw: Any) -> list[list[Any]]:
     if isinstance(raw, Mapping):
         return [found for value in raw.values() for found in _lists(value)]
     return [raw] if isinstance(raw, list) else []
-
-
-def scores_of(raw: Mapping[str, Sequence[float | None]]) -> dict[str, list[float]]:
-    """Scores from JSON, where one that crashed is null."""
-    return {n: [float("nan") if s is None else float(s) for s in v] for n, v in raw.items()}

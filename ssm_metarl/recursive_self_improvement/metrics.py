@@ -3,9 +3,8 @@
 Place in the flow: stage 8. A `Measurement` is a job that `executor` runs; `lineage` pairs the
 scores of two policies on the same tasks and feeds their differences into the `gate`.
 
-All five are returns after adapting by one gradient step, on a task of the stream and index asked
-for; both sides of a pair meet the same task, the same support data's random actions and the same
-initial states:
+All five are returns after adapting by one gradient step; both sides of a pair meet the same task,
+the same support data's random actions and the same initial states:
 
     generalization            return on an out-of-range task, from all the support data (primary)
     stability                 min(that, c), c being the champion's 10 % quantile in screening
@@ -24,7 +23,7 @@ pair counts as -1, the worst there is, whichever side it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,6 @@ from numpy.typing import NDArray
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY
 
-Scores = dict[str, list[float]]
-"""Of each metric, the score of every task; NaN where it crashed."""
 CRASHED = -1.0
 STABILITY_QUANTILE = 0.1
 CURVE_METRICS = ("average_reward", "adaptation_speed", "meta_learning_efficiency")
@@ -45,12 +42,18 @@ CURVE_METRICS = ("average_reward", "adaptation_speed", "meta_learning_efficiency
 class Measured:
     """What a measurement found."""
 
-    scores: Scores
-    """Returns in the family's own units."""
+    scores: dict[str, list[float]]
+    """Of each metric, every task's score in the family's own units; NaN where it crashed."""
     env_steps: int
     """Environment steps it took, support and episodes."""
     failure: str | None = None
     """Why there are no numbers, where the measurement crashed or hung."""
+
+
+def lost(count: int, with_curve: bool, failure: str | None = None) -> Measured:
+    """No number for any of so many tasks."""
+    names = (PRIMARY, *CURVE_METRICS) if with_curve else (PRIMARY,)
+    return Measured({name: [float("nan")] * count for name in names}, 0, failure)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +82,11 @@ class Measurement:
         try:
             return self._measure(self.start, self.count)
         except Exception:  # an environment may raise anything
-            parts = [self._measure_alone(self.start + i) for i in range(self.count)]
-            names = parts[0].scores
-            return Measured(
-                {name: [score for p in parts for score in p.scores[name]] for name in names},
-                sum(p.env_steps for p in parts),
-            )
-
-    def _measure_alone(self, index: int) -> Measured:
-        try:
-            return self._measure(index, 1)
-        except Exception:  # whatever an environment raises, the pair counts as the worst there is
-            names = (PRIMARY, *CURVE_METRICS) if self.with_curve else (PRIMARY,)
-            return Measured({name: [float("nan")] for name in names}, 0)
+            if self.count == 1:
+                return lost(1, self.with_curve)
+            parts = [replace(self, start=self.start + i, count=1)() for i in range(self.count)]
+            scores = {name: [p.scores[name][0] for p in parts] for name in parts[0].scores}
+            return Measured(scores, sum(p.env_steps for p in parts))
 
     def _measure(self, start: int, count: int) -> Measured:
         from ssm_metarl.checkpoint import unpack
@@ -144,17 +139,16 @@ def area(curve: NDArray[np.float64], lengths: Sequence[int]) -> NDArray[np.float
     Returns:
         Shape (K,), between the least and the greatest return of the task.
     """
-    if len(lengths) == 1:
-        first: NDArray[np.float64] = curve[0]
-        return first
-    under = np.trapezoid(curve, np.array(lengths, float), axis=0)
-    result: NDArray[np.float64] = under / (lengths[-1] - lengths[0])
+    result: NDArray[np.float64] = curve[0]
+    if len(lengths) > 1:
+        under = np.trapezoid(curve, np.array(lengths, float), axis=0)
+        result = under / (lengths[-1] - lengths[0])
     return result
 
 
 def differences(
-    new: Mapping[str, Sequence[float]],
-    old: Mapping[str, Sequence[float]],
+    new: Mapping[str, Sequence[float | None]],
+    old: Mapping[str, Sequence[float | None]],
     bounds: tuple[float, float],
     *,
     stability_cap: float | None = None,
@@ -162,7 +156,7 @@ def differences(
     """D of every pair for every metric that both sides have, as a share of the range.
 
     Args:
-        new: Scores of the candidate.
+        new: Scores of the candidate; None or NaN where it crashed.
         old: Scores of the champion on the same tasks.
         bounds: Least and greatest return possible.
         stability_cap: c of the metric ``stability``; without it there is none.
@@ -171,17 +165,11 @@ def differences(
         ValueError: A score is out of bounds: nothing is clipped.
     """
     low, high = bounds
-    pairs = {
-        name: (np.asarray(new[name], float), np.asarray(old[name], float))
-        for name in old
-        if name in new
-    }
+    pairs = {name: np.array([new[name], old[name]], float) for name in old if name in new}
     if stability_cap is not None:
-        a, b = pairs[PRIMARY]
-        pairs["stability"] = np.minimum(a, stability_cap), np.minimum(b, stability_cap)
+        pairs["stability"] = np.minimum(pairs[PRIMARY], stability_cap)
     result = {}
-    for name, (a, b) in pairs.items():
-        sides = np.stack([a, b])
+    for name, sides in pairs.items():
         outside = (sides < low) | (sides > high)  # False for NaN
         if outside.any():
             raise ValueError(
@@ -189,7 +177,7 @@ def differences(
                 f"{sides[outside][0]:g}; declare the family's return_bounds"
             )
         crashed = np.isnan(sides).any(axis=0)
-        result[name] = np.where(crashed, CRASHED, (a - b) / (high - low)).tolist()
+        result[name] = np.where(crashed, CRASHED, (sides[0] - sides[1]) / (high - low)).tolist()
     return result
 
 

@@ -10,11 +10,7 @@ from typing import Any
 
 from ssm_metarl.recursive_self_improvement.lineage import Lineage, Outcome, Role
 
-COLOURS = {
-    Role.CANDIDATE: "#7a8fa6",
-    Role.CONTROL: "#c8811f",
-    Role.PLACEBO: "#b9b9b9",
-}
+COLOURS = {Role.CANDIDATE: "#7a8fa6", Role.CONTROL: "#c8811f", Role.PLACEBO: "#b9b9b9"}
 OUTCOMES = {
     Outcome.ACCEPTED: "#1b7f4d",
     Outcome.REJECTED: "#9a9a9a",

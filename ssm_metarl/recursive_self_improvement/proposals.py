@@ -116,9 +116,6 @@ def propose(
         seed: Of the lineage.
         generation: Which one; with the seed it names every random number.
         count: Proposals.
-
-    Raises:
-        ValueError: Optuna is not installed.
     """
     allowed = moves_of(config)
     rng = seeding.generator(seed, "rsi-proposals", generation)
@@ -154,7 +151,6 @@ def _study(
     allowed: Mapping[str, Move], history: Sequence[tuple[Proposal, float]], seed: int
 ) -> Any:
     """A study in memory that knows the history: the ledger is what lasts."""
-    require_optuna()
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -172,9 +168,8 @@ def _study(
 def _distributions(allowed: Mapping[str, Move]) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+    factor = FloatDistribution(0.5, 2.0, log=True)
     return {
-        name: CategoricalDistribution(move.choices)
-        if move.choices
-        else FloatDistribution(0.5, 2.0, log=True)
+        name: CategoricalDistribution(move.choices) if move.choices else factor
         for name, move in allowed.items()
     }

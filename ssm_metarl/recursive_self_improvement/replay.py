@@ -29,8 +29,7 @@ def replay(folder: Path) -> dict[str, Any]:
         ValueError: The weights of the champion, the first or the best are damaged.
         DecisionMismatch: An event does not follow from those before it.
     """
-    ledger = Ledger(folder, read_only=True)
-    try:
+    with Ledger(folder, read_only=True) as ledger:
         events = ledger.events()
         lineage = Lineage(events)
         if ledger.champion != (lineage.champion or None):
@@ -49,5 +48,3 @@ def replay(folder: Path) -> dict[str, Any]:
             "hash": ledger.head[1],
             "champion": lineage.champion,
         }
-    finally:
-        ledger.close()

@@ -8,10 +8,8 @@ evaluators cannot be compared. A person may look, and acknowledge.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -61,13 +59,3 @@ def is_disk_trouble(error: OSError) -> bool:
     troubles = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
     words = ("disk is full", "disk i/o", "readonly", "unable to open")  # SQLite's
     return error.errno in troubles or any(w in str(error).lower() for w in words)
-
-
-def disk_usage(path: Path) -> int:
-    """Bytes on disk of a folder and all below it."""
-    total = 0
-    for folder, _, names in os.walk(path):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # the daemon has just deleted it
-                total += os.stat(os.path.join(folder, name)).st_size
-    return total

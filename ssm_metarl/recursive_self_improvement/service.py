@@ -14,10 +14,9 @@ the process's state, and say so through `Control.report`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
+from ssm_metarl.daemon.control import Control
 from ssm_metarl.recursive_self_improvement.agent import RecursiveSelfImprovementAgent, Update
 from ssm_metarl.recursive_self_improvement.config import RSIRun
 from ssm_metarl.recursive_self_improvement.executor import Executor, LocalExecutor, Stopped
@@ -29,22 +28,6 @@ from ssm_metarl.tasks.registry import named_family
 POLL_SECONDS = 0.1
 DISK_POLL_SECONDS = 1.0
 STOPPED, DONE, HALTED, USED_UP = "stopped", "done", "halted", "used up"
-
-
-class Control(Protocol):
-    """What a person asks for, and is told (`daemon.control.Control`)."""
-
-    def stopping(self) -> bool:
-        """Whether to save and return."""
-
-    def paused(self) -> bool:
-        """Whether to do nothing for now."""
-
-    def take_ack(self) -> bool:
-        """Whether a halt was acknowledged since the last call."""
-
-    def report(self, **status: Any) -> None:
-        """Say how far the work is."""
 
 
 def open_agent(
@@ -62,30 +45,25 @@ def open_agent(
         env=None if run.family is None else named_family(run.family),
         config=run.settings,
         folder=folder,
-        executor=make_executor(run, control.stopping),
+        executor=make_executor(run, control),
         on_update=update,
     )
     control.report(state="RUNNING", **summarize_lineage(agent.lineage))
     return agent
 
 
-def make_executor(run: RSIRun, should_stop: Callable[[], bool]) -> Executor:
+def make_executor(run: RSIRun, control: Control) -> Executor:
     """Where jobs run."""
+    limits = {
+        "timeout_seconds": run.train_timeout,
+        "memory_limit_mb": run.memory_limit_mb,
+        "should_stop": control.stopping,
+    }
     if run.executor == "ray":
         from ssm_metarl.recursive_self_improvement.ray_executor import RayExecutor
 
-        return RayExecutor(
-            address=run.ray_address,
-            timeout_seconds=run.train_timeout,
-            memory_limit_mb=run.memory_limit_mb,
-            should_stop=should_stop,
-        )
-    return LocalExecutor(
-        num_workers=run.workers,
-        timeout_seconds=run.train_timeout,
-        memory_limit_mb=run.memory_limit_mb,
-        should_stop=should_stop,
-    )
+        return RayExecutor(address=run.ray_address, **limits)
+    return LocalExecutor(num_workers=run.workers, **limits)
 
 
 def supervise(
@@ -103,6 +81,17 @@ def supervise(
         cycles: Generations; None for no limit.
         wait_when_halted: Whether to wait for an acknowledgement, or return.
     """
+
+    def show(state: str, **more: str) -> None:
+        control.report(**(summarize_lineage(agent.lineage) | {"state": state} | more))
+
+    def rest(state: str, reason: str, seconds: float = POLL_SECONDS) -> None:
+        show(state, reason=reason)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not control.stopping():
+            time.sleep(POLL_SECONDS / 2)
+
+    ended = STOPPED
     goal = None if cycles is None else len(agent.lineage.records) + cycles
     while not control.stopping():
         acknowledged = control.take_ack()  # an old one must not end a later halt
@@ -110,15 +99,18 @@ def supervise(
             if acknowledged:
                 agent.acknowledge()
             elif wait_when_halted:
-                _rest(agent, control, "HALTED", agent.lineage.reason)
+                rest("HALTED", agent.lineage.reason)
             else:
-                return _ended(agent, control, HALTED)
+                ended = HALTED
+                break
         elif control.paused():
-            _rest(agent, control, "PAUSED", "asked for")
+            rest("PAUSED", "asked for")
         elif goal is not None and len(agent.lineage.records) >= goal:
-            return _ended(agent, control, DONE)
+            ended = DONE
+            break
         elif agent.finished:
-            return _ended(agent, control, USED_UP)
+            ended = USED_UP
+            break
         else:
             try:
                 agent.step()
@@ -127,27 +119,9 @@ def supervise(
             except OSError as error:
                 if not is_disk_trouble(error):
                     raise
-                _rest(agent, control, "PAUSED", str(error), DISK_POLL_SECONDS)
-    return _ended(agent, control, STOPPED)
-
-
-def _ended(agent: RecursiveSelfImprovementAgent, control: Control, why: str) -> str:
-    control.report(**(summarize_lineage(agent.lineage) | {"state": why.upper()}))
-    return why
-
-
-def _rest(
-    agent: RecursiveSelfImprovementAgent,
-    control: Control,
-    state: str,
-    reason: str,
-    seconds: float = POLL_SECONDS,
-) -> None:
-    """Do nothing for a moment, and say why."""
-    control.report(**(summarize_lineage(agent.lineage) | {"state": state, "reason": reason}))
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and not control.stopping():
-        time.sleep(POLL_SECONDS / 2)
+                rest("PAUSED", str(error), DISK_POLL_SECONDS)
+    show(ended.upper())
+    return ended
 
 
 def log(lineage: Lineage, kind: str, detail: str) -> None:

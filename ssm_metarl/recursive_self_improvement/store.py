@@ -29,11 +29,7 @@ class WeightStore:
             sync_folder(folder.parent)
 
     def put(self, content: bytes) -> str:
-        """Keep some weights; returns their name, the hash of their content.
-
-        Raises:
-            OSError: The disk is full, or broken; what was there before is untouched.
-        """
+        """Keep some weights; returns their name. A full disk (OSError) leaves what was there."""
         name = name_of(content)
         path = self.path(name)
         if path.is_file() and name_of(path.read_bytes()) == name:
@@ -65,11 +61,7 @@ class WeightStore:
         return content
 
     def path(self, name: str) -> Path:
-        """Where weights of that name are, or would be.
-
-        Raises:
-            ValueError: Not the name of any weights.
-        """
+        """Where weights of that name are, or would be; ValueError where it is no such name."""
         if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
             raise ValueError(f"weights: expected 32 hexadecimal digits, received {name!r}")
         return self.folder / f"{name}{SUFFIX}"

@@ -6,12 +6,14 @@ app.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
+from ssm_metarl.recursive_self_improvement.gate import pairs_needed
 from ssm_metarl.recursive_self_improvement.ledger import Ledger
 from ssm_metarl.recursive_self_improvement.lineage import Lineage, Outcome
-from ssm_metarl.recursive_self_improvement.safety import disk_usage
 
 SHORT = 12  # digits of a name that a person reads
 
@@ -43,7 +45,7 @@ def summarize_lineage(lineage: Lineage, folder: Path | None = None) -> dict[str,
         "threshold": gate and round(gate.primary.threshold, 1),
         "mean_difference": gate and round(gate.mean, 5),
         "spread": gate and round(gate.spread, 5),
-        "pairs_for_3_points": gate and gate.pairs_needed,
+        "pairs_for_3_points": gate and pairs_needed(0.03, gate.spread, gate.primary.alpha),
     }
     if folder is not None:
         result["disk_mb"] = round(disk_usage(folder) / 1e6, 1)
@@ -57,8 +59,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
         FileNotFoundError: There is none.
         LedgerDamaged: It was changed.
     """
-    ledger = Ledger(folder, read_only=True)
-    try:
+    with Ledger(folder, read_only=True) as ledger:
         return summarize_lineage(Lineage(ledger.events()), folder)
-    finally:
-        ledger.close()
+
+
+def disk_usage(path: Path) -> int:
+    """Bytes on disk of a folder and all below it."""
+    total = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the daemon has just deleted it
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total

@@ -1,8 +1,7 @@
 """One spawned worker process: its life, and the supervisor's end of the pipe to it.
 
-Place in the flow: stage 8, under `executor`, whose `LocalExecutor` keeps a pool of these; Ray's
-workers run the same `attempt`. Jobs travel as bytes, and what they need (torch) is imported in the
-worker that unpickles them.
+Place in the flow: stage 8, under `executor`. Jobs travel as bytes, and what they need (torch) is
+imported in the worker that unpickles them.
 
 The traps: `spawn` imports the supervisor's main module in each worker before `_work` runs, so a
 main module that imports torch does so before the thread variables are set. A value is unpickled
@@ -30,10 +29,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 THREAD_VARIABLES = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
+    f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA")
 }
 """A worker's environment: one thread each, or N workers on N cores would run N² threads."""
 
@@ -55,23 +51,12 @@ class Outcome:
 
 def failure_of(error: BaseException) -> str:
     """An exception in one line: ``error: Type: message``, without addresses of objects."""
-    try:
-        message = str(error)
-    except Exception:
-        message = "its message cannot be read"
-    message = re.sub(r" at 0x[0-9a-fA-F]+", "", message)
+    message = re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
     return " ".join(f"error: {type(error).__name__}: {message}".split())
 
 
 def attempt(payload: bytes) -> bytes:
-    """Run a pickled job on one thread.
-
-    Args:
-        payload: The pickled job.
-
-    Returns:
-        A pickled `Outcome`; what cannot be unpickled, run or pickled is a failure in it.
-    """
+    """Run a pickled job on one thread; returns a pickled `Outcome`, a failure for any exception."""
     try:
         job = pickle.loads(payload)
         if "torch" in sys.modules:
@@ -126,8 +111,8 @@ def _end_with_parent() -> None:
 class Worker:
     """One spawned process, the pipe to it, and the job it has.
 
-    It starts with the construction; what it is given before it is ready is sent when it is, so
-    that no big payload ever waits in a pipe that nobody reads.
+    What it is given before it is ready is sent when it is: a big payload would wait in a pipe that
+    nobody reads.
     """
 
     def __init__(self) -> None:
@@ -143,13 +128,11 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         self.usage = psutil.Process(self.process.pid)
-        self.ready = False
-        self.begun = False
-        self.ended = False
+        self.ready = self.begun = self.ended = False
         self.finished = 0
         self.index: int | None = None
-        self.payload = b""
-        self.since = 0.0
+        """Of the job that it has."""
+        self.payload, self.since = b"", 0.0
 
     def give(self, index: int, payload: bytes, now: float) -> None:
         """Take a job; `now` is the supervisor's own time, in seconds."""
@@ -170,13 +153,13 @@ class Worker:
             message = self.connection.recv_bytes()
         except (EOFError, OSError):
             return self._crash()
+        if message == _BEGUN:
+            self.begun = True
+            return None
         if message == _READY:
             self.ready, self.since = True, now
             if self.index is not None:
                 self._send()
-            return None
-        if message == _BEGUN:
-            self.begun = True
             return None
         self.finished += 1
         self.index, self.payload = None, b""
@@ -190,10 +173,7 @@ class Worker:
             return Outcome(failure="crash: worker closed its pipe")
         if code >= 0:
             return Outcome(failure=f"crash: worker ended with exit code {code}")
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = str(-code)
+        name = next((s.name for s in signal.Signals if s == -code), str(-code))
         return Outcome(failure=f"crash: worker ended with signal {name}")
 
     def resident_mb(self) -> float:

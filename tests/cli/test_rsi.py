@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pwd
 import re
@@ -14,9 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from ssm_metarl.cli.rsi_view import LineageView
 from ssm_metarl.daemon.lock import lock_is_held
 from ssm_metarl.recursive_self_improvement.ledger import Ledger
 from ssm_metarl.recursive_self_improvement.lineage import Lineage
@@ -253,30 +250,10 @@ def test_help_lists_the_flags(cli: Cli) -> None:
         assert outcome.code == 0 and "--screen-pairs" in outcome.out
 
 
-def test_the_live_view_on_a_terminal(made: Made) -> None:
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100)
-    lineage = Lineage()
-    with LineageView(console) as view:
-        for event in events(made.lineage):
-            lineage.apply(event.kind, event.body)
-            view.update(lineage, event.kind, "")
-            if event.kind == "propose":
-                view.update(lineage, "trained", "1 of 3")
-    view.close()  # again: nothing happens
-    told = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
-    assert f"champion {lineage.champion[:12]}" in told
-    assert "control" in told and "placebo" in told
-    assert f"generation 1 {lineage.records[0].outcome}: {lineage.records[0].reason}" in told
-
-
 def events(folder: Path) -> list:
     """A lineage's events."""
-    ledger = Ledger(folder, read_only=True)
-    try:
+    with Ledger(folder, read_only=True) as ledger:
         return ledger.events()
-    finally:
-        ledger.close()
 
 
 @pytest.mark.parametrize("home", [None, "~nosuchuser/x"])

@@ -23,8 +23,9 @@ from ssm_metarl.meta_rl.training_run import TrainingRun
 from ssm_metarl.recursive_self_improvement.agent import RecursiveSelfImprovementAgent
 from ssm_metarl.recursive_self_improvement.candidates import Trained, Training
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
-from ssm_metarl.recursive_self_improvement.executor import Executor, Outcome
+from ssm_metarl.recursive_self_improvement.executor import Executor
 from ssm_metarl.recursive_self_improvement.metrics import CURVE_METRICS, Measured, Measurement
+from ssm_metarl.recursive_self_improvement.worker import Outcome
 
 QUALITY, SPREAD = 200.0, 60.0  # of generation 0, and of a task's return around a quality
 

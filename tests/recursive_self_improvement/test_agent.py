@@ -48,7 +48,7 @@ def test_a_true_gain_is_accepted_and_none_is_not(make_agent, simulated, tmp_path
     record = agent.improve()
     assert (record.outcome, record.label) == (Outcome.ACCEPTED, "change")
     assert record.champion == agent.lineage.champion != first
-    assert agent.history == [record]
+    assert agent.lineage.records == [record]
     other = make_agent(simulated(gain=lambda job: 0.0), tmp_path / "other", **FEW)
     assert [other.improve().outcome for _ in range(3)] == [Outcome.REJECTED] * 3
     assert other.lineage.champion == first and other.lineage.confirmations == 0
@@ -381,7 +381,7 @@ def test_the_budget_is_kept(make_agent, simulated):
     with pytest.raises(ValueError, match="budget is used up"):
         for _ in range(100):
             agent.improve()
-    assert 1 <= len(agent.history) < 100
+    assert 1 <= len(agent.lineage.records) < 100
     assert agent.lineage.env_steps + 4 * FEW["train_steps"] > 120_000
     assert agent.lineage.env_steps < 120_000 + 64 * 100 * 5, "but for the round in which it ended"
 
@@ -439,7 +439,7 @@ def test_the_documented_use(generation_zero):
             assert torch.equal(agent.current_model.state_dict()[name], value), name
         record = agent.improve()
         assert record.outcome != Outcome.FAILED, record.reason
-        assert agent.history == [record] and events[0] == "init" and "screen" in events
+        assert agent.lineage.records == [record] and events[0] == "init" and "screen" in events
         assert events.count("trained") == 3
         assert agent.lineage.env_steps > 0
         config = unpack(agent.store.get(agent.lineage.champion), "x").training

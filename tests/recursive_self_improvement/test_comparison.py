@@ -9,7 +9,7 @@ from ssm_metarl.checkpoint import load_checkpoint
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.recursive_self_improvement import comparison
-from ssm_metarl.recursive_self_improvement.comparison import compare_models
+from ssm_metarl.recursive_self_improvement.comparison import compare_models, e_value
 from ssm_metarl.tasks.registry import family_of_env
 
 FAMILY = family_of_env("cartpole")
@@ -47,3 +47,9 @@ def test_a_family_without_bounds_is_refused(model):
     unbounded = replace(FAMILY, return_bounds=None)
     with pytest.raises(ValueError, match="declares its return_bounds, received 'cartpole'"):
         compare_models((model, model), ("a", "b"), unbounded, CONFIG)
+
+
+def test_an_e_value_grows_with_a_difference_and_shrinks_with_its_reverse():
+    d = np.random.default_rng(0).normal(0.1, 0.25, 300).clip(-1, 1)
+    assert e_value(d) > 20 and e_value(-d) < 1
+    assert e_value(np.zeros(50)) == 1

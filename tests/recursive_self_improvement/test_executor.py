@@ -22,12 +22,14 @@ import psutil
 import pytest
 
 from ssm_metarl.recursive_self_improvement.executor import (
-    THREAD_VARIABLES,
     Executor,
     InlineExecutor,
     LocalExecutor,
-    Outcome,
     Stopped,
+)
+from ssm_metarl.recursive_self_improvement.worker import (
+    THREAD_VARIABLES,
+    Outcome,
     attempt,
     failure_of,
     read_outcome,

@@ -15,7 +15,6 @@ from ssm_metarl.recursive_self_improvement.gate import (
     Confirmation,
     EProcess,
     Verdict,
-    compare,
     confirm_cap,
     pairs_needed,
     spent_alpha,
@@ -203,12 +202,3 @@ def test_mean_and_spread_are_of_all_pairs_so_far():
         test.update(draws(0.06, 3 * pairs_needed(0.06, 0.25, 0.03), seed=trial))
         passed.append(test.crossed_at or 10**9)
     assert 0.4 < np.median(passed) / pairs_needed(0.06, 0.25, 0.03) < 1.5
-
-
-def test_a_comparison_is_symmetric():
-    d = draws(0.1, 300)
-    here, there = compare(d), compare(-d)
-    assert (here.wealth, here.reverse_wealth) == (there.reverse_wealth, there.wealth)
-    assert here.wealth > 20 and here.reverse_wealth < 1
-    none = compare(np.zeros(50))
-    assert none.wealth == none.reverse_wealth == 1

@@ -194,7 +194,7 @@ def test_harm_rolls_back_and_was_never_the_best(script):
     assert lineage.failures == 0, "no failure: the gate did what it is for"
     assert "g1-0" not in lineage.kept_weights
     script.accept()
-    harm, _ = lineage.canary
+    harm = lineage.harm
     assert harm.alpha == pytest.approx(spent_alpha(0.01, 2)), "spent over all acceptances"
     assert lineage.champions == ["zero", "g2-0"]
 

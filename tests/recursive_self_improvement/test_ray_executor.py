@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from ssm_metarl.recursive_self_improvement import ray_executor
-from ssm_metarl.recursive_self_improvement.executor import Outcome, Stopped
+from ssm_metarl.recursive_self_improvement.executor import Stopped
 from ssm_metarl.recursive_self_improvement.ray_executor import RayExecutor
+from ssm_metarl.recursive_self_improvement.worker import Outcome
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 MINUTE = partial(time.sleep, 60)

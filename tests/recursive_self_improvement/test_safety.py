@@ -8,11 +8,11 @@ import pytest
 from ssm_metarl.recursive_self_improvement.safety import (
     EVALUATOR,
     PACKAGE,
-    disk_usage,
     evaluator_hash,
     is_disk_trouble,
     require_room,
 )
+from ssm_metarl.recursive_self_improvement.summary import disk_usage
 
 
 @pytest.fixture
