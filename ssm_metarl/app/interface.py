@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import gradio as gr
 
+from ssm_metarl.app.markup import STATIC
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.tabs import adaptation, comparison, improvement, meta_training, models
-from ssm_metarl.app.tabs.parts import QUIET, STATIC, Page, shown
+from ssm_metarl.app.tabs.parts import QUIET, Page, shown
 from ssm_metarl.version import __version__
 
 SCRIPTS = ("sketch.js", "player.js", "live.js", "chart.js")

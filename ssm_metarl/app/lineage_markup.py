@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from html import escape
 from typing import Any
 
 from ssm_metarl.app.handlers.lineages import LineageView
-from ssm_metarl.app.markup import cell, facts, notice, table
+from ssm_metarl.app.markup import cell, notice, render
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY
 from ssm_metarl.recursive_self_improvement.lineage import Candidate, Lineage, Record
 
@@ -37,20 +36,13 @@ def lineage(view: LineageView) -> str:
         ("environment steps", f"{s['env_steps']:,}"),
         ("chance of error left", f"{s['alpha_left']:.4f} of {s['alpha']:g}"),
     ]
-    head = "".join(f"<div><b>{escape(str(v))}</b><span>{escape(k)}</span></div>" for k, v in tiles)
-    metrics = [_metric(state, name, meaning) for name, meaning in METRICS.items()]
-    generations = [_generation(record) for record in reversed(state.records)]
-    audit = ""
-    if view.audit is not None:
-        audit = f'<h4 class="ssm-h">Audit, on vault tasks</h4>{facts(_audit(view.audit))}'
-    return (
-        f'<div class="ssm-tiles">{head}</div>'
-        + notice(s["reason"] or "")
-        + table([_candidate(c) for c in state.candidates], "Candidates of this generation")
-        + table(metrics, "The five metrics")
-        + table(generations, "Generations")
-        + audit
-    )
+    return render(
+        "lineage", tiles=tiles, reason=s["reason"],
+        candidates=[_candidate(candidate) for candidate in state.candidates],
+        metrics=[_metric(state, name, meaning) for name, meaning in METRICS.items()],
+        generations=[_generation(record) for record in reversed(state.records)],
+        audit=list(_audit(view.audit)) if view.audit else None,
+    )  # fmt: skip
 
 
 def _candidate(candidate: Candidate) -> dict[str, Any]:

@@ -1,16 +1,14 @@
 """HTML of tab 2: what adapting brought, and a plant's parameters.
 
-Place in the flow: stage 10, from `before_after` to the browser, made of `markup`'s parts.
+Place in the flow: stage 10, from `before_after` to the browser.
 """
 
 from __future__ import annotations
 
-from html import escape
-
 from ssm_metarl.app.forms import Between
-from ssm_metarl.app.handlers.before_after import REMEMBERING, Adaptation, Side
+from ssm_metarl.app.handlers.before_after import REMEMBERING, Adaptation
 from ssm_metarl.app.handlers.plants import field_of
-from ssm_metarl.app.markup import facts, muted
+from ssm_metarl.app.markup import render
 from ssm_metarl.tasks.task_family import TaskFamily, TaskParameter, Uniform
 
 UNITS = {"m/s^2": "m/s²"}
@@ -29,47 +27,27 @@ def range_strip(parameter: TaskParameter) -> str:
     """Where a slider is in the range that training saw, and where out of it."""
     slider, inside = field_of(parameter), parameter.id
     assert isinstance(slider, Between) and isinstance(inside, Uniform)
-    parts, span = "", slider.high - slider.low
-    for kind, drawn in (("id", inside), ("ood", parameter.ood)):
-        for a, b in drawn.intervals if isinstance(drawn, Uniform) else ():
-            left, width = 100 * (a - slider.low) / span, 100 * (b - a) / span
-            parts += f'<i data-kind="{kind}" style="left:{left:.2f}%;width:{width:.2f}%"></i>'
+    scale = 100 / (slider.high - slider.low)
+    parts = [
+        (kind, scale * (a - slider.low), scale * (b - a))
+        for kind, drawn in (("id", inside), ("ood", parameter.ood))
+        for a, b in (drawn.intervals if isinstance(drawn, Uniform) else ())
+    ]
     said = f"trained on {inside.low:g} to {inside.high:g} {_unit(parameter)}"
-    return f'<div class="ssm-strip" role="img" aria-label="{escape(said)}">{parts}</div>'
+    return render("strip", parts=parts, said=said)
 
 
 def result(adaptation: Adaptation, family: TaskFamily) -> str:
     """Before and after in two numbers, the episodes as bars, and what it took."""
-    before, after = adaptation.before, adaptation.after
-    every = [*before.returns, *after.returns]
-    bounds = family.return_bounds or (min(0.0, *every), max(0.0, *every))
+    before, after = adaptation.before.returns, adaptation.after.returns
+    low, high = family.return_bounds or (min(0.0, *before, *after), max(0.0, *before, *after))
     task = adaptation.task
     plant = [f"{p.name} {task[p.name]:g} {_unit(p)}".rstrip() for p in family.parameters]
-    return (
-        f'<div data-presses="{adaptation.presses}"><div class="ssm-score">'
-        f"{_score('before', before, bounds)}"
-        '<span class="ssm-arrow" aria-hidden="true">→</span>'
-        f"{_score('after', after, bounds)}</div>"
-        f"{facts(_what_it_took(adaptation))}{muted(' · '.join(plant))}</div>"
-    )
-
-
-def _score(name: str, side: Side, bounds: tuple[float, float]) -> str:
-    low, high = bounds
-    scale = f"of {high:g}" if low == 0 else f"from {low:g} to {high:g}"
-    mean = sum(side.returns) / len(side.returns)
-    bars = "".join(
-        f'<i style="height:{max(2.0, 100 * (r - low) / (high - low or 1)):.1f}%" '
-        f'title="episode {i + 1}: {r:.4g}"></i>'
-        for i, r in enumerate(side.returns)
-    )
-    texts = ", ".join(f"{r:.4g}" for r in side.returns)
-    return (
-        f'<div class="ssm-side" data-side="{name}"><b data-return="{name}">{mean:.0f}</b>'
-        f"<span>{name} adapting<br><small>mean return, {scale}</small></span>"
-        f'<div class="ssm-bars" role="img" aria-label="return per episode: {texts}">{bars}</div>'
-        f"<small>per episode: {texts}</small></div>"
-    )
+    return render(
+        "result", presses=adaptation.presses, before=before, after=after, low=low, high=high,
+        scale=f"of {high:g}" if low == 0 else f"from {low:g} to {high:g}",
+        took=_what_it_took(adaptation), plant=" · ".join(plant),
+    )  # fmt: skip
 
 
 def _what_it_took(adaptation: Adaptation) -> list[tuple[str, str]]:

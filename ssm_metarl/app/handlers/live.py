@@ -13,7 +13,7 @@ import copy
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,7 @@ TOLD = {
 """What is said of the adapter's events, and of what it does from there on."""
 
 
-@dataclass(frozen=True)
-class LiveEvent:
+class LiveEvent(NamedTuple):
     """Something that happened in a live run, as the page tells it."""
 
     step: int
@@ -253,7 +252,7 @@ def as_json(piece: Piece) -> dict[str, Any]:
         "frames": frames,
         "ended": piece.resting,
         "end_is_failure": piece.tasks.family.end_is_failure,
-        "events": [vars(event) for event in piece.events],
+        "events": [event._asdict() for event in piece.events],
     }
 
 

@@ -14,8 +14,9 @@ from ssm_metarl.app.handlers.before_after import film
 from ssm_metarl.app.handlers.live import idle
 from ssm_metarl.app.handlers.models import mode_meaning
 from ssm_metarl.app.handlers.plants import current_plant, plant_form
+from ssm_metarl.app.markup import STATIC
 from ssm_metarl.app.tabs import live
-from ssm_metarl.app.tabs.parts import COMPUTE, PRIVATE, QUIET, STATIC, Page, drawn, text
+from ssm_metarl.app.tabs.parts import COMPUTE, PRIVATE, QUIET, Page, drawn, text
 from ssm_metarl.app.tabs.plant import PlantFields
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.tasks.task_family import Split, TaskFamily

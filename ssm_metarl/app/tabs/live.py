@@ -8,7 +8,8 @@ import gradio as gr
 
 from ssm_metarl.app.handlers import live
 from ssm_metarl.app.handlers.live import LiveRun, Piece
-from ssm_metarl.app.tabs.parts import COMPUTE, QUIET, STATIC, Page, drawn, shown, text
+from ssm_metarl.app.markup import STATIC
+from ssm_metarl.app.tabs.parts import COMPUTE, QUIET, Page, drawn, shown, text
 from ssm_metarl.app.tabs.plant import PlantFields
 
 LEAD = """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import gradio as gr
@@ -21,7 +20,6 @@ from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 
 F = TypeVar("F", bound=Callable[..., Any])
-STATIC = Path(__file__).parents[1] / "static"
 COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 2}
 """For events that compute: two at once, whatever they are."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
