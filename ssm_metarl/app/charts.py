@@ -8,11 +8,11 @@ differ in their dashes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ssm_metarl.app.handlers.comparing import Interval
-from ssm_metarl.app.handlers.improving import LineageView
+from ssm_metarl.app.handlers.lineages import LineageView
 from ssm_metarl.evaluation.plots import shown_range
 from ssm_metarl.recursive_self_improvement.lineage import Role
 
@@ -22,6 +22,16 @@ KINDS = ("blue", "orange", "purple")
 LEAST_WEALTH, MOST_WEALTH = 1e-3, 100
 """What is drawn of a wealth: at least so much, at most so many thresholds."""
 ROLES = {Role.CANDIDATE: "blue", Role.CONTROL: "orange", Role.PLACEBO: "grey"}
+CURVES = (
+    ("adapted", "after one step of adapting", "after", "line"),
+    ("frozen", "before adapting", "before", "line"),
+    ("ood_adapted", "after, out of range", "purple", "dashed"),
+    # of a training in context, which has none of these three
+    ("episode_2", "second episode", "after", "line"),
+    ("episode_1", "first episode", "before", "line"),
+    ("ood_episode_2", "second, out of range", "purple", "dashed"),
+)
+"""What a training log has, its name, colour and style."""
 
 
 def training_curve(
@@ -33,67 +43,56 @@ def training_curve(
         log: Lines of a training log (`training_run`).
         bounds: Least and greatest return possible; None for unknown.
     """
-    looks = [line for line in log if "eval_adapted_mean" in line]
-    series = [
-        _looks(looks, "adapted", "after one step of adapting", "after"),
-        _looks(looks, "frozen", "before adapting", "before"),
-        _looks(looks, "ood_adapted", "after, out of range", "purple", style="dashed"),
+
+    def columns(*names: str) -> list[list[Any]]:
+        rows = (row for row in log if all(name in row for name in names))
+        return [[row["env_steps"], *(row[name] for name in names)] for row in rows]
+
+    series: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "color": color,
+            "points": columns(f"eval_{arm}_mean"),
+            "band": columns(f"eval_{arm}_q10", f"eval_{arm}_q90"),
+            "style": style,
+        }
+        for arm, name, color, style in CURVES
     ]
-    recent = [[line["env_steps"], line["recent_return"]] for line in log]
-    series.append({"name": "training episodes", "color": "grey", "points": thin(recent)})
-    series = [s for s in series if s["points"]]
-    if not series:
+    recent = thin(columns("recent_return"))
+    series.append({"name": "training episodes", "color": "grey", "points": recent})
+    returns = [y for s in series for _, y in s["points"]]
+    return _lines(
+        "Return while it learnt",
+        {"label": "environment steps", "min": 0},
+        _return_axis("return of an episode", *shown_range(returns, bounds)),
+        series,
+    )
+
+
+def wealth(view: LineageView) -> Chart:
+    """The wealth of a confirmation against the pairs of tasks it was betted on."""
+    bet, threshold = view.bet or ([], 0.0)
+    if not bet:
         return NOTHING
-    low, high = shown_range([y for s in series for _, y in s["points"]], bounds)
+    most = MOST_WEALTH * threshold
+    points = [[i + 1, min(max(w, LEAST_WEALTH), most)] for i, w in enumerate(bet)]
+    highest = max(threshold, *(w for _, w in points))
+    top = 10 ** math.ceil(math.log10(highest * 1.2))
     return {
-        "kind": "lines",
-        "title": "Return while it learnt",
-        "x": {"label": "environment steps", "min": 0},
-        "y": {"label": "return of an episode", "min": low, "max": high + 0.04 * (high - low)},
-        "series": series,
-        "summary": _summary(series),
+        **_lines(
+            "Wealth of the bet that the change is better",
+            {"label": "pairs of fresh tasks", "min": 0},
+            {"label": "wealth", "min": LEAST_WEALTH, "max": top, "log": True},
+            [{"name": "wealth", "color": "blue", "points": thin(points)}],
+        ),
+        "refs": [{"y": threshold, "label": f"accepts at {threshold:.0f}"}],
+        "summary": f"Wealth {bet[-1]:.3g} of {threshold:.0f} after {len(bet)} pairs",
     }
 
 
-def _looks(
-    looks: Sequence[dict[str, Any]], arm: str, name: str, color: str, style: str = "line"
-) -> dict[str, Any]:
-    found = [line for line in looks if f"eval_{arm}_mean" in line]
-    band = [
-        [line["env_steps"], line[f"eval_{arm}_q10"], line[f"eval_{arm}_q90"]]
-        for line in found
-        if f"eval_{arm}_q10" in line
-    ]
-    points = [[line["env_steps"], line[f"eval_{arm}_mean"]] for line in found]
-    return {"name": name, "color": color, "points": points, "band": band, "style": style}
-
-
-def wealth(lineage: LineageView) -> Chart:
-    """The wealth of a confirmation against the pairs of tasks it was betted on."""
-    if not lineage.wealth or lineage.threshold is None:
-        return NOTHING
-    points = [[i + 1, max(w, LEAST_WEALTH)] for i, w in enumerate(lineage.wealth)]
-    points = [[x, min(w, MOST_WEALTH * lineage.threshold)] for x, w in points]
-    most = max(w for _, w in [*points, [0, lineage.threshold]])
-    top = 10 ** math.ceil(math.log10(most * 1.2))
-    series = [{"name": "wealth", "color": "blue", "points": thin(points)}]
-    return {
-        "kind": "lines",
-        "title": "Wealth of the bet that the change is better",
-        "x": {"label": "pairs of fresh tasks", "min": 0},
-        "y": {"label": "wealth", "min": LEAST_WEALTH, "max": top, "log": True},
-        "series": series,
-        "refs": [{"y": lineage.threshold, "label": f"accepts at {lineage.threshold:.0f}"}],
-        "summary": f"Wealth {lineage.wealth[-1]:.3g} of {lineage.threshold:.0f} after "
-        f"{len(lineage.wealth)} pairs",
-    }  # fmt: skip
-
-
-def generations(lineage: LineageView) -> Chart:
+def generations(view: LineageView) -> Chart:
     """Candidates and champion of every generation, by their return in screening."""
-    if not lineage.records:
-        return NOTHING
-    low, high = lineage.bounds
+    records, (low, high) = view.lineage.records, view.lineage.bounds
     series: list[dict[str, Any]] = [
         {
             "name": str(role),
@@ -101,25 +100,38 @@ def generations(lineage: LineageView) -> Chart:
             "style": "dots",
             "points": [
                 [record.generation, record.champion_return + mean * (high - low)]
-                for record in lineage.records
+                for record in records
                 for each, mean in record.candidates
                 if each == role
             ],
         }
         for role, color in ROLES.items()
     ]
-    champions = [[r.generation, r.champion_return] for r in lineage.records]
+    champions = [[r.generation, r.champion_return] for r in records]
     series.append({"name": "champion", "color": "ink", "points": champions})
-    count = len(lineage.records)
-    series = [s for s in series if s["points"]]
+    return _lines(
+        "Every generation's candidates, beside its champion",
+        {"label": "generation", "min": 0.5, "max": len(records) + 0.5, "whole": True},
+        _return_axis("return out of range", low, high),
+        series,
+    )
+
+
+def _return_axis(label: str, low: float, high: float) -> dict[str, Any]:
+    return {"label": label, "min": low, "max": high + 0.04 * (high - low)}
+
+
+def _lines(
+    title: str, x: dict[str, Any], y: dict[str, Any], series: Iterable[dict[str, Any]]
+) -> Chart:
+    """A chart of the series that have points; the summary is for who cannot see it."""
+    drawn = [s for s in series if s["points"]]
+    if not drawn:
+        return NOTHING
+    summary = "; ".join(f"{s['name']}: {s['points'][-1][1]:.0f} at the end" for s in drawn)
     return {
-        "kind": "lines",
-        "title": "Every generation's candidates, beside its champion",
-        "x": {"label": "generation", "min": 0.5, "max": count + 0.5, "whole": True},
-        "y": {"label": "return out of range", "min": low, "max": high + 0.04 * (high - low)},
-        "series": series,
-        "summary": _summary(series),
-    }
+        "kind": "lines", "title": title, "x": x, "y": y, "series": drawn, "summary": summary,
+    }  # fmt: skip
 
 
 def ratios(rows: Sequence[Interval], title: str) -> Chart:
@@ -136,6 +148,7 @@ def _intervals(rows: Sequence[Interval], title: str, axis: dict[str, Any], ref: 
     if not rows:
         return NOTHING
     kinds = dict(zip(dict.fromkeys(row.kind for row in rows), KINDS, strict=False))
+    texts = [f"{row.middle:.3g} {row.kind}".strip() for row in rows]
     return {
         "kind": "intervals",
         "title": title,
@@ -144,22 +157,17 @@ def _intervals(rows: Sequence[Interval], title: str, axis: dict[str, Any], ref: 
         "rows": [
             {
                 "label": row.label, "value": row.middle, "low": row.low, "high": row.high,
-                "text": f"{row.middle:.3g} {row.kind}".strip(), "color": kinds[row.kind],
+                "text": text, "color": kinds[row.kind],
             }
-            for row in rows
+            for row, text in zip(rows, texts, strict=True)
         ],
-        "summary": "; ".join(f"{row.label}: {row.middle:.3g} {row.kind}" for row in rows),
+        "summary": "; ".join(f"{row.label}: {t}" for row, t in zip(rows, texts, strict=True)),
     }  # fmt: skip
 
 
-def thin(points: list[list[float]], most: int = 400) -> list[list[float]]:
+def thin(points: list[list[Any]], most: int = 400) -> list[list[Any]]:
     """At most so many points, evenly spaced, the last one included."""
     if len(points) <= most:
         return points
     step = (len(points) - 1) / (most - 1)
     return [points[round(i * step)] for i in range(most)]
-
-
-def _summary(series: Sequence[dict[str, Any]]) -> str:
-    """What somebody hears who cannot see the chart."""
-    return "; ".join(f"{s['name']}: {s['points'][-1][1]:.0f} at the end" for s in series)

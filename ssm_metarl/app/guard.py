@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,7 +37,8 @@ READABLE = (
     re.compile(rf"{API}/heartbeat/\w+"),
     re.compile(rf"{API}/startup-events"),
 )
-WRITABLE = {f"{API}/queue/join": "event", f"{API}/cancel": "cancel", f"{API}/reset": "cancel"}
+JOIN = f"{API}/queue/join"
+WRITABLE = (JOIN, f"{API}/cancel", f"{API}/reset")
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -56,103 +59,98 @@ class Guard:
         app: What it guards.
         local: Whether only this machine is to reach it: then other host names are refused, too,
             so that no page from elsewhere can make its own name point here.
+        most_values: What one event may have, where the page has more fields than is usual.
     """
 
-    def __init__(self, app: ASGIApp, local: bool) -> None:
-        self._app, self._local = app, local
+    def __init__(self, app: ASGIApp, local: bool, most_values: int = MAX_VALUES) -> None:
+        self._app, self._local, self._most_values = app, local, most_values
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with 4xx."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            return  # no web sockets
-        refusal = self._refusal(scope)
-        if refusal is None and scope["method"] == "POST":
-            content = await _read(receive)
-            if content is None:
-                refusal = (413, f"expected a body of at most {MAX_BODY} bytes")
-            else:
-                refusal, receive = (
-                    self._refused_body(scope["path"], content),
-                    _replay(content, receive),
-                )
-        if refusal is not None:
-            status, why = refusal
-            await JSONResponse({"detail": why}, status)(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        if scope["type"] != "http":  # no web sockets
+            return
+        try:
+            self._check_head(scope)
+            if scope["method"] == "POST":
+                content = await _read(receive)
+                self._check_body(scope["path"], content)
+                receive = _replay(content, receive)
+        except HTTPException as refusal:
+            answer = JSONResponse({"detail": refusal.detail}, refusal.status_code)
+            await answer(scope, receive, send)
             return
         await self._app(scope, receive, _with_headers(send))
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and reason where the request's head is refused."""
-        path, method = scope["path"], scope["method"]
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
+    def _check_head(self, scope: Scope) -> None:
+        path, method, headers = scope["path"], scope["method"], Headers(scope=scope)
         host = urlsplit(f"//{headers.get('host', '')}").hostname
         if self._local and host not in LOCAL_HOSTS:
-            return 421, "expected a host name of this machine"
+            raise HTTPException(421, "expected a host name of this machine")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
-            return 403, "expected a request from the app's own page"
-        if ".." in path or "\\" in path or "//" in path or "\0" in path:
-            return 400, "expected a plain path"
-        if method in ("GET", "HEAD"):
-            known = any(pattern.fullmatch(path) for pattern in READABLE)
-            return None if known else (404, "no such page")
+            raise HTTPException(403, "expected a request from the app's own page")
+        if any(climbing in path for climbing in ("..", "\\", "//", "\0")):
+            raise HTTPException(400, "expected a plain path")
+        if method not in ("GET", "HEAD", "POST"):
+            raise HTTPException(405, "expected GET, HEAD or POST")
         if method == "POST":
-            return None if path.rstrip("/") in WRITABLE else (404, "no such page")
-        return 405, "expected GET, HEAD or POST"
+            known = path.rstrip("/") in WRITABLE
+        else:
+            known = any(pattern.fullmatch(path) for pattern in READABLE)
+        if not known:
+            raise HTTPException(404, "no such page")
 
-    def _refused_body(self, path: str, content: bytes) -> tuple[int, str] | None:
-        """Status and reason where the body is refused."""
+    def _check_body(self, path: str, content: bytes) -> None:
         try:
             body = json.loads(content)
         except (ValueError, RecursionError):
-            return 400, "expected JSON"
+            raise HTTPException(400, "expected JSON") from None
         if not isinstance(body, dict):
-            return 400, "expected a JSON object"
-        if WRITABLE[path.rstrip("/")] == "cancel":
-            return None if _plain(list(body.values())) else (400, "expected plain values")
+            raise HTTPException(400, "expected a JSON object")
+        if path.rstrip("/") != JOIN:
+            if not self._plain(list(body.values())):
+                raise HTTPException(400, "expected plain values")
+            return
         data, event = body.get("data"), body.get("event_data")
-        if not isinstance(data, list) or not _plain(data):
-            return 400, f"data: expected a list of at most {MAX_VALUES} plain values"
-        if event is not None and not (isinstance(event, dict) and _plain(list(event.values()))):
-            return 400, "event_data: expected a small object of plain values"
-        return None
+        if not isinstance(data, list) or not self._plain(data):
+            expected = f"data: expected a list of at most {self._most_values} plain values"
+            raise HTTPException(400, expected)
+        if event is not None and not (
+            isinstance(event, dict) and self._plain(list(event.values()))
+        ):
+            raise HTTPException(400, "event_data: expected a small object of plain values")
+
+    def _plain(self, values: Sequence[Any]) -> bool:
+        """Whether all are nothing, booleans, numbers or short strings."""
+
+        def scalar(value: object) -> bool:
+            if isinstance(value, str):
+                return len(value) <= MAX_TEXT
+            return value is None or isinstance(value, (bool, int, float))
+
+        return len(values) <= self._most_values and all(map(scalar, values))
 
 
-def _plain(values: Sequence[Any]) -> bool:
-    """Whether all are nothing, booleans, numbers or short strings."""
-
-    def scalar(value: object) -> bool:
-        if isinstance(value, str):
-            return len(value) <= MAX_TEXT
-        return value is None or isinstance(value, (bool, int, float))
-
-    return len(values) <= MAX_VALUES and all(map(scalar, values))
-
-
-async def _read(receive: Receive) -> bytes | None:
-    """The body, or None as soon as it is too long."""
-    content = b""
-    while True:
+async def _read(receive: Receive) -> bytes:
+    """The body; refused as soon as it is too long."""
+    content, more = b"", True
+    while more:
         message = await receive()
         content += bytes(message.get("body", b""))
         if len(content) > MAX_BODY:
-            return None
-        if not message.get("more_body", False):
-            return content
+            raise HTTPException(413, f"expected a body of at most {MAX_BODY} bytes")
+        more = message.get("more_body", False)
+    return content
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """The body once more, then whatever comes (that the client has gone)."""
-    sent = False
+    first = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def again() -> Message:
-        nonlocal sent
-        if not sent:
-            sent = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
+        return next(first, None) or await receive()
 
     return again
 

@@ -7,24 +7,16 @@ them all.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
 
+from ssm_metarl.app.markup import STATIC
 from ssm_metarl.app.server import Server
-from ssm_metarl.app.tabs import (
-    about,
-    adaptation,
-    comparison,
-    improvement,
-    meta_training,
-    models,
-)
+from ssm_metarl.app.tabs import adaptation, comparison, improvement, meta_training, models
 from ssm_metarl.app.tabs.parts import QUIET, Page, shown
 from ssm_metarl.version import __version__
 
-STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("sketch.js", "player.js", "live.js", "chart.js")
 STORAGE_KEY = "ssm-metarl-visitor"
 BUTTONS = {
@@ -55,8 +47,11 @@ def build(server: Server) -> gr.Blocks:
         gr.HTML(HEADER, apply_default_css=False)
         with gr.Tabs(selected=models.TAB) as tabs:
             page = Page(server, token, tabs)
-            for tab in (models, meta_training, adaptation, improvement, comparison, about):
+            for tab in (models, meta_training, adaptation, improvement, comparison):
                 tab.build(page)
+            with gr.Tab("About", id="about"):
+                about = (STATIC / "about.md").read_text().replace("VERSION", __version__)
+                gr.Markdown(about, elem_classes="ssm-prose")
         outputs = [component for part in page.parts for component in part.components]
 
         @shown

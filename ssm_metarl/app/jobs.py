@@ -1,8 +1,8 @@
 """Long work: ``ssm-metarl`` commands as processes of their own, one at a time, the others queued.
 
 Place in the flow: stage 10, under the handlers. A training takes a whole processor and hundreds of
-megabytes; in a process of its own it leaves the page responsive, and gives everything back when it
-ends. SIGTERM asks a command to stop, and every command saves first.
+megabytes; in a process of its own it leaves the page responsive, outlives a reload of it, and gives
+everything back when it ends. SIGTERM asks a command to stop, and every command saves first.
 
 The trap: a visitor who closed the page stays in the queue. A job whose owner was not heard of for
 `ABANDONED_SECONDS` is stopped, so that it keeps nobody waiting.
@@ -17,13 +17,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-
-from ssm_metarl.app.visitors import Busy
 
 MAX_WAITING = 6
 GRACE_SECONDS = 20.0
@@ -33,6 +31,10 @@ ABANDONED_SECONDS = 300.0
 POLL_SECONDS = 0.1
 NICENESS = 3
 MESSAGE_BYTES = 4000
+
+
+class Busy(RuntimeError):
+    """There is no room now; the message says for what."""
 
 
 class JobState(StrEnum):
@@ -57,12 +59,10 @@ class Job:
     """Where it works; its output is written here."""
     limit_seconds: float
     """Time after which it is stopped."""
-    last_seen: Callable[[], float] | None
-    """When its owner was last heard of; None where nobody need be there."""
-    on_end: Callable[[Job], None] | None = None
+    last_seen: Callable[[], float] | None = None
+    """When its owner was last heard of, on the queue's clock; None where nobody need be there."""
     state: JobState = JobState.WAITING
     started: float | None = None
-    ended: float | None = None
     why: str = ""
     """Why it was stopped or failed, in words."""
     cancelled: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -90,6 +90,10 @@ class Job:
             return next((line.strip() for line in reversed(lines) if line.strip()), "")
         return ""
 
+    def end(self, state: JobState, why: str = "") -> None:
+        """Say what has become of it."""
+        self.state, self.why = state, why
+
 
 class JobQueue:
     """Runs jobs one after another.
@@ -100,94 +104,80 @@ class JobQueue:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._waiting: deque[Job] = deque()
-        self._running: Job | None = None
-        self._changed = threading.Condition()
+        self._jobs: list[Job] = []  # those still to end, in their order
+        self._lock = threading.Lock()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="jobs", daemon=True)
-        self._thread.start()
+        self._worker = ThreadPoolExecutor(1, "jobs")
 
-    def submit(
-        self,
-        kind: str,
-        arguments: Sequence[str],
-        folder: Path,
-        *,
-        limit_seconds: float,
-        last_seen: Callable[[], float] | None = None,
-        on_end: Callable[[Job], None] | None = None,
-    ) -> Job:
+    def submit(self, job: Job) -> Job:
         """Put a job at the end of the queue.
-
-        Args:
-            kind: What it is, in a word.
-            arguments: After ``python -m``.
-            folder: Where it works.
-            limit_seconds: Time after which it is stopped.
-            last_seen: When its owner was last heard of, on the queue's clock.
-            on_end: Called once when it has ended, from another thread.
 
         Raises:
             Busy: Too many wait already.
         """
-        job = Job(kind, tuple(arguments), folder, limit_seconds, last_seen, on_end)
-        with self._changed:
-            if self._closed or len(self._waiting) >= MAX_WAITING:
+        with self._lock:
+            self._jobs = [each for each in self._jobs if each.active]
+            waiting = sum(each.state == JobState.WAITING for each in self._jobs)
+            if self._closed or waiting >= MAX_WAITING:
                 raise Busy(
-                    f"The server is busy: {len(self._waiting)} runs are waiting already. "
+                    f"The server is busy: {waiting} runs are waiting already. "
                     f"Try again in a few minutes."
                 )
-            self._waiting.append(job)
-            self._changed.notify()
+            self._jobs.append(job)
+            self._worker.submit(self._work, job)
         return job
 
     def cancel(self, job: Job) -> None:
         """Ask a job to stop; one that waits never starts."""
         job.cancelled.set()
-        with self._changed:
-            if job in self._waiting:
-                self._waiting.remove(job)
-                self._end(job, JobState.STOPPED, "cancelled before it began")
+        with self._lock:
+            if job.state == JobState.WAITING:
+                job.end(JobState.STOPPED, "cancelled before it began")
 
     def ahead_of(self, job: Job) -> int:
         """How many jobs come before one that waits; 0 for others."""
-        with self._changed:
-            if job not in self._waiting:
-                return 0
-            return self._waiting.index(job) + (self._running is not None)
+        active = [each for each in self._jobs if each.active]
+        return active.index(job) if job in active else 0
+
+    def describe(self, job: Job) -> str:
+        """A job's state in a sentence."""
+        match job.state:
+            case JobState.WAITING:
+                ahead = self.ahead_of(job)
+                return f"Waiting: {ahead} before it." if ahead else "About to start."
+            case JobState.RUNNING if job.cancelled.is_set():
+                return "Stopping: it saves its last epoch first."
+            case JobState.RUNNING:
+                return job.last_line() or "Starting."
+            case JobState.DONE:
+                return "Done."
+            case JobState.STOPPED:
+                return f"Stopped ({job.why}); what it had saved stays."
+            case JobState.FAILED:
+                return f"It failed: {job.why}"
 
     def close(self) -> None:
         """Stop everything, and wait until it has."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            for job in list(self._waiting):
-                job.cancelled.set()
-            if self._running is not None:
-                self._running.cancelled.set()
-            self._changed.notify()
-        self._thread.join(timeout=GRACE_SECONDS + 5)
+        for job in self._jobs:
+            self.cancel(job)
+        self._worker.shutdown()
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._waiting and not self._closed:
-                    self._changed.wait()
-                if not self._waiting:
-                    return
-                job = self._running = self._waiting.popleft()
-            try:
-                self._run(job)
-            except OSError as error:  # a full disk, no more processes: the next one may run
-                self._end(job, JobState.FAILED, f"it could not be started: {error.strerror}")
-            finally:
-                with self._changed:
-                    self._running = None
+    def _work(self, job: Job) -> None:
+        with self._lock:
+            if job.state != JobState.WAITING:  # cancelled meanwhile
+                return
+            if reason := self._reason_to_stop(job):
+                job.end(JobState.STOPPED, reason)
+                return
+            job.state, job.started = JobState.RUNNING, self._clock()
+        try:
+            self._run(job)
+        except OSError as error:  # a full disk, no more processes: the next one may run
+            job.end(JobState.FAILED, f"it could not be started: {error.strerror}")
 
     def _run(self, job: Job) -> None:
-        if reason := self._reason_to_stop(job):
-            self._end(job, JobState.STOPPED, reason)
-            return
-        job.state, job.started = JobState.RUNNING, self._clock()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with open(job.output, "wb") as output, open(job.messages, "wb") as messages:
             process = subprocess.Popen(
@@ -207,11 +197,11 @@ class JobQueue:
                     os.killpg(process.pid, signal.SIGKILL)
             time.sleep(POLL_SECONDS)
         if asked is not None:
-            self._end(job, JobState.STOPPED, reason)
+            job.end(JobState.STOPPED, reason)
         elif process.returncode == 0:
-            self._end(job, JobState.DONE, "")
+            job.end(JobState.DONE)
         else:
-            self._end(job, JobState.FAILED, job.last_line() or f"exit code {process.returncode}")
+            job.end(JobState.FAILED, job.last_line() or f"exit code {process.returncode}")
 
     def _reason_to_stop(self, job: Job) -> str:
         now = self._clock()
@@ -222,8 +212,3 @@ class JobQueue:
         if job.last_seen is not None and now - job.last_seen() > ABANDONED_SECONDS:
             return "nobody was looking"
         return ""
-
-    def _end(self, job: Job, state: JobState, why: str) -> None:
-        job.state, job.why, job.ended = state, why, self._clock()
-        if job.on_end is not None:
-            job.on_end(job)

@@ -7,41 +7,32 @@ runs PyTorch's own operations: a second for an adaptation and its episodes, not 
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from ssm_metarl.app.jobs import Job, JobQueue, JobState
+from ssm_metarl.compiled import plain_operations
 
 WARM_UP = "ssm_metarl.app.warm_up"
 LIMIT_SECONDS = 600.0
 
 
+@dataclass
 class Kernels:
     """Whether the compiled kernels lie on disk, and how to compute until they do."""
 
-    def __init__(self) -> None:
-        self._ready = threading.Event()
-
-    @property
-    def ready(self) -> bool:
-        """Whether they are used."""
-        return self._ready.is_set()
+    compiling: Job | None = None
+    """What compiles those that adapting needs."""
 
     def compile(self, jobs: JobQueue, folder: Path) -> None:
-        """Compile them, in a process that leaves them on disk: the queue's first jobs."""
-        for part, on_end in (("adapting", self._compiled), ("training", None)):
-            jobs.submit(
-                f"compiling-{part}", (WARM_UP, part), folder,
-                limit_seconds=LIMIT_SECONDS, on_end=on_end,
-            )  # fmt: skip
+        """Compile them, in processes that leave them on disk: the queue's first jobs."""
+        self.compiling, _ = (
+            jobs.submit(Job(f"compiling-{part}", (WARM_UP, part), folder, LIMIT_SECONDS))
+            for part in ("adapting", "training")
+        )
 
     def operations(self) -> AbstractContextManager[None]:
         """How a handler's thread is to compute now."""
-        from ssm_metarl.compiled import plain_operations
-
-        return nullcontext() if self.ready else plain_operations()
-
-    def _compiled(self, job: Job) -> None:
-        if job.state == JobState.DONE:
-            self._ready.set()
+        ready = self.compiling is not None and self.compiling.state == JobState.DONE
+        return nullcontext() if ready else plain_operations()

@@ -12,16 +12,15 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ssm_metarl.app.handlers.adapting import Adaptation
-    from ssm_metarl.app.handlers.live import LiveRun
-    from ssm_metarl.app.handlers.plants import Plant
-    from ssm_metarl.app.jobs import Job
+from ssm_metarl.app.handlers.before_after import Adaptation
+from ssm_metarl.app.handlers.live import LiveRun
+from ssm_metarl.app.handlers.plants import Plant
+from ssm_metarl.app.jobs import Busy, Job
 
 TOKEN_BYTES = 32
 EVICT_SECONDS = 600.0
@@ -30,10 +29,6 @@ EVICT_SECONDS = 600.0
 
 class UnknownVisitor(ValueError):
     """The token belongs to nobody: it is wrong, or its visitor was forgotten."""
-
-
-class Busy(RuntimeError):
-    """There is no room now; the message says for what."""
 
 
 @dataclass
@@ -46,7 +41,7 @@ class Visitor:
     seen: float
     """When they were last heard of, on the clock of `Visitors`."""
     model: str
-    """The model in use: a shipped name, or `RUN` for their own."""
+    """The model in use: a shipped name, or `OWN_RUN` for their own."""
     seed: int = field(default_factory=lambda: secrets.randbelow(2**31))
     """Names the tasks that they draw."""
     draws: int = 0
@@ -62,9 +57,7 @@ class Visitor:
     def new_folder(self, name: str) -> Path:
         """An empty private folder for a run."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        count = 1
-        while (path := self.folder / f"{name}-{count}").exists():
-            count += 1
+        path = self.folder / f"{name}-{len(list(self.folder.iterdir())) + 1}"
         path.mkdir()
         return path
 
@@ -95,14 +88,10 @@ class Visitors:
         self._most, self._seconds = most, seconds
         self._on_leave, self._clock = on_leave, clock
         self._visitors: dict[str, Visitor] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._visitors)
-
-    def __iter__(self) -> Iterator[Visitor]:
-        with self._lock:
-            return iter(list(self._visitors.values()))
 
     def arrive(self, token: object) -> Visitor:
         """Whoever the token belongs to, or a new visitor.
@@ -110,21 +99,24 @@ class Visitors:
         Raises:
             Busy: There are as many as there may be.
         """
-        self.sweep()
         with self._lock:
-            known = self._visitors.get(token) if isinstance(token, str) else None
-            if known is not None:
-                known.seen = self._clock()
-                return known
-            leaving = self._make_room()
+            self.sweep()
+            with suppress(UnknownVisitor):
+                return self.get(token)
+            now = self._clock()
+            if len(self._visitors) >= self._most:
+                oldest = min(self._visitors.values(), key=lambda v: v.seen)
+                if now - oldest.seen < EVICT_SECONDS:
+                    raise Busy(
+                        f"The server is busy: {self._most} visitors are here. "
+                        f"Try again in a few minutes."
+                    )
+                self._forget(oldest)
             new = secrets.token_urlsafe(TOKEN_BYTES)
             # The folder's name tells the token to nobody who can list folders.
             name = hashlib.sha256(new.encode()).hexdigest()[:32]
-            visitor = Visitor(new, self._folder / name, self._clock(), self._model)
-            self._visitors[new] = visitor
-        for each in leaving:
-            self._forget(each)
-        return visitor
+            visitor = self._visitors[new] = Visitor(new, self._folder / name, now, self._model)
+            return visitor
 
     def get(self, token: object) -> Visitor:
         """The visitor of a token that the server gave.
@@ -142,33 +134,17 @@ class Visitors:
     def sweep(self) -> None:
         """Forget those who were not seen for too long."""
         with self._lock:
-            oldest = self._clock() - self._seconds
-            leaving = [v for v in self._visitors.values() if v.seen < oldest]
-            for visitor in leaving:
-                del self._visitors[visitor.token]
-        for visitor in leaving:
-            self._forget(visitor)
+            for visitor in list(self._visitors.values()):
+                if self._clock() - visitor.seen > self._seconds:
+                    self._forget(visitor)
 
     def close(self) -> None:
         """Forget everybody."""
         with self._lock:
-            leaving = list(self._visitors.values())
-            self._visitors.clear()
-        for visitor in leaving:
-            self._forget(visitor)
-
-    def _make_room(self) -> list[Visitor]:
-        """Who must leave for one more to come; the lock is held."""
-        if len(self._visitors) < self._most:
-            return []
-        oldest = min(self._visitors.values(), key=lambda v: v.seen)
-        if self._clock() - oldest.seen < EVICT_SECONDS:
-            raise Busy(
-                f"The server is busy: {self._most} visitors are here. Try again in a few minutes."
-            )
-        del self._visitors[oldest.token]
-        return [oldest]
+            for visitor in list(self._visitors.values()):
+                self._forget(visitor)
 
     def _forget(self, visitor: Visitor) -> None:
+        del self._visitors[visitor.token]
         self._on_leave(visitor)
         shutil.rmtree(visitor.folder, ignore_errors=True)

@@ -1,13 +1,13 @@
 """Compile the kernels, so that they lie on disk for every later process.
 
 Place in the flow: stage 10, a process of its own, started by `kernels`; a container's image runs it
-when it is built. ``python -m ssm_metarl.app.warm_up adapting|training``
+when it is built. ``python -m ssm_metarl.app.warm_up adapting training``
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from typing import get_args
 
 from ssm_metarl.checkpoint import shipped_models
 from ssm_metarl.config import Core, MetaTrainingConfig
@@ -15,7 +15,6 @@ from ssm_metarl.evaluation.episodes import collect_support, run_episodes
 from ssm_metarl.evaluation.opened_model import open_model
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 
-CORES: tuple[Core, ...] = ("diagonal", "state_space")
 STEPS = 10
 
 
@@ -35,7 +34,7 @@ def warm_up_adapting() -> None:
 
 def warm_up_training() -> None:
     """Two epochs of either model: the second replays what the first one stored."""
-    for core in CORES:
+    for core in get_args(Core):
         config = MetaTrainingConfig(
             core=core, tasks_per_epoch=2, horizon=STEPS, adaptation_mode="hybrid"
         )
@@ -46,16 +45,6 @@ def warm_up_training() -> None:
 
 PARTS = {"adapting": warm_up_adapting, "training": warm_up_training}
 
-
-def main(argv: Sequence[str]) -> int:
-    """Compile what the named parts need."""
-    if unknown := [name for name in argv if name not in PARTS]:
-        print(f"warm_up: expected {' or '.join(PARTS)}, received {unknown[0]}", file=sys.stderr)
-        return 2
-    for name in argv:
-        PARTS[name]()
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    for part in sys.argv[1:]:
+        PARTS[part]()

@@ -1,6 +1,6 @@
 """``ssm-metarl app``: the web app, on this machine.
 
-Place in the flow: a command; the work is `app.server`.
+Place in the flow: a command; the work is `app.serving`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class App(AppConfig):
 
     def run(self) -> int:
         """Serve until Ctrl-C."""
-        from ssm_metarl.app.server import serve
+        from ssm_metarl.app.serving import serve
 
         return serve(part_of(self, AppConfig), self._announce)
 

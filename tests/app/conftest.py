@@ -27,6 +27,7 @@ from ssm_metarl.meta_rl.training_run import TrainingRun
 
 ROOT = Path(__file__).parents[2]
 AUDIT = Path(__file__).parent / "audit"
+COMPILED = Job("compiling", (), Path(), limit_seconds=1.0, state=JobState.DONE)
 PATIENCE = 120.0  # seconds; a loaded machine takes its time to import torch and gradio
 
 
@@ -37,7 +38,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     folder.mkdir()
     made = Server(AppConfig(), folder)
     made.daemon = Daemon(tmp_path / "rsi")
-    made.kernels._ready.set()  # the session has compiled them before its first test
+    made.kernels.compiling = COMPILED  # the session has, before its first test
     yield made
     made.close()
 
@@ -58,7 +59,7 @@ def swinging(server: Server, visitor: Visitor, tmp_path: Path) -> Visitor:
     TrainingRun.start(config, tmp_path / "run").train()
     arguments = ("ssm_metarl.cli", "train", "--family", "pendulum", "--max-env-steps", "5000")
     visitor.jobs["training"] = Job(
-        "training", arguments, tmp_path, limit_seconds=1.0, last_seen=None, state=JobState.DONE
+        "training", arguments, tmp_path, limit_seconds=1.0, state=JobState.DONE
     )
     server.models.choose(visitor, OWN_RUN)
     return visitor

@@ -14,11 +14,13 @@ import torch
 
 from float32 import assert_only_rounded
 from ssm_metarl.adaptation.adapter import AdaptationReport
-from ssm_metarl.app import markup
+from ssm_metarl.app import forms, result_markup
+from ssm_metarl.app.forms import FieldError, OneOf
 from ssm_metarl.app.handlers import adapting, plants
-from ssm_metarl.app.handlers.adapting import Adaptation, Side
+from ssm_metarl.app.handlers.before_after import Adaptation, Amount, Side
+from ssm_metarl.app.handlers.before_after import film as filmed
 from ssm_metarl.app.handlers.drawing import drawing
-from ssm_metarl.app.handlers.plants import FieldError, Plant
+from ssm_metarl.app.handlers.plants import Plant
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.cli.adapt import episode_returns
@@ -42,7 +44,14 @@ FLIPPED = replace(plants.default_plant(CARTPOLE), disturbed=True)
 
 def press(server: Server, visitor: Visitor, plant: Plant = FLIPPED, **how: Any) -> Adaptation:
     how = {"mode": "standard", "support_steps": 20, "num_adapt_steps": 1, **how}
-    return adapting.adapt(visitor, server.models, server.kernels, plant, **how)
+    return adapting.adapt(visitor, server.models, server.kernels, plant, how)
+
+
+def problems(plant: Plant, family: TaskFamily, num_adapt_steps: int = 1) -> dict[str, str]:
+    """What the page would say beside its fields."""
+    how = {"mode": "none", "support_steps": 20, "num_adapt_steps": num_adapt_steps}
+    form = {**plants.plant_form(family), **adapting.how_form(["none"])}
+    return forms.problems(form, {**plant.values, **how})
 
 
 def assert_same(one: Side, other: Side) -> None:
@@ -107,7 +116,9 @@ def test_a_second_press_equals_one_with_twice_the_data_and_steps(server: Server)
     second = press(server, twice)
     one = press(server, once, support_steps=40, num_adapt_steps=2)
     assert (second.presses, one.presses) == (2, 1)
-    assert (second.asked, one.asked) == ((20, 1), (40, 2))
+    assert (
+        (second.asked, one.asked) == (Amount(20, 1), Amount(40, 2)) == (Amount(20, 1), second.total)
+    )
     assert second.report == one.report and second.report.env_steps == 40
     assert_same(second.after, one.after)
 
@@ -154,13 +165,13 @@ def test_a_plant_beyond_its_sliders_is_refused(
 
 def test_every_field_that_is_wrong_is_named() -> None:
     plant = Plant({**FLIPPED.values, "force": 0.5, "mass": "x"}, False)  # type: ignore[dict-item]
-    found = adapting.problems(plant, CARTPOLE, 20, 99)
+    found = problems(plant, CARTPOLE, 99)
     assert found == {
         "force": "expected 1 to 20, received 0.5",
         "mass": "expected a number from 0.01 to 1",
         "num_adapt_steps": "expected 1 to 5, received 99",
     }
-    assert adapting.problems(FLIPPED, CARTPOLE, 20, 1) == {}
+    assert problems(FLIPPED, CARTPOLE) == {}
 
 
 def test_a_plant_that_is_being_set_is_kept_if_it_is_one(server: Server, visitor: Visitor) -> None:
@@ -194,9 +205,9 @@ def test_surprises_are_the_familys_draws_and_every_visitors_own(server: Server) 
 
 def test_plain_operations_and_kernels_adapt_alike(server: Server) -> None:
     plain, compiled = server.visitors.arrive(""), server.visitors.arrive("")
-    server.kernels._ready.clear()
+    server.kernels.compiling, compiled_already = None, server.kernels.compiling
     first = press(server, plain)
-    server.kernels._ready.set()
+    server.kernels.compiling = compiled_already
     second = press(server, compiled)
     assert first.report is not None and second.report is not None
     for done in (first, second):
@@ -208,14 +219,14 @@ def test_the_page_says_what_happened(server: Server, visitor: Visitor) -> None:
     done = press(server, visitor, num_adapt_steps=5)
     report = done.report
     assert report is not None
-    html = markup.result(done, CARTPOLE)
+    html = result_markup.result(done, CARTPOLE)
     before, after = (sum(side.returns) / 4 for side in (done.before, done.after))
     assert f'data-return="before">{before:.0f}<' in html
     assert f'data-return="after">{after:.0f}<' in html
     assert f"{report.num_steps} of 5 kept" in html
     assert (report.rolled_back is not None) == ("was undone" in html)
     assert f"{report.loss_before:.3f} → {report.loss_after:.3f}" in html
-    film = adapting.film(done)
+    film = filmed(done)
     looks, (first, *_) = film["sketch"]["looks"], film["before"]["episodes"][0]
     assert [kind for kind, *_ in looks[0]] == ["line", "box", "line", "disc"] and len(looks) == 1
     assert film["sketch"]["step_seconds"] == 0.02 and len(film["after"]["episodes"]) == 4
@@ -253,9 +264,9 @@ def test_a_model_that_remembers_runs_on_with_every_press(server: Server, visitor
     assert returns[0] != returns[1]
     assert_same(press(server, visitor, mode="none").before, first.before)
     assert first.report is None and first.command == ""
-    html = markup.result(second, CARTPOLE)
+    html = result_markup.result(second, CARTPOLE)
     assert "episode 3 of a trial" in html and "they stay as they are" in html
-    with pytest.raises(FieldError, match="mode: expected none or in_context"):
+    with pytest.raises(FieldError, match="mode: expected one of none, in_context"):
         press(server, visitor, mode="standard")
 
 
@@ -270,7 +281,7 @@ def test_both_is_a_step_and_then_a_trial(server: Server, visitor: Visitor) -> No
     adapted = opened.adapt(support, "standard", opened.trained.adaptation()).meta_params()
     *_, last = trial_episodes(opened.policy, adapted, tasks, num_trials=4, num_episodes=2, seed=0)
     assert done.after.returns == last.episode_returns()[0].tolist()
-    html = markup.result(done, CARTPOLE)
+    html = result_markup.result(done, CARTPOLE)
     assert "episode 2 of a trial" in html and "prediction error on the data" in html
 
 
@@ -279,7 +290,7 @@ def test_every_familys_plants_are_set_by_their_fields(family: TaskFamily) -> Non
     """A range has a slider, a category a list of its values, whatever the disturbance sets none."""
     plant = plants.default_plant(family)
     assert plant.values.keys() == {p.name for p in family.parameters} - {"sign"}
-    assert adapting.problems(plant, family, 20, 1) == {}
+    assert problems(plant, family) == {}
     assert plant.tasks(family, False).as_dicts() == [family.default_task]
     flipped = {**family.default_task, "sign": -1.0}
     assert plant.tasks(family, True).as_dicts() == [flipped]
@@ -287,15 +298,15 @@ def test_every_familys_plants_are_set_by_their_fields(family: TaskFamily) -> Non
     for parameter in plants.fields(family):
         for wrong in ("x", math.nan, True, 1e9):
             spoiled = replace(plant, values={**plant.values, parameter.name: wrong})
-            assert list(adapting.problems(spoiled, family, 20, 1)) == [parameter.name]
+            assert list(problems(spoiled, family)) == [parameter.name]
         if parameter.is_category:
-            assert set(plants.choices(parameter)) >= {parameter.default}
-            for value in plants.choices(parameter):
+            field = plants.field_of(parameter)
+            assert isinstance(field, OneOf) and parameter.default in field.values
+            for value in field.values:
                 chosen = replace(plant, values={**plant.values, parameter.name: value})
                 assert chosen.tasks(family, False).as_dicts()[0][parameter.name] == value
     nothing = Plant({}, False)
-    missing = {p.name for p in plants.fields(family) if not p.is_category}
-    assert adapting.problems(nothing, family, 20, 1).keys() == missing
+    assert problems(nothing, family).keys() == {p.name for p in plants.fields(family)}
 
 
 def test_a_surprise_wires_the_sensors_anew(server: Server, visitor: Visitor) -> None:
@@ -310,7 +321,7 @@ def test_a_surprise_wires_the_sensors_anew(server: Server, visitor: Visitor) -> 
     assert tasks.as_dicts()[0]["sign"] == expected["sign"]
     done = press(server, visitor, plant)
     assert done.report is not None and done.task == tasks.as_dicts()[0]
-    assert len(adapting.film(done)["before"]["episodes"]) == 4, "drawn as it is, not as it is seen"
+    assert len(filmed(done)["before"]["episodes"]) == 4, "drawn as it is, not as it is seen"
 
 
 def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: Visitor) -> None:
@@ -327,7 +338,7 @@ def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: 
             speeds = [speed**2 for _, speed in states[:-1]]
             cost = sum(angles) + 0.1 * sum(speeds)  # and at most 0.8 for the torque
             assert -cost - 0.81 <= total <= -cost + 0.01, "a state before every step"
-    film = adapting.film(done)
+    film = filmed(done)
     looks = [["line", "part", 0.12, ()], ["disc", "joint", 0.08, ()]]
     assert [list(look) for look in film["sketch"]["looks"][0]] == looks
     theta, _ = done.after.states[3][-1]
@@ -337,7 +348,7 @@ def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: 
     assert film["sketch"]["extent"] == (-1.7, 1.7, -1.7, 1.7)
     assert len(json.dumps(film)) < 100_000
     mean = sum(done.after.returns) / 4
-    html = markup.result(done, PENDULUM)
+    html = result_markup.result(done, PENDULUM)
     assert f'data-return="after">{mean:.0f}<' in html and mean < 0
     assert "from -3255.6 to 0" in html and "1.0 s of the plant" in html
     least, most = PENDULUM.return_bounds or (0.0, 0.0)
@@ -346,14 +357,14 @@ def test_a_pendulum_is_disturbed_adapted_to_and_drawn(server: Server, swinging: 
 
 def test_a_plant_of_another_family_is_not_carried_over(server: Server, swinging: Visitor) -> None:
     swinging.plant = FLIPPED
-    assert plants.current_plant(swinging, CARTPOLE) == FLIPPED
-    assert plants.current_plant(swinging, PENDULUM) == plants.default_plant(PENDULUM)
+    assert plants.current_plant(swinging.plant, CARTPOLE) == FLIPPED
+    assert plants.current_plant(swinging.plant, PENDULUM) == plants.default_plant(PENDULUM)
     kept = adapting.surprise(swinging, server.models, "ood")
-    assert kept == swinging.plant == plants.current_plant(swinging, PENDULUM)
+    assert kept == swinging.plant == plants.current_plant(swinging.plant, PENDULUM)
     default = plants.default_plant(CARTPOLE)
-    assert plants.current_plant(swinging, CARTPOLE) == default
+    assert plants.current_plant(swinging.plant, CARTPOLE) == default
     swinging.plant = replace(FLIPPED, values={**FLIPPED.values, "mass": 99.0})
-    assert plants.current_plant(swinging, CARTPOLE) == default, "and none that cannot be set"
+    assert plants.current_plant(swinging.plant, CARTPOLE) == default, "and none that cannot be set"
 
 
 def test_a_family_without_sketch_disturbance_or_time_has_its_numbers(
@@ -365,8 +376,8 @@ def test_a_family_without_sketch_disturbance_or_time_has_its_numbers(
     plant = plants.default_plant(bare)
     assert plant.values == bare.default_task, "with no disturbance every parameter has its field"
     done = press(server, visitor, plant)
-    assert len(done.after.returns) == 4 and adapting.film(done) == {} and done.seconds is None
-    html = markup.result(done, bare)
+    assert len(done.after.returns) == 4 and filmed(done) == {} and done.seconds is None
+    html = result_markup.result(done, bare)
     assert f"mean return, of {max(*done.before.returns, *done.after.returns):g}" in html
     assert "20 environment steps; no reward" in html
 
@@ -382,7 +393,7 @@ def test_a_gymnasium_family_is_drawn_from_what_is_observed(
         assert [len(states) - 1 for states in side.states] == side.returns
         assert side.failed == [total < 500 for total in side.returns]
     x, _, theta, _ = done.before.states[0][-1]
-    last = adapting.film(done)["before"]["episodes"][0][-1]
+    last = filmed(done)["before"]["episodes"][0][-1]
     assert last[7:9] == pytest.approx([x + math.sin(theta), math.cos(theta)], abs=6e-4)
 
 

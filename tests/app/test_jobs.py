@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ssm_metarl.app import jobs as module
-from ssm_metarl.app.jobs import Job, JobQueue, JobState
-from ssm_metarl.app.visitors import Busy
+from ssm_metarl.app.jobs import Busy, Job, JobQueue, JobState
 
 SLEEPER = """\
 import signal, sys, time
@@ -34,10 +34,9 @@ def queue() -> Iterator[JobQueue]:
 def script(tmp_path: Path, queue: JobQueue) -> Callable[..., Job]:
     """Submit a Python script as a job."""
 
-    def submit(text: str, name: str = "script", **options: object) -> Job:
+    def submit(text: str, name: str = "script", **options: Any) -> Job:
         (tmp_path / f"{name}.py").write_text(text)
-        settings = {"limit_seconds": 60.0, **options}
-        return queue.submit(name, [name], tmp_path, **settings)  # type: ignore[arg-type]
+        return queue.submit(Job(name, (name,), tmp_path, **{"limit_seconds": 60.0, **options}))
 
     return submit
 
@@ -50,10 +49,9 @@ def wait(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 def test_a_job_runs_in_its_folder_and_ends(script: Callable[..., Job], tmp_path: Path) -> None:
-    ended: list[Job] = []
-    job = script("import os; print(os.getcwd())", on_end=ended.append)
+    job = script("import os; print(os.getcwd())")
     wait(lambda: not job.active)
-    assert job.state == JobState.DONE and ended == [job]
+    assert job.state == JobState.DONE and job.why == ""
     assert job.output.read_text().strip() == str(tmp_path)
 
 
@@ -142,11 +140,11 @@ def test_a_job_may_not_take_forever(script: Callable[..., Job]) -> None:
 def test_closing_stops_what_runs_and_what_waits(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     queue = JobQueue()
-    running, waiting = (
-        queue.submit("sleeper", ["sleeper"], tmp_path, limit_seconds=60.0) for _ in range(2)
-    )
+    running, waiting, late = (Job("sleeper", ("sleeper",), tmp_path, 60.0) for _ in range(3))
+    queue.submit(running)
+    queue.submit(waiting)
     wait(lambda: running.last_line() == "ready")
     queue.close()
     assert {running.state, waiting.state} == {JobState.STOPPED}
     with pytest.raises(Busy):
-        queue.submit("sleeper", ["sleeper"], tmp_path, limit_seconds=60.0)
+        queue.submit(late)

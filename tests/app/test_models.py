@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ssm_metarl.app.handlers.models import OWN_RUN, WITHOUT, Models
+from ssm_metarl.app.handlers.models import OWN_RUN, WITHOUT, Models, facts, log_rows
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import load_pretrained, shipped_models
@@ -15,13 +15,14 @@ from ssm_metarl.tasks.pendulum import PENDULUM
 
 
 def test_a_shipped_model_is_ready_for_a_new_visitor(server: Server, visitor: Visitor) -> None:
-    view = server.models.view(visitor)
-    assert view.name == "cartpole"
+    assert visitor.model == "cartpole"
+    opened = server.models.of(visitor)
     assert server.models.modes(visitor) == [WITHOUT, "standard", "hybrid"]
-    facts = dict(view.facts)
-    assert facts["parameters"] == f"{load_pretrained('cartpole').num_parameters():,}"
-    assert facts["meta-trained for"] == "2,917,218 environment steps"
-    assert view.card.startswith("# cartpole") and len(view.log) > 50
+    said = dict(facts(opened))
+    assert said["parameters"] == f"{load_pretrained('cartpole').num_parameters():,}"
+    assert said["meta-trained for"] == "2,917,218 environment steps"
+    assert server.models.card(visitor).startswith("# cartpole")
+    assert len(log_rows(opened.training_log)) > 50
 
 
 def test_a_new_visitor_begins_with_the_first_familys_first_model(
@@ -75,5 +76,5 @@ def test_what_is_said_of_a_model_that_was_trained_in_context(
     checkpoint = replace(opened.checkpoint, training={"mode": "in_context", "family": "cartpole"})
     trained = MetaTrained.from_training(checkpoint.training)
     server.models._opened[visitor.model] = replace(opened, checkpoint=checkpoint, trained=trained)
-    facts = dict(server.models.view(visitor).facts)
-    assert "a step descends" not in facts and facts["ways to adapt"] == "none"
+    said = dict(facts(server.models.of(visitor)))
+    assert "a step descends" not in said and said["ways to adapt"] == "none"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssm_metarl.app import charts, markup
+from ssm_metarl.app import charts, markup, result_markup
 from ssm_metarl.app.config import AppConfig
 from ssm_metarl.app.handlers import training
 from ssm_metarl.app.server import Server
@@ -57,11 +57,11 @@ def test_text_is_escaped() -> None:
 
 def test_a_slider_shows_where_training_was() -> None:
     force = next(p for p in CARTPOLE.parameters if p.name == "force")  # ID 5 to 15 of 1 to 20
-    html = markup.range_strip(force)
+    html = result_markup.range_strip(force)
     assert 'data-kind="id" style="left:21.05%;width:52.63%"' in html
     assert html.count('data-kind="ood"') == 2
     assert "trained on 5 to 15 N" in html
-    assert [markup.label(p) for p in PENDULUM.parameters[2:4]] == ["Gravity (m/s²)", "Gain"]
+    assert [result_markup.label(p) for p in PENDULUM.parameters[2:4]] == ["Gravity (m/s²)", "Gain"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssm_metarl.app import warm_up
+from ssm_metarl.app.jobs import Job
+from ssm_metarl.app.server import Server
 from ssm_metarl.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +53,14 @@ def test_help_loads_neither_gradio_nor_torch() -> None:
     assert ended.returncode == 0 and "--port" in ended.stdout, ended
 
 
-def test_only_known_parts_are_warmed_up(capfd: pytest.CaptureFixture[str]) -> None:
-    assert warm_up.main(["everything"]) == 2
-    assert "expected adapting or training, received everything" in capfd.readouterr().err
-    assert warm_up.main(["adapting"]) == 0
+def test_what_is_warmed_up_is_what_the_app_asks_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Job] = []
+    monkeypatch.setattr(server.jobs, "submit", lambda job: asked.append(job) or job)
+    server.kernels.compile(server.jobs, server.folder)
+    assert [job.arguments for job in asked] == [
+        ("ssm_metarl.app.warm_up", part) for part in warm_up.PARTS
+    ]
+    assert server.kernels.compiling is asked[0]
+    warm_up.PARTS["adapting"]()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ssm_metarl.app.visitors import Busy, UnknownVisitor, Visitors
+from ssm_metarl.app.jobs import Busy
+from ssm_metarl.app.visitors import UnknownVisitor, Visitors
 
 
 class Clock:

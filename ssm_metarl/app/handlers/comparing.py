@@ -74,13 +74,12 @@ def _tables(content: dict[str, Any]) -> list[Table]:
     for key, value in content.items():
         if not _records(value):
             continue
-        if all(_records(row.get("measurements")) for row in value):
-            tables += [
-                Table(row["name"], row.get("what", ""), _same_columns(row["measurements"]))
-                for row in value
-            ]
-        else:
-            tables.append(Table(key, "", _same_columns(value)))
+        if not all(_records(row.get("measurements")) for row in value):
+            value = [{"name": key, "measurements": value}]
+        tables += [
+            Table(row["name"], row.get("what", ""), _same_columns(row["measurements"]))
+            for row in value
+        ]
     return tables
 
 
@@ -90,23 +89,20 @@ def _records(value: object) -> bool:
 
 def _same_columns(records: list[Row]) -> list[Row]:
     """Records flattened by one level (``ratio.median``), each with every column that any has."""
-    flat = []
+    flat: list[Row] = []
     for record in records[:MAX_ROWS]:
         row: Row = {}
         for key, value in record.items():
-            if isinstance(value, dict):
-                row |= {
-                    f"{key}.{k}": v for k, v in value.items() if not isinstance(v, (dict, list))
-                }
-            elif not isinstance(value, list):
-                row[key] = value
-        flat.append(row)
-    filled = [r for r in flat if r]
-    columns = dict.fromkeys(key for row in filled for key in row)
-    used = [c for c in columns if any(row.get(c) not in (None, "", False) for row in filled)]
+            inner = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else None
+            flattened = {key: value} if inner is None else inner
+            row |= {k: v for k, v in flattened.items() if not isinstance(v, (dict, list))}
+        if row:
+            flat.append(row)
+    columns = dict.fromkeys(key for row in flat for key in row)
+    used = [c for c in columns if any(row.get(c) not in (None, "", False) for row in flat)]
     if "case" in used:
         used = [c for c in used if c not in HIDDEN]
-    return [{c: row.get(c) for c in used} for row in filled]
+    return [{c: row.get(c) for c in used} for row in flat]
 
 
 @dataclass(frozen=True)

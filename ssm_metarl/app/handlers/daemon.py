@@ -18,11 +18,11 @@ from typing import Any
 
 from ssm_metarl import rsi_daemon
 from ssm_metarl.app.config import PASSWORD
-from ssm_metarl.app.handlers.improving import LineageView, read_lineage
+from ssm_metarl.app.handlers.lineages import LineageView, read_lineage
 from ssm_metarl.checkpoint import shipped_models
 from ssm_metarl.recursive_self_improvement.ledger import FILE_NAME
 
-ACTIONS = ("start", "stop", "pause", "resume")
+ACTIONS = ("start", "pause", "resume", "stop")
 MAX_ATTEMPTS, ATTEMPT_SECONDS = 5, 60.0
 """Wrong passwords, from anybody, after which none is looked at for a while."""
 
@@ -55,31 +55,25 @@ class Daemon:
     def __init__(
         self, lineage: Path | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._folder = lineage
-        self._clock = clock
+        self._folder, self._clock = lineage, clock
         self._wrong: deque[float] = deque(maxlen=MAX_ATTEMPTS)
         self._lock = threading.Lock()
 
     def view(self) -> DaemonView:
-        """How it is."""
+        """How it is; the page opens without one, too."""
         can_steer = bool(os.environ.get(PASSWORD))
-        try:  # the page opens without a daemon, too
-            folder = self._lineage
-        except ValueError as error:
-            return DaemonView({}, None, can_steer, problem=str(error))
         try:
+            folder = self._lineage
             return DaemonView(rsi_daemon.status(folder), read_lineage(folder), can_steer)
         except PermissionError as error:
             problem = f"lineage: expected a folder that can be read, received {error.filename}"
-            return DaemonView({}, None, can_steer, problem=problem)
+        except ValueError as error:
+            problem = str(error)
+        return DaemonView({}, None, can_steer, problem)
 
     @property
     def _lineage(self) -> Path:
-        """Its folder.
-
-        Raises:
-            ValueError: There is no place for one.
-        """
+        """Its folder; ValueError where there is no place for one."""
         return (self._folder or rsi_daemon.default_lineage()).resolve()
 
     def steer(self, action: object, password: object, model: object) -> str:

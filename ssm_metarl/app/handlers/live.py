@@ -13,7 +13,7 @@ import copy
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,15 +38,19 @@ MAX_STEPS = 60_000
 """A live run ends after so many steps."""
 KEPT_PIECES = 4
 """A disturbance may take back at most so many pieces."""
-EventKind = Literal["begin", "disturbed", "changed", "settled", "ended"]
+TOLD = {
+    "changed": ("it noticed that the plant is another one", "adapting to the change"),
+    "settled": ("it has adapted", "running, adapted"),
+}
+"""What is said of the adapter's events, and of what it does from there on."""
 
 
-@dataclass(frozen=True)
-class LiveEvent:
+class LiveEvent(NamedTuple):
     """Something that happened in a live run, as the page tells it."""
 
     step: int
-    kind: EventKind
+    kind: str
+    """``begin``, ``disturbed``, ``changed``, ``settled`` or ``ended``."""
     text: str
     state: str
     """What the controller is doing from here on."""
@@ -197,13 +201,8 @@ class LiveRun:
         if plant.adapter is None:
             return
         for event in plant.adapter.events[plant.told :]:
-            if event.kind == "bad reading":
-                continue
-            if event.kind == "changed":
-                text, state = "it noticed that the plant is another one", "adapting to the change"
-            else:
-                text, state = "it has adapted", "running, adapted"
-            tell(LiveEvent(self.steps, event.kind, text, state))
+            if event.kind in TOLD:
+                tell(LiveEvent(self.steps, event.kind, *TOLD[event.kind]))
         plant.told = len(plant.adapter.events)
 
     def _begin(self) -> LiveEvent:
@@ -253,7 +252,7 @@ def as_json(piece: Piece) -> dict[str, Any]:
         "frames": frames,
         "ended": piece.resting,
         "end_is_failure": piece.tasks.family.end_is_failure,
-        "events": [vars(event) for event in piece.events],
+        "events": [event._asdict() for event in piece.events],
     }
 
 

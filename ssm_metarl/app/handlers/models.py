@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ssm_metarl.evaluation.episodes import plays_disturbed
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.meta_rl.training_log import read_log
 from ssm_metarl.methods.registry import known_methods
-from ssm_metarl.tasks.registry import FAMILIES
+from ssm_metarl.tasks.names import FAMILY
 
 OWN_RUN = "my training"
 """What a visitor's own run is called in the list."""
@@ -32,21 +31,6 @@ WITHOUT = "none"
 def mode_meaning(mode: str) -> str:
     """What a way to run does, as its method says."""
     return "as it is" if mode == WITHOUT else str(known_methods()[mode].definition)
-
-
-@dataclass(frozen=True)
-class ModelView:
-    """What the page says about a model."""
-
-    name: str
-    facts: list[tuple[str, str]]
-    """Rows of a table: what, value."""
-    card: str
-    """Its model card, Markdown; empty for a visitor's own run."""
-    log: list[dict[str, Any]]
-    """Its training log, a line an epoch."""
-    return_bounds: tuple[float, float] | None
-    """Least and greatest return of its family's episodes."""
 
 
 class Models:
@@ -60,14 +44,13 @@ class Models:
         self._kernels = kernels
         self._shipped = shipped_models()
         self._opened: dict[str, OpenedModel] = {}
-        self._expects: dict[str, bool] = {}
+        self._expects: dict[object, bool] = {}
         self._lock = threading.Lock()
 
     @cached_property
     def first(self) -> str:
-        """What a new visitor begins with: the first registered family's first shipped model."""
-        family = next(iter(FAMILIES))
-        return next(name for name in self._shipped if self._open(name).family.name == family)
+        """What a new visitor begins with: the first shipped model of the family that is usual."""
+        return next(name for name in self._shipped if self._open(name).family.name == FAMILY)
 
     def names(self, visitor: Visitor) -> list[str]:
         """What a visitor may choose from."""
@@ -104,9 +87,10 @@ class Models:
 
     def expects_disturbed(self, visitor: Visitor) -> bool:
         """Whether the visitor's model, before it adapts, expects the default plant disturbed."""
-        opened = self.of(visitor)
-        run = own_run(visitor)
-        key = visitor.model if visitor.model != OWN_RUN else f"{run}:{_version(run)}"
+        opened, run = self.of(visitor), own_run(visitor)
+        key: object = visitor.model
+        if visitor.model == OWN_RUN and run is not None:
+            key = run, (run / FILE_NAME).stat().st_mtime
         if key not in self._expects:
             with self._kernels.operations():
                 self._expects[key] = plays_disturbed(opened.policy, opened.family)
@@ -116,18 +100,11 @@ class Models:
         """Ways in which the visitor's model can run; `WITHOUT` first."""
         return [WITHOUT, *self.of(visitor).modes]
 
-    def view(self, visitor: Visitor) -> ModelView:
-        """What the page says about the visitor's model."""
-        opened = self.of(visitor)
-        log = opened.training_log
-        lines = [] if log is None else read_log(log).rows
-        return ModelView(
-            name=visitor.model,
-            facts=list(_facts(opened, lines)),
-            card=_card(self._shipped.get(visitor.model)),
-            log=lines,
-            return_bounds=opened.family.return_bounds,
-        )
+    def card(self, visitor: Visitor) -> str:
+        """The card of the visitor's model, Markdown; empty where there is none."""
+        path = self._shipped.get(visitor.model)
+        card = path.with_suffix(".md") if path is not None else None
+        return card.read_text() if card is not None and card.is_file() else ""
 
 
 def own_run(visitor: Visitor) -> Path | None:
@@ -138,12 +115,14 @@ def own_run(visitor: Visitor) -> Path | None:
     return None
 
 
-def _version(run: Path | None) -> float:
-    return (run / FILE_NAME).stat().st_mtime if run is not None else 0.0
+def log_rows(path: Path | None) -> list[dict[str, Any]]:
+    """A training log, an object an epoch; empty where there is none yet."""
+    return read_log(path).rows if path is not None and path.is_file() else []
 
 
-def _facts(opened: OpenedModel, log: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    training = opened.checkpoint.training
+def facts(opened: OpenedModel) -> Iterator[tuple[str, str]]:
+    """What a model is: rows of a table."""
+    training, log = opened.checkpoint.training, log_rows(opened.training_log)
     yield "task family", opened.family.name
     yield "sequence model", type(opened.policy.core).__name__
     yield "parameters", f"{opened.policy.num_parameters():,}"
@@ -156,15 +135,7 @@ def _facts(opened: OpenedModel, log: list[dict[str, Any]]) -> Iterator[tuple[str
         yield "experience to replay", f"{len(opened.buffer):,} transitions"
     limits = opened.policy.calibration
     if limits is not None:
-        yield (
-            "a step is undone above",
-            (f"inner loss {limits.max_loss[-1]:.2f}, or KL {limits.max_kl:.2f} nats a step"),
-        )
-    command = opened.checkpoint.card.get("command")
-    if command:
+        undone = f"inner loss {limits.max_loss[-1]:.2f}, or KL {limits.max_kl:.2f} nats a step"
+        yield "a step is undone above", undone
+    if command := opened.checkpoint.card.get("command"):
         yield "made by", command
-
-
-def _card(path: Path | None) -> str:
-    card = path.with_suffix(".md") if path is not None else None
-    return card.read_text() if card is not None and card.is_file() else ""

@@ -7,11 +7,21 @@ from typing import Any
 
 import gradio as gr
 
-from ssm_metarl.app import charts, markup
+from ssm_metarl.app import forms, lineage_markup, markup
 from ssm_metarl.app.config import PASSWORD
 from ssm_metarl.app.handlers import improving, training
-from ssm_metarl.app.handlers.improving import CYCLES, EFFORTS, ImprovementForm, LineageView
-from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, beside_fields, chart, shown, text
+from ssm_metarl.app.handlers.daemon import ACTIONS
+from ssm_metarl.app.handlers.improving import AUDIT, CYCLES, EFFORTS, FORM, KIND
+from ssm_metarl.app.tabs.parts import (
+    PRIVATE,
+    QUIET,
+    Page,
+    chart,
+    lineage_values,
+    nothing,
+    shown,
+    text,
+)
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import shipped_models
 
@@ -21,7 +31,6 @@ plants that a change is better. Only when the bet's <em>wealth</em> passes a thr
 change kept, so luck passes with a chance of one in twenty over a whole life. Most cycles keep
 nothing: that is the point.</p></div>
 """
-FIELDS = tuple(ImprovementForm.__dataclass_fields__)
 NO_DAEMON = "The daemon has no lineage yet."
 
 
@@ -37,18 +46,15 @@ def build(page: Page) -> None:
 
 
 def _own(page: Page) -> None:
-    server, sound = page.server, ImprovementForm()
+    server, most = page.server, CYCLES.high
     with gr.Row(elem_classes="ssm-row"):
         with gr.Column(scale=2, min_width=280):
-            cycles = gr.Slider(
-                *CYCLES, value=sound.cycles, step=1, label="Cycles", elem_id="cycles"
-            )
+            cycles = gr.Slider(1, most, value=1, step=1, label="Cycles", elem_id="cycles")
             effort = gr.Radio(
-                list(EFFORTS), value=sound.effort, label="Effort",
+                list(EFFORTS), value=next(iter(EFFORTS)), label="Effort", elem_id="effort",
                 info="A quick look takes about a minute a cycle, and can prove nothing small.",
-                elem_id="effort",
             )  # fmt: skip
-            seed = gr.Number(sound.seed, label="Seed", precision=0)
+            seed = gr.Number(0, label="Seed", precision=0)
             with gr.Row():
                 begin = gr.Button("Improve this model", variant="primary", elem_id="improve")
                 stop = gr.Button("Cancel", interactive=False, elem_id="improve-cancel")
@@ -58,20 +64,15 @@ def _own(page: Page) -> None:
             wealth, generations = chart("improve-wealth"), chart("improve-generations")
     lineage = text("improve-lineage")
     timer = gr.Timer(2, active=False)
-    outputs = [status, wealth, generations, lineage, begin, stop, audit, timer]
 
-    def form(values: Sequence[Any]) -> ImprovementForm:
-        return ImprovementForm(**dict(zip(FIELDS, values, strict=True)))
+    def entered(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(FORM, values, strict=True))
 
     def on_begin(visitor: Visitor, *values: Any) -> None:
-        improving.start(visitor, server.jobs, form(values))
-
-    def check(token: Any, *values: Any) -> Sequence[Any]:
-        return beside_fields(FIELDS, form(values).problems(), leading=1)
+        improving.start(visitor, server.jobs, entered(values))
 
     def on_stop(visitor: Visitor) -> None:
-        for kind in (improving.KIND, improving.AUDIT):
-            training.cancel(visitor, server.jobs, kind)
+        training.cancel(visitor, server.jobs, KIND, AUDIT)
 
     def on_audit(visitor: Visitor) -> None:
         improving.start_audit(visitor, server.jobs)
@@ -81,20 +82,22 @@ def _own(page: Page) -> None:
         said = view.message or f"It begins with the model in use: {visitor.model}."
         return [
             markup.notice(said),
-            *_lineage(view.lineage),
+            *lineage_values(view.lineage),
             gr.update(interactive=not view.active),
             gr.update(interactive=view.active),
             gr.update(interactive=view.auditable),
             gr.Timer(active=view.active),
         ]
 
+    outputs = [status, wealth, generations, lineage, begin, stop, audit, timer]
+    check = page.validator(FORM, lambda visitor, *values: forms.problems(FORM, entered(values)))
     begin.click(
         page.then(on_begin, updates), [page.token, cycles, effort, seed], outputs, validator=check,
         **PRIVATE,
     )  # fmt: skip
     stop.click(page.then(on_stop, updates), page.token, outputs, **PRIVATE)
     audit.click(page.then(on_audit, updates), page.token, outputs, **PRIVATE)
-    timer.tick(page.then(lambda visitor: None, updates), page.token, outputs, **QUIET)
+    timer.tick(page.then(nothing, updates), page.token, outputs, **QUIET)
     page.restores(outputs, updates)
 
 
@@ -105,49 +108,41 @@ def _daemon(page: Page) -> None:
         wealth, generations = chart("daemon-wealth"), chart("daemon-generations")
     lineage = text("daemon-lineage")
     look = gr.Button("Look again", size="sm", elem_id="daemon-look")
-    outputs = [status, wealth, generations, lineage]
     with gr.Accordion("Start, stop, pause", open=False):
         text(value=markup.notice(f"These ask for the password that the server has in {PASSWORD}."))
         model = gr.Dropdown(
-            list(shipped_models()),
-            value=server.models.first,
+            list(shipped_models()), value=server.models.first,
             label="Model a new lineage begins with",
-        )
+        )  # fmt: skip
         password = gr.Textbox(label="Password", type="password", max_length=100, elem_id="password")
         with gr.Row():
             buttons = {
                 action: gr.Button(action.capitalize(), size="sm", elem_id=f"daemon-{action}")
-                for action in ("start", "pause", "resume", "stop")
+                for action in ACTIONS
             }
         answer = text("daemon-answer")
 
-    def updates(visitor: Visitor | None) -> Sequence[Any]:
+    def updates(visitor: Visitor | None = None) -> Sequence[Any]:
         view = server.daemon.view()
         if view.problem:
-            return [markup.notice(f"No daemon here. {view.problem}"), *_lineage(None)]
-        said = markup.daemon(view.status)
+            return [markup.notice(f"No daemon here. {view.problem}"), *lineage_values(None)]
+        said = lineage_markup.daemon(view.status)
         if not view.can_steer:
             said += markup.notice(f"Steering is off: the server has no {PASSWORD}.")
         if view.lineage is None:
             said += markup.notice(NO_DAEMON)
-        return [said, *_lineage(view.lineage)]
+        return [said, *lineage_values(view.lineage)]
 
     def steer(action: str) -> Any:
         def run(token: Any, given: Any, chosen: Any) -> Sequence[Any]:
             page.visitor(token)
             came = server.daemon.steer(action, given, chosen)
-            return [markup.notice(f"The daemon: {came}.", "good"), *updates(None)]
+            return [markup.notice(f"The daemon: {came}.", "good"), *updates()]
 
         return shown(run)
 
-    look.click(shown(lambda: updates(None)), None, outputs, **PRIVATE)
+    outputs = [status, wealth, generations, lineage]
+    look.click(shown(updates), None, outputs, **PRIVATE)
     for action, button in buttons.items():
         button.click(steer(action), [page.token, password, model], [answer, *outputs], **PRIVATE)
     page.restores(outputs, updates)
-
-
-def _lineage(view: LineageView | None) -> list[Any]:
-    """Both charts and the tables of a lineage."""
-    if view is None:
-        return [charts.NOTHING, charts.NOTHING, ""]
-    return [charts.wealth(view), charts.generations(view), markup.lineage(view)]

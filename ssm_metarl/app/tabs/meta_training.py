@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gradio as gr
 
-from ssm_metarl.app import charts, markup
+from ssm_metarl.app import charts, forms, markup
 from ssm_metarl.app.handlers import training
-from ssm_metarl.app.handlers.training import TrainingForm, TrainingView
+from ssm_metarl.app.handlers.training import ENV_STEPS, TrainingView
 from ssm_metarl.app.jobs import JobState
-from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, beside_fields, chart, text
+from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, chart, nothing, text
 from ssm_metarl.app.visitors import Visitor
-from ssm_metarl.tasks.registry import FAMILIES
+from ssm_metarl.config import MetaTrainingConfig
 
 LEAD = """
 <div class="ssm-lead"><p>Train a controller of your own over the whole family of plants. The blue
 line is the return after one step of adapting to a plant that training never drew, the orange one
 before it; the shade around a line holds eight of ten plants.</p></div>
 """
-FIELDS = tuple(TrainingForm.__dataclass_fields__)
 
 
 def build(page: Page) -> None:
     """Build the tab."""
-    server, sound = page.server, TrainingForm()
+    server, form = page.server, training.training_form(page.server.families)
     with gr.Tab("1. Meta-Training", id="training"):
         text(value=LEAD)
         with gr.Row(elem_classes="ssm-row"):
             with gr.Column(scale=2, min_width=280):
-                fields = _fields(sound)
+                fields = _fields(server.families)
                 with gr.Row():
                     begin = gr.Button("Train", variant="primary", elem_id="train")
                     stop = gr.Button("Cancel", interactive=False, elem_id="train-cancel")
@@ -40,76 +39,72 @@ def build(page: Page) -> None:
                 use = gr.Button("Use this model", interactive=False, elem_id="train-use")
                 command = text("train-command")
         timer = gr.Timer(1.5, active=False)
-        outputs = [status, curve, begin, stop, use, command, timer]
 
-        def form(values: Sequence[Any]) -> TrainingForm:
-            return TrainingForm(**dict(zip(FIELDS, values, strict=True)))
+    def entered(values: Sequence[Any]) -> dict[str, Any]:
+        return dict(zip(form, values, strict=True))
 
-        def on_begin(visitor: Visitor, *values: Any) -> None:
-            training.start(visitor, server.jobs, form(values))
+    def on_begin(visitor: Visitor, *values: Any) -> None:
+        training.start(visitor, server.jobs, server.families, entered(values))
 
-        def check(token: Any, *values: Any) -> Sequence[Any]:
-            return beside_fields(FIELDS, form(values).problems(), leading=1)
+    def on_stop(visitor: Visitor) -> None:
+        training.cancel(visitor, server.jobs, training.KIND)
 
-        def on_stop(visitor: Visitor) -> None:
-            training.cancel(visitor, server.jobs)
+    def on_use(visitor: Visitor) -> None:
+        training.use(visitor, server.models)
+        gr.Info("Your model is in use in every tab.", duration=4)
 
-        def on_use(visitor: Visitor) -> None:
-            training.use(visitor, server.models)
-            gr.Info("Your model is in use in every tab.", duration=4)
+    def updates(visitor: Visitor) -> Sequence[Any]:
+        view = training.view(visitor, server.jobs)
+        return [
+            _status(view),
+            charts.training_curve(view.log, bounds=view.return_bounds),
+            gr.update(interactive=not view.active),
+            gr.update(interactive=view.active),
+            gr.update(interactive=view.usable),
+            markup.command(view.command),
+            gr.Timer(active=view.active),
+        ]
 
-        def updates(visitor: Visitor) -> Sequence[Any]:
-            view = training.view(visitor, server.jobs)
-            return [
-                _status(view),
-                charts.training_curve(view.log, bounds=view.return_bounds),
-                gr.update(interactive=not view.active),
-                gr.update(interactive=view.active),
-                gr.update(interactive=view.usable),
-                markup.command(view.command),
-                gr.Timer(active=view.active),
-            ]
-
-        begin.click(
-            page.then(on_begin, updates), [page.token, *fields], outputs, validator=check, **PRIVATE
-        )
-        stop.click(page.then(on_stop, updates), page.token, outputs, **PRIVATE)
-        timer.tick(page.then(lambda visitor: None, updates), page.token, outputs, **QUIET)
-        page.model_chosen.append(
-            use.click(page.then(on_use, lambda visitor: None), page.token, None, **PRIVATE)
-        )
-
+    outputs = [status, curve, begin, stop, use, command, timer]
+    check = page.validator(form, lambda visitor, *values: forms.problems(form, entered(values)))
+    begin.click(
+        page.then(on_begin, updates), [page.token, *fields], outputs, validator=check, **PRIVATE
+    )
+    stop.click(page.then(on_stop, updates), page.token, outputs, **PRIVATE)
+    timer.tick(page.then(nothing, updates), page.token, outputs, **QUIET)
+    page.model_chosen.append(use.click(page.then(on_use), page.token, None, **PRIVATE))
     page.restores(outputs, updates)
 
 
-def _fields(sound: TrainingForm) -> list[Any]:
+def _fields(families: Iterable[str]) -> list[Any]:
     """The form's components, in the order of its fields."""
+    usual = MetaTrainingConfig()
     family = gr.Dropdown(
-        list(FAMILIES), value=sound.family, label="Task family", elem_id="train-family"
+        list(families), value=usual.family, label="Task family", elem_id="train-family"
     )
     core = gr.Radio(
-        [("diagonal", "diagonal"), ("state space", "state_space")], value=sound.core,
+        [("diagonal", "diagonal"), ("state space", "state_space")], value=usual.core,
         label="Sequence model", elem_id="train-core",
         info="diagonal is linear and fast; state space has 6,744 parameters",
     )  # fmt: skip
     objective = gr.Radio(
         [("prediction", "prediction"), ("policy gradient", "policy_gradient")],
-        value=sound.objective, label="A step of adapting descends",
+        value=usual.objective, label="A step of adapting descends",
         info="the loss of prediction needs no reward",
     )  # fmt: skip
     mode = gr.Radio(
-        [("standard", "standard"), ("hybrid", "hybrid")], value=sound.adaptation_mode,
+        [("standard", "standard"), ("hybrid", "hybrid")], value=usual.adaptation_mode,
         label="Adaptation", info="hybrid also replays experience of other plants",
     )  # fmt: skip
     steps = gr.Number(
-        sound.max_env_steps, label="Environment steps", precision=0, elem_id="train-steps",
+        ENV_STEPS, label="Environment steps", precision=0, elem_id="train-steps",
         info="1,450,000 is the full training; 300,000 already adapts to most plants.",
     )  # fmt: skip
     with gr.Accordion("Rates, batch and seed", open=False):
-        tasks = gr.Number(sound.tasks_per_epoch, label="Tasks in a meta-batch", precision=0)
-        inner = gr.Number(sound.inner_lr, label="Inner learning rate (initial)")
-        outer = gr.Number(sound.outer_lr, label="Outer learning rate (Adam)")
-        seed = gr.Number(sound.seed, label="Seed", precision=0)
+        tasks = gr.Number(usual.tasks_per_epoch, label="Tasks in a meta-batch", precision=0)
+        inner = gr.Number(usual.inner_lr, label="Inner learning rate (initial)")
+        outer = gr.Number(usual.outer_lr, label="Outer learning rate (Adam)")
+        seed = gr.Number(usual.seed, label="Seed", precision=0)
     return [family, core, objective, mode, steps, tasks, inner, outer, seed]
 
 

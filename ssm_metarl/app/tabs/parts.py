@@ -1,4 +1,4 @@
-"""What the tabs share: the page they are on, and how refusals reach the visitor.
+"""What the tabs share: the page they are on, how refusals reach the visitor, and their parts.
 
 Place in the flow: stage 10, under the tabs.
 """
@@ -6,15 +6,18 @@ Place in the flow: stage 10, under the tabs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import gradio as gr
 
+from ssm_metarl.app import charts, lineage_markup
 from ssm_metarl.app.handlers.daemon import Refused
+from ssm_metarl.app.handlers.lineages import LineageView
+from ssm_metarl.app.jobs import Busy
 from ssm_metarl.app.server import Server
-from ssm_metarl.app.visitors import Busy, Visitor
+from ssm_metarl.app.visitors import Visitor
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMPUTE: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 2}
@@ -55,7 +58,11 @@ class Page:
         """Whose page it is."""
         return self.server.visitors.get(token)
 
-    def then(self, do: Callable[..., object], show: Callable[[Visitor], Any]) -> Any:
+    def then(
+        self,
+        do: Callable[..., object],
+        show: Callable[[Visitor], Any] = lambda visitor: None,
+    ) -> Any:
         """A handler: do something for the visitor whose page it is, then show how things stand."""
 
         @shown
@@ -65,6 +72,23 @@ class Page:
             return show(visitor)
 
         return run
+
+    def validator(
+        self, names: Iterable[str], problems: Callable[..., Mapping[str, str]]
+    ) -> Callable[..., list[Any]]:
+        """What puts a message beside each field that has a problem.
+
+        Args:
+            names: The event's inputs after the token, in order.
+            problems: By name, of the visitor and the inputs' values.
+        """
+
+        def check(token: Any, *values: Any) -> list[Any]:
+            found = problems(self.visitor(token), *values)
+            beside = [gr.validate(name not in found, found.get(name, "")) for name in names]
+            return [gr.validate(True, ""), *beside]
+
+        return check
 
 
 def shown(handler: F) -> F:
@@ -80,12 +104,20 @@ def shown(handler: F) -> F:
     return run  # type: ignore[return-value]
 
 
+def nothing(visitor: Visitor) -> None:
+    """What an event does that only looks."""
+
+
+def drawn(elem_id: str, template: str, script: str) -> gr.HTML:
+    """A piece of the page that a script of ``static`` draws from its value."""
+    return gr.HTML(
+        {}, html_template=template, apply_default_css=False, js_on_load=script, elem_id=elem_id
+    )
+
+
 def chart(elem_id: str) -> gr.HTML:
     """An empty chart, to be filled with one of `charts`."""
-    return gr.HTML(
-        {}, html_template='<div class="ssm-chart-box"></div>', apply_default_css=False,
-        js_on_load="ssm.chart(element, props, watch);", elem_id=elem_id,
-    )  # fmt: skip
+    return drawn(elem_id, '<div class="ssm-chart-box"></div>', "ssm.chart(element, props, watch);")
 
 
 def text(elem_id: str | None = None, value: str = "", classes: str | None = None) -> gr.HTML:
@@ -93,13 +125,8 @@ def text(elem_id: str | None = None, value: str = "", classes: str | None = None
     return gr.HTML(value, apply_default_css=False, elem_id=elem_id, elem_classes=classes)
 
 
-def beside_fields(names: Sequence[str], problems: dict[str, str], leading: int) -> list[Any]:
-    """What a validator returns: a message beside each field that has a problem.
-
-    Args:
-        names: The event's inputs, in order, after the first ``leading`` ones.
-        problems: Messages by field.
-        leading: Inputs that are no fields, such as the token.
-    """
-    sound = [gr.validate(True, "")] * leading
-    return sound + [gr.validate(name not in problems, problems.get(name, "")) for name in names]
+def lineage_values(view: LineageView | None) -> list[Any]:
+    """Both charts and the tables of a lineage."""
+    if view is None:
+        return [charts.NOTHING, charts.NOTHING, ""]
+    return [charts.wealth(view), charts.generations(view), lineage_markup.lineage(view)]

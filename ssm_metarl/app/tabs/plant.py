@@ -6,17 +6,17 @@ the model in use is shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gradio as gr
 
-from ssm_metarl.app import markup
+from ssm_metarl.app import result_markup
+from ssm_metarl.app.forms import OneOf
 from ssm_metarl.app.handlers.live import disturbance_name
-from ssm_metarl.app.handlers.plants import Plant, choices, decimals, fields, slider_range
+from ssm_metarl.app.handlers.plants import Plant, field_of, fields
 from ssm_metarl.app.tabs.parts import text
-from ssm_metarl.tasks.registry import FAMILIES
-from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.task_family import TaskFamily, TaskParameter
 
 LEGEND = (
     '<p class="ssm-legend-line"><i data-kind="id"></i> as in training <i data-kind="ood"></i> '
@@ -35,26 +35,12 @@ class PlantFields:
             info="Gives the plant the change that the model does not expect.",
         )  # fmt: skip
 
-    def sliders(self) -> None:
+    def sliders(self, families: Iterable[TaskFamily]) -> None:
         """Build the sliders, below whatever was built meanwhile."""
-        for family in FAMILIES.values():
-            with gr.Group(visible=family.name == next(iter(FAMILIES))) as group:
+        for family in families:
+            with gr.Group(visible=not self._groups) as self._groups[family.name]:
                 for parameter in fields(family):
-                    if parameter.is_category:
-                        self._sliders[family.name, parameter.name] = gr.Dropdown(
-                            [(f"{v:g}", v) for v in choices(parameter)], value=parameter.default,
-                            label=parameter.name.capitalize(), info=parameter.meaning,
-                            elem_id=f"plant-{parameter.name}",
-                        )  # fmt: skip
-                        continue
-                    low, high = slider_range(parameter.id, parameter.ood)
-                    self._sliders[family.name, parameter.name] = gr.Slider(
-                        low, high, value=parameter.default, step=10 ** -decimals(low, high),
-                        label=markup.label(parameter),
-                        info=parameter.meaning, elem_id=f"plant-{parameter.name}",
-                    )  # fmt: skip
-                    text(value=markup.range_strip(parameter), classes="ssm-strip-box")
-            self._groups[family.name] = group
+                    self._sliders[family.name, parameter.name] = _field(parameter)
         text(value=LEGEND)
 
     @property
@@ -75,12 +61,9 @@ class PlantFields:
     def read(self, values: Sequence[Any], family: TaskFamily) -> Plant:
         """The plant from the inputs' values."""
         disturbed, *numbers = values
-        found = {
-            name: value
-            for (owner, name), value in zip(self._sliders, numbers, strict=True)
-            if owner == family.name
-        }
-        return Plant(found, disturbed is True)
+        entered = zip(self._sliders, numbers, strict=True)
+        own = {name: value for (owner, name), value in entered if owner == family.name}
+        return Plant(own, disturbed is True)
 
     def updates(self, plant: Plant, family: TaskFamily) -> list[Any]:
         """Show a plant of a family."""
@@ -96,3 +79,16 @@ class PlantFields:
             ),
             *(gr.update(visible=name == family.name) for name in self._groups),
         ]
+
+
+def _field(parameter: TaskParameter) -> gr.Slider | gr.Dropdown:
+    field = field_of(parameter)
+    looks: dict[str, Any] = {
+        "value": parameter.default, "label": result_markup.label(parameter),
+        "info": parameter.meaning, "elem_id": f"plant-{parameter.name}",
+    }  # fmt: skip
+    if isinstance(field, OneOf):
+        return gr.Dropdown([(f"{value:g}", value) for value in field.values], **looks)
+    slider = gr.Slider(field.low, field.high, step=10**-field.decimals, **looks)
+    text(value=result_markup.range_strip(parameter), classes="ssm-strip-box")
+    return slider
