@@ -22,7 +22,7 @@ from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation.episodes import check_family
 from ssm_metarl.evaluation.score import Score, Table, score, support_for, support_if_used
-from ssm_metarl.evaluation.statistics import mean_difference, summarize, worst_tenth
+from ssm_metarl.evaluation.statistics import mean_and_worst, mean_difference, summarize
 from ssm_metarl.evaluation.worth import measure_worth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.methods.fixed_policy import FixedPolicy
@@ -189,17 +189,14 @@ def _paired(table: Table, seed: int) -> dict[str, Any]:
 
 def _by_category(tasks: Tasks, table: Table) -> dict[str, Any]:
     """Mean and worst tenth of each method for either value of parameters that have two."""
-
-    def statistics(scores: np.ndarray) -> dict[str, float]:
-        return {"mean": float(scores.mean()), "worst10": worst_tenth(scores)}
-
     result: dict[str, Any] = {}
     for parameter in tasks.family.parameters:
         if isinstance(parameter.id, Choice) and len(parameter.id.values) == 2:
             values = tasks.values[parameter.name].numpy()
             result[parameter.name] = {
                 f"{value:+g}": {
-                    name: statistics(row.per_task[values == value]) for name, row in table.items()
+                    name: mean_and_worst(row.per_task[values == value])
+                    for name, row in table.items()
                 }
                 for value in sorted(set(values.tolist()))
             }

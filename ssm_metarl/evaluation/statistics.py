@@ -243,6 +243,11 @@ def summarize(returns: ArrayLike, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
+def mean_and_worst(per_task: Scores) -> dict[str, float]:
+    """``mean`` and ``worst10`` of scores (K,)."""
+    return {"mean": float(per_task.mean()), "worst10": worst_tenth(per_task)}
+
+
 def mean_difference(per_task: Scores, *, seed: int) -> dict[str, Any]:
     """``mean`` and ``ci95`` of differences between two arms, task by task (K,)."""
     return {"mean": float(per_task.mean()), "ci95": list(paired_interval(per_task, seed=seed))}
