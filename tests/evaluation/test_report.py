@@ -1,7 +1,6 @@
 """Report: what the files hold and weigh, and that text from outside cannot become HTML."""
 
 import json
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -295,11 +294,3 @@ def test_any_family_with_a_sketch_is_filmed(tmp_path):
     left, right = _pixels(film(up, up, length=1.4), tmp_path, ROLES["part"])
     assert left == pytest.approx(right, rel=0.05)
     assert left > 1.2 * _pixels(film(up, up), tmp_path, ROLES["part"])[0]
-    with pytest.raises(ValueError, match="expected a family with a sketch, received 'pendulum'"):
-        animate(Film(replace(PENDULUM, sketch=None), {}, "x", up, up), tmp_path / "a.gif")
-
-
-@pytest.mark.parametrize("wrong", [np.zeros((0, 4)), np.zeros(4)])
-def test_what_is_no_trajectory_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"states: expected shape \(T, S\) with T > 0, received"):
-        Take(wrong, False, 0.0)
