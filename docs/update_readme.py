@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
-from ssm_metarl.evaluation.report import results_table
+from ssm_metarl.evaluation.report import arms_table, paired_table
 from ssm_metarl.reproducibility import processor
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +38,25 @@ def main() -> None:
     page = ROOT / "docs/figures.md"
     text = replace_between(page.read_text(), "results: make demo", "\n\n".join(tables))
     page.write_text(replace_between(text, "seeds", seeds_table(seeds)))
+
+
+def results_table(evaluation: dict) -> str:
+    """An evaluation as Markdown: a table of its arms, and one of the paired differences."""
+    tables = [arms_table(evaluation), paired_table(evaluation)]
+    return "\n\n".join(markdown_table(table) for table in tables if len(table) > 1)
+
+
+def markdown_table(table: list[list[str]]) -> str:
+    """A Markdown table with aligned columns: the titles first, a column of text, then numbers."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rule = ["-" * width if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+
+    def line(cells: list[str]) -> str:
+        first, *numbers = cells
+        padded = [first.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join(map(line, [table[0], rule, *table[1:]]))
 
 
 def seed_row(run: Path) -> dict:

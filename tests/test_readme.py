@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from docs.update_readme import results_table
 from ssm_metarl import Environment
 from ssm_metarl.app.handlers.comparing import RESULTS
 from ssm_metarl.cli import main
-from ssm_metarl.evaluation.report import results_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

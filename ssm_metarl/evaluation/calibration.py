@@ -27,6 +27,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.special import bdtr
 from torch import Tensor
 
 from ssm_metarl import seeding
@@ -129,16 +130,9 @@ def calibrate(
 
 
 def loss_limit(losses: dict[str, np.ndarray], falls: dict[str, np.ndarray]) -> tuple[float, bool]:
-    """The limit on the loss, and whether it guards against data that lie, too.
-
-    Args:
-        losses: As in :func:`harm_limit`, of "honest" data among others.
-        falls: Likewise.
-    """
-    honest = losses["honest"]
-    guarding = harm_limit(losses, falls)
-    alone = harm_limit({"honest": honest}, {"honest": falls["honest"]})
-    alone = min(alone, finite_quantile(honest, MAX_LOSS_QUANTILE))
+    """The limit on the loss, and whether it guards against data that lie, too (`harm_limit`)."""
+    honest, guarding = losses["honest"], harm_limit(losses, falls)
+    alone = min(harm_limit({"honest": honest}, falls), finite_quantile(honest, MAX_LOSS_QUANTILE))
     if (honest <= guarding).sum() >= HELP_KEPT * (honest <= alone).sum():
         return guarding, True
     return alone, False
@@ -178,13 +172,8 @@ def most_falls(num_tasks: int) -> int:
     The one-sided Clopper-Pearson bound: the largest k with P(Binomial(n, budget) <= k) at most
     1 - confidence; -1 where so few tasks could prove nothing.
     """
-    chance = (1 - HARM_BUDGET) ** num_tasks  # of k + 1 falls
-    total, k = chance, -1
-    while total <= 1 - CONFIDENCE and k < num_tasks:
-        k += 1
-        chance *= (num_tasks - k) / (k + 1) * HARM_BUDGET / (1 - HARM_BUDGET)
-        total += chance
-    return k
+    chances = bdtr(np.arange(num_tasks + 1), num_tasks, HARM_BUDGET)
+    return int((chances <= 1 - CONFIDENCE).sum()) - 1
 
 
 def _unguarded_step(

@@ -4,17 +4,18 @@ Place in the flow: stage 7, behind ``ssm-metarl families check`` and the tests, 
 the registry. Each check is a function that returns what it found, or raises ValueError with what is
 wrong; the first ones decide whether the others have anything to stand on.
 
-Everything is asked of the worlds that trainings use, but for two that need a plant's state in their
-hands: the `reflection`, which starts from mirrored states, and the sketch.
+Everything is asked of the worlds that trainings use, but for two that need a plant's state: the
+`reflection`, which starts from mirrored states, and the sketch.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,7 +30,7 @@ from ssm_metarl.evaluation.reflection import Unchecked, check_reflection
 from ssm_metarl.methods.told import ExpertActor
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.sketch import Shape
-from ssm_metarl.tasks.task_family import Choice, Split, TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Choice, Split, TaskFamily, TaskParameter, Tasks
 from ssm_metarl.types import Actor, EnvStep, Rollout
 
 PURPOSE = "contract"
@@ -57,82 +58,95 @@ class Finding:
 
 def check_contract(family: TaskFamily) -> list[Finding]:
     """Run every check on a family, the ones that others stand on first."""
-    findings = [_found("steps", _steps, family)]
+    findings = [_found("steps", partial(_steps, family))]
     if findings[0].verdict != "wrong":
-        findings.append(_found("repeats itself", _repeats, family))
+        findings.append(_found("repeats itself", partial(_repeats, family)))
     sound = all(finding.verdict != "wrong" for finding in findings)
-    if sound:
-        findings += [_parameter(family, parameter.name) for parameter in family.parameters]
+    for parameter in family.parameters if sound else ():
+        matters = partial(_matters, family, parameter)
+        findings.append(_found(f"parameter {parameter.name}", matters, said="note"))
     for name, check in CHECKS.items():
         if sound or name == "categories":
-            findings.append(_found(name, check, family))
+            findings.append(_found(name, partial(check, family)))
         else:
             findings.append(Finding(name, "unchecked", "the plant does not step as it should"))
     return findings
 
 
-def _found(name: str, check: Callable[[TaskFamily], str], family: TaskFamily) -> Finding:
+def _found(name: str, check: Callable[[], str], said: Verdict = "ok") -> Finding:
+    """What a check found: ``said`` is the verdict where it has something to say."""
     try:
-        return Finding(name, "ok", check(family))
+        message = check()
     except Unchecked as reason:
         return Finding(name, "unchecked", str(reason))
     except Exception as error:  # a stranger's code
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         return Finding(name, "wrong", kind + " ".join(str(error).split()))
+    return Finding(name, said if message else "ok", message)
 
 
-def _parameter(family: TaskFamily, name: str) -> Finding:
+def _matters(family: TaskFamily, parameter: TaskParameter) -> str:
     """Whether a parameter matters, alone, and how."""
-    parameter = next(p for p in family.parameters if p.name == name)
-
-    def matters(family: TaskFamily) -> str:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", UserWarning)
-            family.verify_parameter(parameter)
-        return "; ".join(str(w.message) for w in told)
-
-    finding = _found(f"parameter {name}", matters, family)
-    noted = finding.verdict == "ok" and finding.message
-    return Finding(finding.check, "note", finding.message) if noted else finding
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        family.verify_parameter(parameter)
+    return "; ".join(str(w.message) for w in told)
 
 
-def _steps(family: TaskFamily) -> str:
-    """Shapes, finite numbers, and an end."""
-    tasks = family.sample("id", 4, seed=0, stream=PURPOSE)
-    obs_dim, _ = observation_and_action(family)
-    with closing(make_worlds(tasks, 2, seed=0, purpose=PURPOSE)) as worlds:
+def _run(
+    tasks: Tasks, *, seed: int, actor: Actor | None = None, most: int | None = None
+) -> tuple[Rollout, int]:
+    """An episode in two worlds a task, of random actions for None, and the time limit.
+
+    Where ``most`` is given: that many steps on end, or as many as the limit.
+    """
+    with closing(make_worlds(tasks, 2, seed=seed, purpose=PURPOSE)) as worlds:
         limit = worlds.max_episode_steps
         if limit > LONGEST:
             raise ValueError(
                 f"episodes: expected an end within {LONGEST:,} steps, received a time limit of "
                 f"{limit:,}: it never ends"
             )
-        ran = collect_rollout(worlds, _random(worlds, tasks, limit), limit)
-    for name, shape in (
-        ("obs", (4, 2, obs_dim)),
-        ("next_obs", (4, 2, obs_dim)),
-        ("reward", (4, 2)),
-    ):
+        steps = min(limit, most or limit)
+        noise = TaskNoise(0, f"{PURPOSE}-action", tasks.indices)
+        actor = actor or random_actor(worlds, noise, steps)
+        return collect_rollout(worlds, actor, steps, autoreset=most is not None), limit
+
+
+def _stepped(tasks: Tasks, num_envs: int, actions: Iterable[Tensor], *, seed: int) -> EnvStep:
+    """Where actions (K, N, ...) lead one after the other, (T, K, N, ...) each."""
+    with closing(make_worlds(tasks, num_envs, seed=seed, purpose=PURPOSE)) as worlds:
+        worlds.reset()
+        steps = [worlds.step(action) for action in actions]
+    return EnvStep(*map(torch.stack, zip(*steps, strict=True)))
+
+
+def _steps(family: TaskFamily) -> str:
+    """Shapes, finite numbers, and an end."""
+    obs_dim, _ = observation_and_action(family)
+    ran, limit = _run(family.sample("id", 4, seed=0, stream=PURPOSE), seed=0)
+    shapes = {"obs": (4, 2, obs_dim), "next_obs": (4, 2, obs_dim), "reward": (4, 2)}
+    for name, shape in shapes.items():
         received = tuple(getattr(ran, name).shape[1:])
         if received != shape:
             raise ValueError(f"{name}: expected shape {shape} of 4 x 2 worlds, received {received}")
-    for name in ("obs", "next_obs", "reward"):
+    for name in shapes:
         value = getattr(ran, name)[ran.mask]
         if not value.isfinite().all():
             wrong = value[~value.isfinite()][0]
             raise ValueError(f"{name}: expected finite numbers, received {float(wrong)}")
     if not ((ran.terminated | ran.truncated) & ran.mask).any(0).all():
         raise ValueError(f"episodes: expected an end within {limit} steps, received none")
-    lengths = ran.mask.sum(0).flatten().tolist()
     if family.return_bounds is not None:
-        low, high = family.return_bounds
-        returns = ran.episode_returns()
-        if not (low <= float(returns.min()) and float(returns.max()) <= high):
+        (low, high), returns = family.return_bounds, ran.episode_returns()
+        least, most = float(returns.min()), float(returns.max())
+        if not (low <= least and most <= high):
             raise ValueError(
                 f"return_bounds: expected {low:g} to {high:g}, received returns from "
-                f"{float(returns.min()):g} to {float(returns.max()):g}"
+                f"{least:g} to {most:g}"
             )
-    return f"random episodes of {min(lengths)} to {max(lengths)} steps, limit {limit}"
+    lengths = ran.mask.sum(0)
+    return f"random episodes of {lengths.min()} to {lengths.max()} steps, limit {limit}"
 
 
 def _repeats(family: TaskFamily) -> str:
@@ -151,20 +165,11 @@ def _repeats(family: TaskFamily) -> str:
 
 
 def _driven(family: TaskFamily) -> Rollout:
-    tasks = family.sample("id", 3, seed=1, stream=PURPOSE)
-    with closing(make_worlds(tasks, 2, seed=1, purpose=PURPOSE)) as worlds:
-        steps = min(worlds.max_episode_steps, DRIVEN)
-        return collect_rollout(worlds, _random(worlds, tasks, steps), steps, autoreset=True)
-
-
-def _random(worlds: object, tasks: Tasks, steps: int) -> Actor:
-    noise = TaskNoise(0, f"{PURPOSE}-action", tasks.indices)
-    return random_actor(worlds, noise, steps)  # type: ignore[arg-type]
+    return _run(family.sample("id", 3, seed=1, stream=PURPOSE), seed=1, most=DRIVEN)[0]
 
 
 def _categories(family: TaskFamily) -> str:
     """Values drawn, the default and what disturbances make are among the declared."""
-    named = [p.name for p in family.parameters if p.is_category]
     splits: tuple[Split, ...] = ("train", "id", "ood")
     for split in splits:
         tasks = family.sample(split, 64, seed=0, stream=PURPOSE)
@@ -175,15 +180,13 @@ def _categories(family: TaskFamily) -> str:
     for parameter in family.parameters:
         if isinstance(parameter.id, Choice) and len(parameter.id.values) > 1:
             ends = torch.tensor(parameter.id.values[:2]).double()
-            shares = torch.linspace(0, 1, 9).double()
-            between = parameter.between(ends[0], ends[1], shares)
-            strange = between[~torch.isin(between, ends)]
-            if strange.numel() > 0:
+            between = parameter.between(ends[0], ends[1], torch.linspace(0, 1, 9).double())
+            for strange in between[~torch.isin(between, ends)].tolist():
                 raise ValueError(
                     f"parameter {parameter.name!r}: expected one of its values while it drifts, "
-                    f"received {float(strange[0]):g}"
+                    f"received {strange:g}"
                 )
-    return ", ".join(named)
+    return ", ".join(p.name for p in family.parameters if p.is_category)
 
 
 def _check_values(tasks: Tasks, what: str) -> None:
@@ -200,12 +203,15 @@ def _clips(family: TaskFamily) -> str:
     _, space = observation_and_action(family)
     if isinstance(space, Discrete):
         return f"{space.n} choices"
+    tasks = family.sample("id", 4, seed=3, stream=PURPOSE)
+
+    def held(action: Tensor) -> EnvStep:
+        return _stepped(tasks, 2, [action.float().expand(4, 2, -1).contiguous()] * 10, seed=3)
+
     low, high = torch.tensor(space.bounds).double().unbind(-1)
     for name, bound, outwards in (("lower", low, low - high), ("upper", high, high - low)):
         for factor in (0.5, 9.0):
-            at, beyond = (
-                _held(family, action.float()) for action in (bound, bound + factor * outwards)
-            )
+            at, beyond = held(bound), held(bound + factor * outwards)
             for what in ("obs", "reward", "terminated"):
                 one, other = getattr(at, what).double(), getattr(beyond, what).double()
                 if not torch.allclose(one, other, rtol=1e-6, atol=1e-9, equal_nan=True):
@@ -216,18 +222,12 @@ def _clips(family: TaskFamily) -> str:
     return f"bounds {', '.join(f'[{a:g}, {b:g}]' for a, b in space.bounds)}"
 
 
-def _held(family: TaskFamily, action: Tensor) -> EnvStep:
-    """Where ten steps of one continuous action lead."""
-    tasks = family.sample("id", 4, seed=3, stream=PURPOSE)
-    with closing(make_worlds(tasks, 2, seed=3, purpose=PURPOSE)) as worlds:
-        worlds.reset()
-        steps = [worlds.step(action.expand(4, 2, -1).contiguous()) for _ in range(10)]
-    return EnvStep(*map(torch.stack, zip(*steps, strict=True)))
-
-
 def _dead_time(family: TaskFamily) -> str:
     """After how many steps another action shows, in tasks in and out of range."""
-    tasks = _spread_tasks(family)
+    splits: tuple[Split, ...] = ("id", "ood")
+    parts = [family.sample(split, 24, seed=5, stream=PURPOSE) for split in splits]
+    values = {n: torch.cat([part.values[n] for part in parts]) for n in parts[0].values}
+    tasks = Tasks(family, values, tuple(range(48)))
     steps = family.dead_time + BEYOND
     _, space = observation_and_action(family)
     rng = seeding.generator(4, PURPOSE)
@@ -239,13 +239,11 @@ def _dead_time(family: TaskFamily) -> str:
     else:
         bounds = torch.tensor(space.bounds).double().unbind(-1)
         pair = [bound.float().expand(*lead, -1).contiguous() for bound in bounds]
-    seen = []
-    for action in pair:
-        with closing(make_worlds(tasks, 4, seed=4, purpose=PURPOSE)) as worlds:
-            worlds.reset()
-            ran = [worlds.step(a.to(action.dtype)) for a in (*before, action, *after)]
-        seen.append(torch.stack([step.obs for step in ran[len(before) :]]))
-    differs = (seen[0] != seen[1]).flatten(2).any(-1)  # (steps + 1, K)
+    one, other = (
+        _stepped(tasks, 4, (a.to(action.dtype) for a in (*before, action, *after)), seed=4).obs
+        for action in pair
+    )
+    differs = (one != other)[len(before) :].flatten(2).any(-1)  # (steps + 1, K)
     shown = differs.any(0)
     if not shown.any():
         raise ValueError(
@@ -261,39 +259,24 @@ def _dead_time(family: TaskFamily) -> str:
     return f"{longest} steps at most"
 
 
-def _spread_tasks(family: TaskFamily) -> Tasks:
-    """Tasks in and out of range."""
-    splits: tuple[Split, ...] = ("id", "ood")
-    parts = [family.sample(split, 24, seed=5, stream=PURPOSE) for split in splits]
-    values = {n: torch.cat([part.values[n] for part in parts]) for n in parts[0].values}
-    return Tasks(family, values, tuple(range(48)))
-
-
 def _experts(family: TaskFamily) -> str:
     """Each expert, told the task, has more than random actions."""
     if not family.experts:
         raise Unchecked("none is declared")
     tasks = family.sample("id", 16, seed=6, stream=PURPOSE)
-    chance = _returns(tasks, None)
+    chance = _run(tasks, seed=6)[0].episode_returns()
     told = []
     for name, make in family.experts.items():
-        gain = _returns(tasks, ExpertActor(make(tasks), tasks, 2)) - chance
-        if not float(gain.mean()) > 0:
+        with torch.no_grad():
+            ran, _ = _run(tasks, seed=6, actor=ExpertActor(make(tasks), tasks, 2))
+        gain = float((ran.episode_returns() - chance).mean())
+        if not gain > 0:
             raise ValueError(
                 f"expert {name!r}: expected more than random actions, received "
-                f"{float(gain.mean()):+.1f} beside them"
+                f"{gain:+.1f} beside them"
             )
-        told.append(f"{name} {float(gain.mean()):+.1f} over random actions")
+        told.append(f"{name} {gain:+.1f} over random actions")
     return ", ".join(told)
-
-
-@torch.no_grad()
-def _returns(tasks: Tasks, actor: Actor | None) -> Tensor:
-    """Returns of each task, of random actions for None."""
-    with closing(make_worlds(tasks, 2, seed=6, purpose=PURPOSE)) as worlds:
-        steps = worlds.max_episode_steps
-        ran = collect_rollout(worlds, actor or _random(worlds, tasks, steps), steps)
-    return ran.episode_returns().flatten()
 
 
 def _scale(family: TaskFamily) -> str:

@@ -1,18 +1,13 @@
 """The plant changes inside an episode, at a random moment, without a reset: who still controls it?
 
-Place in the flow: stage 7, a question to `score`; ``ssm-metarl evaluate --drift`` prints it.
+Place in the flow: stage 7, a question to `score`; ``ssm-metarl evaluate --drift`` prints it. A
+change is one of the family's own `disturbances`, or ``parameters`` that move to another task's
+values. All arms meet the same plants, changes and initial states. Where an episode that ends has
+failed, and chance ends some, an arm holds a task while its first episode lasts; everywhere, what it
+earned after the change is placed between chance and the expert, who is told of it as it comes.
 
-Changes are the family's own `disturbances`, such as ``flip``, which come at once, and
-``parameters``, which moves every parameter that has a range to another task's value, within a share
-of an episode; a category stays as it is. All arms meet the same plants, the same changes and the
-same initial states. Which there are depends on the model: frozen, standard and online where it sees
-observations only; in_context and in_context_restarted where it remembers, and ``both`` where it was
-trained for a gradient step as well. A model that remembers has no frozen arm: cleared at every
-episode's start, its memory does in the one episode that counts what in_context does. Beside them
-act chance and the family's expert, which is told of the change as it comes.
-
-Where an episode that ends has failed, and chance ends some, an arm holds a task while its first
-episode lasts. Everywhere, what it earned after the change is placed between chance and the expert.
+A model that remembers has no frozen arm: cleared at every episode's start, its memory does in the
+one episode that counts what in_context does.
 """
 
 from __future__ import annotations
@@ -29,12 +24,12 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.compiled import usual_modes
-from ssm_metarl.config import EvaluationConfig, OnlineAdaptationConfig
+from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.evaluation.episodes import PURPOSE, Episodes
-from ssm_metarl.evaluation.score import score, support_for
+from ssm_metarl.evaluation.score import score, step_for, support_if_used
 from ssm_metarl.evaluation.statistics import share_interval
 from ssm_metarl.methods.frozen import Frozen
 from ssm_metarl.methods.in_context import InContext
@@ -158,7 +153,6 @@ def measure_drift(
     config: EvaluationConfig,
     trained: MetaTrained,
     *,
-    online: OnlineAdaptationConfig | None = None,
     schedule: Schedule | None = None,
     on_step: Callable[[float, str], None] | None = None,
 ) -> dict[str, Any]:
@@ -170,8 +164,6 @@ def measure_drift(
         drift: What changes: a disturbance of the family, or ``parameters``.
         config: Split, tasks, seed, and how the standard arm adapts beforehand.
         trained: How the model was meta-trained.
-        online: Settings of the arms that adapt inside the episode; None for what the model was
-            trained for.
         schedule: When it changes; None for what suits the family's episodes.
         on_step: Called with the share done and what comes next.
 
@@ -189,45 +181,39 @@ def measure_drift(
             f"drift: expected one of {', '.join(kinds)} for {family.name!r}, received {drift!r}"
         )
     tell = on_step or (lambda share, what: None)
-    tasks, model = (
-        family.sample(config.split, config.num_tasks, seed=config.seed),
-        Model(policy, trained),
-    )
+    model = Model(policy, trained)
+    tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     schedule = schedule or Schedule.of(family.dynamics.max_episode_steps)
     change = change_of(tasks, drift, config, schedule)
-    methods = _methods(model, config, online or trained.online(), change)
-    support = None
-    if any(method.cost.support for method in methods):
-        support = support_for(model, tasks, config)
+    methods = _methods(model, config, change)
+    support = support_if_used(methods, model, tasks, config)
     rollouts: dict[str, Rollout] = {}
     actors: dict[str, Actor] = {}
 
     def play(method: Method, actor: Actor) -> Episodes:
         actors[method.name] = actor
-        rollout = collect_rollout(change.worlds(), actor, schedule.horizon)
-        rollouts[method.name] = rollout
-        return Episodes.of(rollout)
+        rollouts[method.name] = collect_rollout(change.worlds(), actor, schedule.horizon)
+        return Episodes.of(rollouts[method.name])
 
     def on_method(name: str) -> None:
         tell(len(rollouts) / (len(methods) + 1), name)
 
     table = score(methods, model, tasks, support, seed=config.seed, play=play, on_method=on_method)
-    at = change.at.numpy()
     can_end = family.end_is_failure and bool(rollouts[Random.name].terminated.any())
     rewards = {name: _rewards(rollout, change) for name, rollout in rollouts.items()}
+    after = {name: later for name, (_, later) in rewards.items()}
+    told = next((after[method.name] for method in methods if method.cost.told), None)
     arms: dict[str, dict[str, Any]] = {}
     for name, row in table.items():
-        lives = row.episodes.steps[:, 0]
+        lives, actor = row.episodes.steps[:, 0], actors[name]
         arms[name] = {
-            **_held(lives, at, schedule, can_end),
+            **_held(lives, change, can_end),
             "mean_return": float(row.returns.mean()),
             "reward_before": rewards[name][0],
-            "reward_after": rewards[name][1],
-            "of_told": _of_told(rewards, name, methods),
+            "reward_after": after[name],
+            "of_told": _of_told(after[name], after[Random.name], told),
+            **(_noticed(actor, lives, change) if isinstance(actor, OnlineAdapter) else {}),
         }
-        actor = actors[name]
-        if isinstance(actor, OnlineAdapter):
-            arms[name] |= _noticed(actor, lives, at, schedule.horizon)
     tell(len(methods) / (len(methods) + 1), "time of a control step")
     return {
         "family": family.name,
@@ -248,35 +234,21 @@ def measure_drift(
 
 def change_of(tasks: Tasks, drift: str, config: EvaluationConfig, schedule: Schedule) -> Change:
     """What each task becomes, and when."""
-    at = [
-        int(
-            seeding.generator(config.seed, f"{PURPOSE}-change", k).integers(
-                schedule.earliest, schedule.latest
-            )
-        )
-        for k in tasks.indices
-    ]
+    draws = [seeding.generator(config.seed, f"{PURPOSE}-change", k) for k in tasks.indices]
+    at = torch.tensor([int(rng.integers(schedule.earliest, schedule.latest)) for rng in draws])
     if drift != PARAMETERS:
         later, over = tasks.family.disturbances[drift](tasks), 1
     else:
         others = tasks.family.sample(config.split, len(tasks), seed=config.seed, stream="change")
         ranges = [p.name for p in tasks.family.parameters if not p.is_category]
         later, over = tasks.changed(**{n: others.values[n] for n in ranges}), schedule.moving
-    return Change(tasks, later, torch.tensor(at), over, schedule, config.seed)
+    return Change(tasks, later, at, over, schedule, config.seed)
 
 
-def _methods(
-    model: Model, config: EvaluationConfig, online: OnlineAdaptationConfig, change: Change
-) -> tuple[Method, ...]:
+def _methods(model: Model, config: EvaluationConfig, change: Change) -> tuple[Method, ...]:
     """The arms that apply; what adapts most comes last of the model's own."""
-    family = change.tasks.family
-    standard = model.trained.adaptation(
-        objective=config.objective,
-        num_adapt_steps=config.num_adapt_steps,
-        adapt_lr=config.adapt_lr,
-        rollback=config.rollback,
-    )
-    own: tuple[Method, ...] = (Frozen(), Standard(standard), Online(online))
+    family, online = change.tasks.family, model.trained.online()
+    own: tuple[Method, ...] = (Frozen(), Standard(step_for(model, config)), Online(online))
     if model.policy.in_context:
         own = (InContext(), Restarted(online), BothOnline(online))
     experts = [ToldOfChange(name, change.later, change.at) for name in family.experts]
@@ -284,11 +256,12 @@ def _methods(
     return methods
 
 
-def _held(lives: np.ndarray, at: np.ndarray, schedule: Schedule, can_end: bool) -> dict[str, Any]:
-    """How long the first episodes last (K,), against the moments of change (K,)."""
+def _held(lives: np.ndarray, change: Change, can_end: bool) -> dict[str, Any]:
+    """How long the first episodes last (K,), against the moments of change."""
     if not can_end:
         return {"up_at_change": None, "up_after": None, "ci95": None}
-    up = lives >= at + schedule.look_after
+    at = change.at.numpy()
+    up = lives >= at + change.schedule.look_after
     return {
         "up_at_change": float((lives >= at).mean()),
         "up_after": float(up.mean()),
@@ -310,63 +283,44 @@ def _rewards(rollout: Rollout, change: Change) -> tuple[float, float]:
     )
 
 
-def _of_told(
-    rewards: dict[str, tuple[float, float]], name: str, methods: tuple[Method, ...]
-) -> float | None:
-    told = next((rewards[m.name][1] for m in methods if m.cost.told), None)
-    chance = rewards[Random.name][1]
-    if told is None or told <= chance:
-        return None
-    return (rewards[name][1] - chance) / (told - chance)
+def _of_told(reward: float, chance: float, told: float | None) -> float | None:
+    return None if told is None or told <= chance else (reward - chance) / (told - chance)
 
 
-def _noticed(
-    adapter: OnlineAdapter, lives: np.ndarray, at: np.ndarray, horizon: int
-) -> dict[str, Any]:
-    """What the online arm noticed, while its episodes lasted."""
-    first: dict[int, int] = {}
-    false_alarms = 0
-    to_the_end = torch.from_numpy(lives >= horizon)  # the adapter goes on looking after an end
+def _noticed(adapter: OnlineAdapter, lives: np.ndarray, change: Change) -> dict[str, Any]:
+    """What the online arm noticed, while its episodes lasted (K,)."""
+    at, first, false_alarms = change.at.tolist(), dict[int, int](), 0
     for event in adapter.events:
         if event.kind != "changed" or event.step > lives[event.task]:
             continue
         if event.step <= at[event.task]:
             false_alarms += 1
         else:
-            first.setdefault(event.task, event.step - int(at[event.task]))
+            first.setdefault(event.task, event.step - at[event.task])
+    # the adapter goes on looking after an end
+    to_the_end = adapter.num_adaptations[torch.from_numpy(lives >= change.schedule.horizon)]
     return {
         "notice_steps": float(np.median(list(first.values()))) if first else None,
         "noticed": len(first) / len(at),
         "false_alarms": 1000 * false_alarms / float(np.minimum(lives, at).sum()),
-        "adaptations": float(adapter.num_adaptations[to_the_end].double().mean())
-        if to_the_end.any()
-        else None,
+        "adaptations": float(to_the_end.double().mean()) if len(to_the_end) else None,
     }
 
 
 class _Timed:
-    """An `OnlineAdapter` of one plant, and how long its steps take.
-
-    Args:
-        adapter: Which.
-    """
+    """An adapter of one plant, and how long its steps take, in milliseconds."""
 
     def __init__(self, adapter: OnlineAdapter) -> None:
-        self.adapter = adapter
+        self.adapter, self.rewarded = adapter, adapter.rewarded
         self.milliseconds: dict[str, list[float]] = {"adapting": [], "quiet": []}
 
-    def __call__(self, obs: torch.Tensor, reset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The adapter's action."""
+    def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         before, began = int(self.adapter.num_adaptations), time.perf_counter()
         action = self.adapter(obs, reset)
         milliseconds = 1000 * (time.perf_counter() - began)
         kind = "quiet" if int(self.adapter.num_adaptations) == before else "adapting"
         self.milliseconds[kind].append(milliseconds)
         return action
-
-    def rewarded(self, reward: torch.Tensor) -> None:
-        """Passed on."""
-        self.adapter.rewarded(reward)
 
 
 def _control_step_ms(

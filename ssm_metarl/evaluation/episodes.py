@@ -25,7 +25,7 @@ from ssm_metarl.env_runner.trial_worlds import make_trial_worlds
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds, observation_and_action
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
-from ssm_metarl.types import Actor, Params, RewardedActor, Rollout
+from ssm_metarl.types import Actor, RewardedActor, Rollout
 
 PURPOSE = "evaluation"
 
@@ -176,45 +176,6 @@ def run_trials(
     return run_trial_episodes(
         tasks, actor, config.episodes_per_task, seed=config.seed, first_steps=first_steps
     ).returns
-
-
-def trial_episodes(
-    policy: Policy,
-    params: Params,
-    tasks: Tasks,
-    *,
-    num_trials: int,
-    num_episodes: int,
-    seed: int,
-) -> list[Rollout]:
-    """Greedy episodes that follow each other in trials of one task, each with a memory of its own.
-
-    Args:
-        policy: In context; it remembers all episodes of a trial.
-        params: Shared parameters, or those of one task.
-        tasks: One task.
-        num_trials: N, side by side. Their first episodes start as those of `run_episodes`.
-        num_episodes: Of a trial.
-        seed: Names the initial states.
-
-    Returns:
-        The trials' first episodes, their second ones and so on, a rollout (T, 1, N) each.
-    """
-    with closing(make_worlds(tasks, num_trials, seed=seed, purpose=PURPOSE)) as worlds:
-        actor = policy.actor(params, 1, num_trials)
-        steps = num_episodes * worlds.max_episode_steps
-        rollout = collect_rollout(worlds, actor, steps, autoreset=True)
-    number = rollout.reset.long().cumsum(dim=0) - 1  # (T, 1, N)
-
-    def episode(wanted: int) -> Rollout:
-        inside = number == wanted
-        order = torch.argsort((~inside).to(torch.int8), dim=0, stable=True)
-        order = order[: int(inside.sum(dim=0).max())]
-        return replace(rollout, mask=inside).map(
-            lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
-        )
-
-    return [episode(wanted) for wanted in range(num_episodes)]
 
 
 def first_disturbance(family: TaskFamily) -> Callable[[Tasks], Tasks] | None:

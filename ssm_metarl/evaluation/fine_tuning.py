@@ -8,7 +8,7 @@ A round is
     sampled episodes of each task  ->  gradient steps of Adam  ->  one greedy episode
 
 Every task has parameters and moments of its own: Adam moves each number by itself, so that one
-optimiser over all K rows is K optimisers. Greedy episodes are those that `episodes.run_arm` gives
+optimiser over all K rows is K optimisers. Greedy episodes are those that `score` gives
 any other arm of the same seed; sampled ones are the same for every start.
 
 The trap: the greedy episodes are measurements, not data. Only what a task learns from is counted.
@@ -28,11 +28,11 @@ from torch import Tensor
 
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.compiled import threads_for_kernels
-from ssm_metarl.config import EvaluationConfig, Objective, PpoSettings, SupportPolicy
+from ssm_metarl.config import Objective, PpoSettings, SupportPolicy
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.episodes import check_family, run_arm
+from ssm_metarl.evaluation.episodes import check_family, run_episodes
 from ssm_metarl.meta_rl.gradient_steps import GradientSteps, Optimizer
 from ssm_metarl.meta_rl.meta_maml import query_parts
 from ssm_metarl.methods.meta_trained import can_adapt
@@ -67,8 +67,6 @@ class FineTuningConfig(PpoSettings):
     """Who acts in the episodes that are learnt from: the policy, sampled, or uniform actions."""
     stop_return: float | None = None
     """A task whose greedy return is at least this is done; None for never."""
-    max_env_steps: Count | None = None
-    """A task that has learnt from so many environment steps is done; None for never."""
     seed: int = 0
     """Names all episodes: the greedy ones are those of `EvaluationConfig.seed`."""
 
@@ -90,8 +88,6 @@ class FineTuningCurve:
     """Environment steps in them, shape (R + 1, K); of a task that is done, they stay."""
     returns: np.ndarray
     """Return of one greedy episode, shape (R + 1, K); of a task that is done, it stays."""
-    params: FlatParams | None = None
-    """What each task's parameters came to, (K, ...)."""
 
     def after(self, episodes: int) -> np.ndarray:
         """Greedy returns after so many episodes, shape (K,).
@@ -121,7 +117,6 @@ def fine_tune(
     config: FineTuningConfig,
     *,
     start: Params | None = None,
-    on_round: Callable[[np.ndarray, np.ndarray], None] | None = None,
 ) -> FineTuningCurve:
     """Train on each task alone.
 
@@ -130,7 +125,6 @@ def fine_tune(
         tasks: K tasks.
         config: The settings.
         start: Parameters to start from, shared or those of each task; None for the policy's own.
-        on_round: Called after each round with environment steps (K,) and greedy returns (K,).
 
     Raises:
         ValueError: The policy does not fit the tasks, remembers from episode to episode, or has no
@@ -152,14 +146,9 @@ def fine_tune(
         if not learner.active.any():
             break
         learner.run_round(count)
-        if on_round is not None:
-            on_round(learner.env_steps[-1], learner.returns[-1])
     episodes = [0, *accumulate(config.rounds)][: len(learner.returns)]
     return FineTuningCurve(
-        np.array(episodes),
-        np.stack(learner.env_steps),
-        np.stack(learner.returns),
-        learner.params.at(learner.params.flat.detach()),
+        np.array(episodes), np.stack(learner.env_steps), np.stack(learner.returns)
     )
 
 
@@ -174,12 +163,9 @@ class _Learner:
         flat = params.flat.detach().clone().requires_grad_()  # (K, P)
         self.params = params.at(flat)
         self.steps = GradientSteps(
-            {"flat": flat},
-            config.lr,
-            config.max_grad_norm,
-            optimizer=config.optimizer,
-            each_row=True,
-        )
+            {"flat": flat}, config.lr, config.max_grad_norm,
+            optimizer=config.optimizer, each_row=True,
+        )  # fmt: skip
         self.active = np.ones(len(tasks), dtype=bool)
         self.env_steps = [np.zeros(len(tasks), dtype=np.int64)]
         self.returns: list[np.ndarray] = []
@@ -234,33 +220,28 @@ class _Learner:
                 told_dims=self.tasks.family.told_dims,
                 obs_scale=policy.obs_scale,
             )
-        parts: list[Part] = []
-        for part in query_parts(rollout, advantage):
-            if config.objective == "prediction":
-                parts.append((part.tasks, PredictionLoss(policy, part.query)))
-                continue
-
-            def loss(
-                params: FlatParams, query: Rollout = part.query, gain: Tensor = part.advantage
-            ) -> Tensor:
-                return clipped_policy_loss(
-                    policy, params, query, gain,
-                    clip_coef=config.clip_coef, entropy_coef=config.entropy_coef,
-                )  # fmt: skip
-
-            parts.append((part.tasks, loss))
-        return parts
+        parts = query_parts(rollout, advantage)
+        if config.objective == "prediction":
+            return [(part.tasks, PredictionLoss(policy, part.query)) for part in parts]
+        loss = partial(
+            clipped_policy_loss,
+            policy,
+            clip_coef=config.clip_coef,
+            entropy_coef=config.entropy_coef,
+        )
+        return [
+            (part.tasks, partial(loss, rollout=part.query, advantage=part.advantage))
+            for part in parts
+        ]
 
     def _measure(self) -> None:
         """One greedy episode of every task that is not done, and who is done now."""
         rows = np.flatnonzero(self.active)
-        config = EvaluationConfig(num_tasks=len(rows), episodes_per_task=1, seed=self.config.seed)
         params = self.params.at(self.params.flat.detach()[torch.from_numpy(rows)])
         actor = self.policy.actor(params, len(rows), 1)
+        ran = run_episodes(self.tasks[rows.tolist()], actor, 1, seed=self.config.seed)
         returns = self.returns[-1].copy() if self.returns else np.zeros(len(self.tasks))
-        returns[rows] = run_arm(self.tasks[rows.tolist()], actor, config)[:, 0]
+        returns[rows] = ran.returns[:, 0]
         self.returns.append(returns)
         if self.config.stop_return is not None:
             self.active &= returns < self.config.stop_return
-        if self.config.max_env_steps is not None:
-            self.active &= self.env_steps[-1] < self.config.max_env_steps

@@ -7,7 +7,7 @@ draws. A method that does not apply is absent, and ``absent`` says why.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,8 +21,8 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.evaluation.episodes import check_family
-from ssm_metarl.evaluation.score import Score, Table, score, support_for
-from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize, worst_tenth
+from ssm_metarl.evaluation.score import Score, Table, score, support_for, support_if_used
+from ssm_metarl.evaluation.statistics import mean_and_worst, mean_difference, summarize
 from ssm_metarl.evaluation.worth import measure_worth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.methods.fixed_policy import FixedPolicy
@@ -38,6 +38,11 @@ from ssm_metarl.version import __version__
 SPREAD = (0.1, 0.9)
 SPLITS: tuple[tuple[Split, str], ...] = (("id", ""), ("ood", "ood_"))
 """And what a learning curve's columns of each begin with."""
+SETTINGS = (
+    "num_adapt_steps", "adapt_lr", "rollback", "shuffle_actions", "replay", "proximal_weight",
+    "episodes_per_task",
+)  # fmt: skip
+"""Those of an evaluation that its result repeats as they are."""
 
 DEFINITIONS = {
     "support": "data of one task, collected before adapting: whole episodes, the last cut at "
@@ -133,13 +138,7 @@ def evaluate(
         "support_policy": config.support_policy or subject.trained.support_policy,
         "meta_trained_support_policy": subject.trained.support_policy,
         "objective": config.objective or subject.trained.objective,
-        "num_adapt_steps": config.num_adapt_steps,
-        "adapt_lr": config.adapt_lr,
-        "rollback": config.rollback,
-        "shuffle_actions": config.shuffle_actions,
-        "replay": config.replay,
-        "proximal_weight": config.proximal_weight,
-        "episodes_per_task": config.episodes_per_task,
+        **{name: getattr(config, name) for name in SETTINGS},
         "definitions": DEFINITIONS | {method.name: method.definition for method in every},
     }
     if fixed is not None:
@@ -150,64 +149,61 @@ def evaluate(
 
 def _arm(row: Score, seed: int) -> dict[str, Any]:
     """A method's statistics; of a trial those of each of its episodes, too."""
-    arm = {**summarize(row.returns, seed=seed), "env_steps": int(row.env_steps.max())}
-    return arm | ({"by_episode": _by_episode(row.returns, seed)} if row.method.trial else {})
+    arm = summarize(row.returns, seed=seed) | {"env_steps": int(row.env_steps.max())}
+    return arm | ({"by_episode": _by_episode(row, seed)} if row.method.trial else {})
 
 
-def _by_episode(returns: np.ndarray, seed: int) -> list[Summary]:
-    """Scores of each episode of a trial, from returns (K, episodes)."""
-    return [summarize(episode[:, None], seed=seed) for episode in returns.T]
+def _by_episode(row: Score, seed: int) -> list[dict[str, Any]]:
+    return [summarize(episode[:, None], seed=seed) for episode in row.returns.T]
 
 
 def _adaptation(reports: list[AdaptationReport], num_steps: int) -> dict[str, Any]:
     trusts = [r.replay_trust for r in reports if r.replay_trust is not None]
+    means: dict[str, Sequence[float]] = {
+        "steps_kept": [r.num_steps for r in reports],
+        "rolled_back": [r.rolled_back is not None for r in reports],
+        "loss_before": [r.loss_before for r in reports],
+        "loss_after": [r.loss_after for r in reports],
+    }
     return {
         "num_steps": num_steps,
-        "steps_kept": float(np.mean([r.num_steps for r in reports])),
-        "rolled_back": float(np.mean([r.rolled_back is not None for r in reports])),
-        "loss_before": _mean_or_none([r.loss_before for r in reports]),
-        "loss_after": _mean_or_none([r.loss_after for r in reports]),
-        "replay_trust": float(np.mean(trusts)) if trusts else None,
+        **{name: _mean(values) for name, values in means.items()},
+        "replay_trust": _mean(trusts) if trusts else None,
     }
 
 
-def _mean_or_none(values: list[float]) -> float | None:
-    """The mean, or None where steps that were too long left no finite number."""
+def _mean(values: Sequence[float]) -> float | None:
+    """None where steps that were too long left no finite number."""
     mean = float(np.mean(values))
     return mean if math.isfinite(mean) else None
 
 
 def _paired(table: Table, seed: int) -> dict[str, Any]:
-    pairs = {}
-    for name, row in table.items():
-        for reference in row.method.pairs:
-            if reference in table:
-                difference = row.per_task - table[reference].per_task
-                pairs[f"{name}-{reference}"] = {
-                    "mean": float(difference.mean()),
-                    "ci95": list(paired_interval(difference, seed=seed)),
-                }
-    return pairs
+    return {
+        f"{name}-{other}": mean_difference(row.per_task - table[other].per_task, seed=seed)
+        for name, row in table.items()
+        for other in row.method.pairs
+        if other in table
+    }
 
 
 def _by_category(tasks: Tasks, table: Table) -> dict[str, Any]:
     """Mean and worst tenth of each method for either value of parameters that have two."""
     result: dict[str, Any] = {}
     for parameter in tasks.family.parameters:
-        if not (isinstance(parameter.id, Choice) and len(parameter.id.values) == 2):
-            continue
-        values = tasks.values[parameter.name].numpy()
-        result[parameter.name] = {
-            f"{value:+g}": {
-                name: {
-                    "mean": float(row.per_task[values == value].mean()),
-                    "worst10": worst_tenth(row.per_task[values == value]),
+        if isinstance(parameter.id, Choice) and len(parameter.id.values) == 2:
+            values = tasks.values[parameter.name].numpy()
+            result[parameter.name] = {
+                f"{value:+g}": {
+                    name: mean_and_worst(row.per_task[values == value])
+                    for name, row in table.items()
                 }
-                for name, row in table.items()
+                for value in sorted(set(values.tolist()))
             }
-            for value in sorted(set(values.tolist()))
-        }
     return result
+
+
+CURVE_SEED = 1
 
 
 @usual_modes()
@@ -221,15 +217,15 @@ def learning_curve_point(
         two) and the same of ``frozen`` on ID tasks, and of ``ood_adapted``; of a training without
         inner steps ``frozen`` and ``ood_frozen``.
     """
-    trained = MetaTrained.from_training(asdict(training))
+    model = Model(policy, MetaTrained.from_training(asdict(training)))
     methods: dict[str, Method] = {"frozen": Frozen()}
-    if trained.gradient:
-        methods = {"adapted": Standard(trained.adaptation()), "frozen": Frozen()}
+    if model.trained.gradient:
+        methods = {"adapted": Standard(model.trained.adaptation()), "frozen": Frozen()}
     point: dict[str, float] = {}
     for split, prefix in SPLITS:
         shown = list(methods.items())[: None if split == "id" else 1]
-        table = _few_tasks([m for _, m in shown], policy, family, trained, split, num_tasks, 1)
-        for (name, _), row in zip(shown, table.scores, strict=True):
+        rows = _few_tasks([method for _, method in shown], model, family, split, num_tasks, 1)
+        for (name, _), row in zip(shown, rows, strict=True):
             scores, (low, high) = summarize(row.returns), np.quantile(row.returns, SPREAD)
             point |= {
                 f"{prefix}{name}_mean": scores["mean"],
@@ -250,36 +246,27 @@ def in_context_curve_point(
         ``episode_1_mean``, ``episode_1_iqm``, ``episode_2_mean``, ... on ID tasks, and
         ``ood_episode_1_mean``, ...
     """
-    trained, point = MetaTrained(gradient=False), {}
+    model = Model(policy, MetaTrained(gradient=False))
+    point: dict[str, float] = {}
     for split, prefix in SPLITS:
-        (row,) = _few_tasks(
-            [InContext()], policy, family, trained, split, num_tasks, trial_episodes
-        ).scores
-        for number, scores in enumerate(_by_episode(row.returns, CURVE_SEED), start=1):
-            point[f"{prefix}episode_{number}_mean"] = scores["mean"]
-            point[f"{prefix}episode_{number}_iqm"] = scores["iqm"]
+        (row,) = _few_tasks([InContext()], model, family, split, num_tasks, trial_episodes)
+        for number, scores in enumerate(_by_episode(row, CURVE_SEED), start=1):
+            point |= {f"{prefix}episode_{number}_{kind}": scores[kind] for kind in ("mean", "iqm")}
     return point
 
 
-CURVE_SEED = 1
-
-
 def _few_tasks(
-    methods: Iterable[Method],
-    policy: Policy,
+    methods: Sequence[Method],
+    model: Model,
     family: TaskFamily,
-    trained: MetaTrained,
     split: Split,
     num_tasks: int,
     num_episodes: int,
-) -> Table:
-    """A table of some methods on a few held-out tasks."""
-    methods, model = list(methods), Model(policy, trained)
+) -> list[Score]:
+    """Scores of some methods on a few held-out tasks."""
     tasks = family.sample(split, num_tasks, seed=CURVE_SEED)
-    config = EvaluationConfig(seed=CURVE_SEED)
-    used = any(method.cost.support for method in methods)
-    support = support_for(model, tasks, config) if used else None
-    return score(methods, model, tasks, support, num_episodes=num_episodes, seed=CURVE_SEED)
+    support = support_if_used(methods, model, tasks, EvaluationConfig(seed=CURVE_SEED))
+    return score(methods, model, tasks, support, num_episodes=num_episodes, seed=CURVE_SEED).scores
 
 
 @usual_modes()
@@ -301,10 +288,10 @@ def verify(
     tasks = family.sample("id", config.num_tasks, seed=seed)
     model = Model(policy, trained)
     methods, _ = applying((Frozen(), Standard(trained.adaptation())), model, family)
-    support = support_for(model, tasks, config) if len(methods) > 1 else None
+    support = support_if_used(methods, model, tasks, config)
     table = score(methods, model, tasks, support, seed=seed)
     last = table.scores[-1]
-    returns = last.returns[:, 0]
+    returns = last.per_task
     return {
         "episodes": config.num_tasks,
         "seed": seed,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from statistics import mode
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from ssm_metarl.methods.registry import in_order, known_methods
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 INK, FAINT = "#1F2933", "#E4E7EB"
 Bounds = tuple[float, float]
@@ -31,14 +31,12 @@ Bounds = tuple[float, float]
 
 def arm_label(arm: str) -> str:
     """An arm's name for readers."""
-    known = known_methods()
-    return str(known[arm].label) if arm in known else arm
+    return str(getattr(known_methods().get(arm), "label", arm))
 
 
 def arm_color(arm: str) -> str:
     """Its colour."""
-    known = known_methods()
-    return str(known[arm].color) if arm in known else INK
+    return str(getattr(known_methods().get(arm), "color", INK))
 
 
 def present_arms(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -47,41 +45,18 @@ def present_arms(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     return in_order(list(found))
 
 
-def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Move positions apart until neighbours are ``gap`` apart, keeping their order and centre.
-
-    For labels at the ends of lines that end at nearly the same height.
-    """
-    order = sorted(range(len(positions)), key=lambda i: positions[i])
-    groups: list[tuple[float, int]] = []  # (centre, members), from low to high
-    for i in order:
-        centre, count = positions[i], 1
-        # Two groups closer than half their widths merge around their common centre.
-        while groups and centre - groups[-1][0] < gap * (count + groups[-1][1]) / 2:
-            other, members = groups.pop()
-            centre = (centre * count + other * members) / (count + members)
-            count += members
-        groups.append((centre, count))
-    placed = [c + gap * (j - (n - 1) / 2) for c, n in groups for j in range(n)]
-    result = [0.0] * len(positions)
-    for i, position in zip(order, placed, strict=True):
-        result[i] = position
-    return result
-
-
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white", layout="constrained")
     engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(w_pad=0.12, h_pad=0.1)  # type: ignore[call-arg]
+    assert engine is not None
+    engine.set(w_pad=0.12, h_pad=0.1)  # type: ignore[call-arg]
     return figure
 
 
 def _clean(axes: Axes) -> None:
-    for side in ("top", "right", "left", "bottom"):
-        axes.spines[side].set_visible(False)
+    axes.spines[:].set_visible(False)
     axes.tick_params(length=0, colors=MUTED, labelsize=9)
     axes.set_axisbelow(True)
 
@@ -92,7 +67,6 @@ def _save(figure: Figure, path: Path) -> Path:
 
     full = io.BytesIO()
     figure.savefig(full, format="png")  # a Figure made without pyplot draws with Agg
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(full) as image:
         small = image.convert("RGB").quantize(96, dither=Image.Dither.NONE)
@@ -117,14 +91,25 @@ def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], 
     return [row["env_steps"] / 1e6 for row in have], [float(row[name]) for row in have]
 
 
+CURVES = (
+    ("average_return", None, "training", MUTED),
+    ("eval_frozen_mean", "eval_frozen_iqm", "before adapting", VERMILION),
+    ("eval_ood_adapted_mean", "eval_ood_adapted_iqm", "after, out of range", SKY),
+    ("eval_adapted_mean", "eval_adapted_iqm", "after adapting", BLUE),
+    # of a training in context, which has none of these three
+    ("eval_episode_1_mean", "eval_episode_1_iqm", "first episode", VERMILION),
+    ("eval_ood_episode_2_mean", "eval_ood_episode_2_iqm", "second, out of range", SKY),
+    ("eval_episode_2_mean", "eval_episode_2_iqm", "second episode", BLUE),
+)
+"""Columns of the mean and of the IQM in a training's log, and how they are drawn."""
+
+
 def plot_training_curve(log: Path, path: Path, *, bounds: Bounds | None = None) -> Path:
     """Draw evaluation and training returns over environment steps.
 
     Args:
-        log: JSON lines with ``env_steps`` and ``average_return``, and on some of them
-            ``eval_adapted_mean``, ``eval_ood_adapted_mean`` and ``eval_frozen_mean`` (drawn as
-            lines) and ``eval_adapted_iqm`` and ``eval_frozen_iqm`` (dotted); of a training in
-            context ``eval_episode_1_mean`` and so on.
+        log: JSON lines with ``env_steps`` and ``average_return``, and on some of them the columns
+            of `CURVES`: means are drawn as lines, IQMs dotted.
         path: PNG file to write.
         bounds: Least and greatest possible return, the latter drawn as a line; None for unknown.
 
@@ -138,50 +123,33 @@ def plot_training_curve(log: Path, path: Path, *, bounds: Bounds | None = None) 
     axes = figure.subplots()
     _clean(axes)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
-    ends: list[tuple[float, float, str, str]] = []  # x, y, label, colour
     # Now and then training runs longer episodes; a line through both lengths would be all spikes.
-    horizon = mode([row.get("horizon") for row in rows]) if rows else None
-    training = "training" if horizon is None else f"training, cut at {horizon}:"
-    curves = (
-        ("average_return", None, training, MUTED),
-        ("eval_frozen_mean", "eval_frozen_iqm", "before adapting", VERMILION),
-        ("eval_ood_adapted_mean", "eval_ood_adapted_iqm", "after, out of range", SKY),
-        ("eval_adapted_mean", "eval_adapted_iqm", "after adapting", BLUE),
-        # of a training in context, which has none of these three
-        ("eval_episode_1_mean", "eval_episode_1_iqm", "first episode", VERMILION),
-        ("eval_ood_episode_2_mean", "eval_ood_episode_2_iqm", "second, out of range", SKY),
-        ("eval_episode_2_mean", "eval_episode_2_iqm", "second episode", BLUE),
-    )
-    for mean, middle, label, color in curves:
+    horizon = mode([row.get("horizon") for row in rows])
+    cut = "" if horizon is None else f", cut at {horizon}:"
+    ends: list[tuple[float, float, Line2D]] = []
+    values: list[float] = []
+    for mean, middle, label, color in CURVES:
         usual = rows if middle else [row for row in rows if row.get("horizon") == horizon]
         x, y = _column(usual, mean)
         if not x:
             continue
-        evaluated = middle is not None
-        axes.plot(
-            x,
-            y,
-            color=color,
-            linewidth=2.2 if evaluated else 1.0,
-            alpha=1.0 if evaluated else 0.55,
-            marker="o" if evaluated else None,
-            markersize=4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.7,
-            zorder=3 if evaluated else 2,
-            clip_on=False,
-        )
+        values += _column(rows, mean)[1]
+        look: dict[str, Any] = {"linewidth": 1.0, "alpha": 0.55, "zorder": 2}
         if middle is not None:
             axes.plot(*_column(rows, middle), color=color, linewidth=1.1, linestyle=":", zorder=2.5)
-        ends.append((x[-1], y[-1], label, color))
-    last = max((x for x, *_ in ends), default=1.0)
-    axes.set_xlim(0, last * 1.005 or 1.0)
-    values = [y for mean, *_ in curves for y in _column(rows, mean)[1]]
+            look = {"linewidth": 2.2, "zorder": 3, "marker": "o", "markersize": 4.5,
+                    "markeredgecolor": "white", "markeredgewidth": 0.7}  # fmt: skip
+        name = f"{label}{'' if middle else cut} {y[-1]:.0f}"
+        (line,) = axes.plot(x, y, color=color, label=name, clip_on=False, **look)
+        ends.append((x[-1], y[-1], line))
+    axes.set_xlim(0, max((x for x, *_ in ends), default=0.0) * 1.005 or 1.0)
     bottom, top = shown_range(values, bounds)
     axes.set_ylim(bottom, bottom + (top - bottom) * 1.06)
     if bounds is not None:
         axes.axhline(bounds[1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    _label_ends(axes, ends)
+    above = [line for *_, line in sorted(ends, key=lambda end: end[1])][::-1]
+    axes.legend(handles=above, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False,
+                labelcolor="linecolor", handlelength=0, fontsize=9.5)  # fmt: skip
     axes.set_xlabel("environment steps (million)", color=MUTED, fontsize=9)
     axes.set_title(
         "Episode return over meta-training", loc="left", fontsize=11.5, color=INK, weight="bold"
@@ -189,25 +157,6 @@ def plot_training_curve(log: Path, path: Path, *, bounds: Bounds | None = None) 
     if any("eval_adapted_iqm" in row or "eval_episode_1_iqm" in row for row in rows):
         axes.set_title("lines: mean; dotted: IQM", loc="right", fontsize=8.5, color=MUTED)
     return _save(figure, path)
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each line's name at its end: no legend to look up."""
-    low, high = axes.get_ylim()
-    for (x, y, label, color), at in zip(
-        ends, spread([end[1] for end in ends], (high - low) * 0.075), strict=True
-    ):
-        axes.annotate(
-            f"{label} {y:.0f}",
-            xy=(x, at),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9.5,
-            color=color,
-            weight="normal" if color == MUTED else "bold",
-            annotation_clip=False,
-        )
 
 
 def plot_arms(
@@ -243,9 +192,8 @@ def plot_arms(
             panel.set_title(
                 f"{evaluation['num_tasks']} unseen tasks", loc="right", fontsize=8.5, color=MUTED
             )
-        for a, b in pairwise(range(len(arms) + 1)):
-            if a % 2 == 0:
-                panel.axhspan(a - 0.5, b - 0.5, color="#F5F7FA", zorder=0, linewidth=0)
+        for row in range(0, len(arms), 2):
+            panel.axhspan(row - 0.5, row + 0.5, color="#F5F7FA", zorder=0, linewidth=0)
         if bounds is not None:
             panel.axvline(bounds[1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         panel.set_xlim(left - 0.025 * (right - left), right + 0.16 * (right - left))
@@ -275,25 +223,9 @@ def _draw_arm(panel: Axes, row: int, arm: str, scores: Mapping[str, Any]) -> Non
                solid_capstyle="butt")  # fmt: skip
     panel.plot(worst, row, "D", color="white", markeredgecolor=color, markersize=5.5, zorder=3)
     panel.plot(middle, row, "o", color=color, markersize=8, zorder=4)
-    panel.annotate(
-        f"{middle:.0f}",
-        xy=(max(middle, high), row),
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=9.5,
-        color=color,
-        weight="bold",
-    )
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": color}
+    panel.annotate(f"{middle:.0f}", (max(middle, high), row), (8, 0), fontsize=9.5, weight="bold",
+                   **beside)  # fmt: skip
     left, right = panel.get_xlim()
     if (middle - worst) > 0.03 * (right - left) and (worst - left) > 0.12 * (right - left):
-        panel.annotate(
-            f"{worst:.0f}",
-            xy=(worst, row),
-            xytext=(-7, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=8.5,
-            color=color,
-        )
+        panel.annotate(f"{worst:.0f}", (worst, row), (-7, 0), ha="right", fontsize=8.5, **beside)

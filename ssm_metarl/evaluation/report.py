@@ -2,8 +2,8 @@
 
 Place in the flow: stage 7, the last. Input is plain data (the JSON objects of evaluations, a
 training log, two recorded episodes), so it needs no policy. `write_report` makes a folder with
-`report.html`, `report.md`, `results.json`, `adaptation.png` and, where there is something to draw
-them from, `training_curve.png` and `before_after.gif`.
+`report.html`, `results.json`, `adaptation.png` and, where there is something to draw them from,
+`training_curve.png` and `before_after.gif`.
 
 The trap: every text that comes from outside (a model's path, a command) is escaped before it
 becomes HTML.
@@ -23,8 +23,8 @@ from ssm_metarl.reproducibility import processor
 
 Evaluation = Mapping[str, Any]
 """The JSON object that ``ssm-metarl evaluate --json`` prints."""
-Table = tuple[list[str], list[list[str]]]
-"""Column titles, and rows of cells; the first column is text, the others are numbers."""
+Table = list[list[str]]
+"""Rows of cells, the titles first; the first column is text, the others are numbers."""
 
 DEFINITIONS: Mapping[str, str] = {
     "Task": "one plant with its own parameters, which no training drew. Out of distribution: every "
@@ -38,91 +38,28 @@ DEFINITIONS: Mapping[str, str] = {
 }
 
 
-def definitions(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
-    """What the report's words mean: its own, and those of the arms that it shows."""
-    own = {
-        arm_label(arm): text
-        for e in evaluations.values()
-        for arm, text in e.get("definitions", {}).items()
-        if arm in e["arms"]
-    }
-    return {**DEFINITIONS, **own}
-
-
 def arms_table(evaluation: Evaluation) -> Table:
     """Every arm's statistics, in display order."""
-    header = ["arm", "IQM", "95 % interval", "mean", "worst tenth", "support steps"]
-    rows = []
+    table = [["arm", "IQM", "95 % interval", "mean", "worst tenth", "support steps"]]
     for arm in present_arms([evaluation]):
         scores = evaluation["arms"][arm]
         low, high = scores["ci95"]
-        steps = scores.get("env_steps")
-        rows.append(
-            [
-                arm_label(arm),
-                f"{scores['iqm']:.1f}",
-                f"{low:.1f} to {high:.1f}",
-                f"{scores['mean']:.1f}",
-                f"{scores['worst10']:.1f}",
-                f"{steps:,.0f}" if steps else "–",  # noqa: RUF001
-            ]
-        )
-    return header, rows
+        steps = f"{scores['env_steps']:,.0f}" if scores.get("env_steps") else "–"  # noqa: RUF001
+        numbers = [f"{scores[name]:.1f}" for name in ("iqm", "mean", "worst10")]
+        numbers.insert(1, f"{low:.1f} to {high:.1f}")
+        table.append([arm_label(arm), *numbers, steps])
+    return table
 
 
 def paired_table(evaluation: Evaluation) -> Table:
-    """Mean per-task differences between arms; empty rows where there are none."""
-    rows = []
+    """Mean per-task differences between arms; titles alone where there are none."""
+    table = [["difference on the same tasks", "mean", "95 % interval"]]
     for pair, difference in evaluation.get("paired", {}).items():
-        first, _, second = pair.partition("-")
+        labels = map(arm_label, pair.split("-", 1))
         low, high = difference["ci95"]
-        rows.append(
-            [
-                f"{arm_label(first)} − {arm_label(second)}",  # noqa: RUF001
-                f"{difference['mean']:+.1f}",
-                f"{low:+.1f} to {high:+.1f}",
-            ]
-        )
-    return ["difference on the same tasks", "mean", "95 % interval"], rows
-
-
-def markdown_table(table: Table) -> str:
-    """A Markdown table with aligned columns: readable in a terminal too."""
-    header, rows = table
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        ]
-        return f"| {' | '.join(padded)} |"
-
-    rule = [("-" * width) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *map(line, rows)])
-
-
-def results_table(evaluation: Evaluation) -> str:
-    """An evaluation as Markdown: a table of its arms, and one of the paired differences."""
-    paired = paired_table(evaluation)
-    tables = [arms_table(evaluation)] + ([paired] if paired[1] else [])
-    return "\n\n".join(markdown_table(table) for table in tables)
-
-
-def html_table(table: Table) -> str:
-    """An HTML table; it scrolls by itself where the screen is narrow."""
-    header, rows = table
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>\n"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody></table></div>"
-    )
+        numbers = [f"{difference['mean']:+.1f}", f"{low:+.1f} to {high:+.1f}"]
+        table.append([" − ".join(labels), *numbers])  # noqa: RUF001
+    return table
 
 
 def write_report(
@@ -146,27 +83,34 @@ def write_report(
     Returns:
         Path of ``report.html``.
     """
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    captions = {}
     if film is not None:
-        path = animate(film, out / "before_after.gif")
-        pictures.append((path, film.caption))
+        captions[animate(film, out / "before_after.gif").name] = film.caption
     known = {tuple(e.get("return_bounds") or ()) for e in evaluations.values()}
-    bounds = next(iter(known)) if len(known) == 1 else ()
-    ends = (bounds[0], bounds[1]) if len(bounds) == 2 else None
-    arms = plot_arms(evaluations, out / "adaptation.png", bounds=ends)
-    pictures.append((arms, "Every arm on the same unseen tasks."))
+    bounds = known.pop() if len(known) == 1 else ()
+    ends = (bounds[0], bounds[1]) if bounds else None
+    plot_arms(evaluations, out / "adaptation.png", bounds=ends)
+    captions["adaptation.png"] = "Every arm on the same unseen tasks."
     if training_log is not None:
-        curve = plot_training_curve(training_log, out / "training_curve.png", bounds=ends)
-        pictures.append((curve, "Returns over meta-training, before and after adapting."))
-    captions = {path.name: caption for path, caption in pictures}
-    (out / "report.md").write_text(_markdown(evaluations, captions, command), encoding="utf-8")
+        plot_training_curve(training_log, out / "training_curve.png", bounds=ends)
+        captions["training_curve.png"] = "Returns over meta-training, before and after adapting."
     results = {"command": command, "processor": processor(), "evaluations": evaluations}
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     page = out / "report.html"
     page.write_text(_html(evaluations, captions, command), encoding="utf-8")
     return page
+
+
+def _definitions(evaluations: Mapping[str, Evaluation]) -> dict[str, str]:
+    """What the report's words mean: its own, and those of the arms that it shows."""
+    own = {
+        arm_label(arm): text
+        for e in evaluations.values()
+        for arm, text in e.get("definitions", {}).items()
+        if arm in e["arms"]
+    }
+    return {**DEFINITIONS, **own}
 
 
 def _origin(evaluations: Mapping[str, Evaluation]) -> str:
@@ -181,20 +125,6 @@ def _origin(evaluations: Mapping[str, Evaluation]) -> str:
     return " · ".join(known + drawn)
 
 
-def _markdown(
-    evaluations: Mapping[str, Evaluation], captions: Mapping[str, str], command: str
-) -> str:
-    parts = ["# Before and after adapting", _origin(evaluations)]
-    parts += [f"![{caption}]({name})\n\n{caption}" for name, caption in captions.items()]
-    parts += [f"## {title}\n\n{results_table(e)}" for title, e in evaluations.items()]
-    parts.append(
-        "## Definitions\n\n"
-        + "\n".join(f"- **{n}**: {text}" for n, text in definitions(evaluations).items())
-    )
-    parts.append(f"## Make it again\n\n```\n{command}\n```")
-    return "\n\n".join(parts) + "\n"
-
-
 def _html(evaluations: Mapping[str, Evaluation], captions: Mapping[str, str], command: str) -> str:
     figures = "".join(
         f'<figure><img src="{escape(name)}" alt="{escape(caption)}">\n'
@@ -202,13 +132,12 @@ def _html(evaluations: Mapping[str, Evaluation], captions: Mapping[str, str], co
         for name, caption in captions.items()
     )
     splits = "".join(
-        f"<h2>{escape(title)}</h2>\n{html_table(arms_table(e))}\n"
-        + (html_table(paired_table(e)) if paired_table(e)[1] else "")
+        f"<h2>{escape(title)}</h2>\n{_html_table(arms_table(e))}\n{_html_table(paired_table(e))}"
         for title, e in evaluations.items()
     )
     terms = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n"
-        for name, text in definitions(evaluations).items()
+        for name, text in _definitions(evaluations).items()
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -231,6 +160,22 @@ def _html(evaluations: Mapping[str, Evaluation], captions: Mapping[str, str], co
 </body>
 </html>
 """
+
+
+def _html_table(table: Table) -> str:
+    """An HTML table, which scrolls by itself where the screen is narrow; "" without rows."""
+    titles, *rows = table
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in titles)
+    body = "".join(
+        f'<tr><th scope="row">{escape(label)}</th>{_cells(numbers)}</tr>\n'
+        for label, *numbers in rows
+    )
+    shown = f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table>"
+    return f'<div class="scroll">{shown}</div>' if rows else ""
+
+
+def _cells(numbers: Sequence[str]) -> str:
+    return "".join(f"<td>{escape(cell)}</td>" for cell in numbers)
 
 
 STYLE = """\

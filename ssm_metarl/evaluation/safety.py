@@ -3,13 +3,9 @@
 Place in the flow: stage 7, beside `meta_evaluator`; ``ssm-metarl evaluate --safety`` prints it.
 Limits come from the model's `Calibration` and are only obeyed here, never set.
 
-- More steps: the return after 1, 2, 3, 5 and 10 gradient steps, with rollback and without.
-- Falls: on how many tasks the return falls from one kept step to the next, by any amount. The first
-  step counts against the unadapted policy.
-- Shuffled actions: support data that lie. An adaptation is harmless if it was undone, or if the
-  return stays within `MARGIN` of the unadapted policy's.
-- Change detection: the verdict on windows of the adapted policy's own episodes, on the same plant
-  (an alarm is false) and under each disturbance that the family names.
+An adaptation to support data that lie (shuffled actions) is harmless if it was undone, or if the
+return stays within `MARGIN` of the unadapted policy's. The change detector judges windows of the
+adapted policy's own episodes, on the same plant (an alarm is false) and on disturbed ones.
 """
 
 from __future__ import annotations
@@ -27,7 +23,7 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.calibration import own_window_errors
 from ssm_metarl.evaluation.episodes import shuffle_actions
 from ssm_metarl.evaluation.score import Score, score, support_for
-from ssm_metarl.evaluation.statistics import worst_tenth
+from ssm_metarl.evaluation.statistics import mean_and_worst
 from ssm_metarl.methods.frozen import Frozen
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Method, Model
@@ -86,9 +82,10 @@ def measure_safety(
     step = trained.adaptation(objective=config.objective, adapt_lr=config.adapt_lr)
 
     def scored(method: Method, data: Rollout = support) -> Score:
-        return score(
+        (row,) = score(
             (method,), model, tasks, data, num_episodes=config.episodes_per_task, seed=config.seed
-        ).scores[0]
+        ).scores
+        return row
 
     tell(0.0, "unadapted")
     frozen = before = scored(Frozen()).per_task
@@ -100,8 +97,7 @@ def measure_safety(
         tell(steps / (most + 4), f"{steps} step(s)")
         settings = replace(step, num_adapt_steps=steps)
         row = scored(Standard(settings))
-        after = row.per_task
-        kept = np.array([report.num_steps for report in row.reports])
+        after, kept = row.per_task, np.array([report.num_steps for report in row.reports])
         fell |= (after < before) & (kept > kept_before)
         before, kept_before = after, kept
         if steps in SHOWN_STEPS:
@@ -109,55 +105,45 @@ def measure_safety(
             rows.append(
                 {
                     "num_adapt_steps": steps,
-                    "mean": float(after.mean()),
-                    "worst10": worst_tenth(after),
+                    **mean_and_worst(after),
                     "steps_kept": float(kept.mean()),
                     "rolled_back": float(np.mean(kept < steps)),
-                    "without_rollback": {"mean": float(free.mean()), "worst10": worst_tenth(free)},
+                    "without_rollback": mean_and_worst(free),
                 }
             )
     tell((most + 1) / (most + 4), "shuffled actions")
     lied_to = scored(Standard(step), shuffle_actions(support, seed=config.seed))
     undone = np.array([report.num_steps == 0 for report in lied_to.reports])
-    lost = frozen - lied_to.per_task
-    margin = MARGIN * _range(family, np.concatenate([frozen, lied_to.per_task]))
-    result = {
+    seen = np.concatenate([frozen, lied_to.per_task])
+    low, high = family.return_bounds or (float(seen.min()), float(seen.max()))
+    harmless = undone | (frozen - lied_to.per_task <= MARGIN * (high - low))
+    tell((most + 2) / (most + 4), "change detector")
+    adapted, _ = StandardAdapter(step).adapt_tasks(policy, support)
+    detector = _change_detector(policy, adapted, support, tasks, config.seed)
+    return {
         "more_steps": rows,
         "falls_after_a_kept_step": float(fell.mean()),
         "shuffled_actions": {
             "rolled_back": float(undone.mean()),
-            "harmless": float(np.mean(undone | (lost <= margin))),
+            "harmless": float(np.mean(harmless)),
         },
         "definitions": DEFINITIONS,
+        **({"change_detector": detector} if detector else {}),
     }
-    tell((most + 2) / (most + 4), "change detector")
-    adapted, _ = StandardAdapter(step).adapt_tasks(policy, support)
-    detector = _change_detector(policy, adapted, support, tasks, config)
-    return result | ({"change_detector": detector} if detector else {})
-
-
-def _range(family: TaskFamily, seen: np.ndarray) -> float:
-    """From the least to the greatest return."""
-    low, high = family.return_bounds or (float(seen.min()), float(seen.max()))
-    return high - low
 
 
 def _change_detector(
-    policy: Policy, params: Params, support: Rollout, tasks: Tasks, config: EvaluationConfig
+    policy: Policy, params: Params, support: Rollout, tasks: Tasks, seed: int
 ) -> dict[str, float]:
     """Alarms of the change detector on the plants adapted to, and on the same ones disturbed."""
     limits = policy.calibration
     if limits is None or limits.max_prediction_error is None:
         return {}
-    plants = {"false_alarms": tasks}
-    plants |= {
-        f"{name}s_found": change(tasks) for name, change in tasks.family.disturbances.items()
-    }
+    disturbances = tasks.family.disturbances.items()
+    plants = {"false_alarms": tasks} | {f"{n}s_found": change(tasks) for n, change in disturbances}
     spread = target_spread(policy, support)
     shares = {}
     for name, plant in plants.items():
-        errors = own_window_errors(
-            policy, params, spread, plant, window=limits.window, seed=config.seed
-        )
+        errors = own_window_errors(policy, params, spread, plant, window=limits.window, seed=seed)
         shares[name] = float(np.mean(~(errors <= limits.max_prediction_error)))
     return shares

@@ -12,13 +12,13 @@ The trap: `score` runs what it is given. Whether a method applies, `registry.app
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ssm_metarl.adaptation.adapter import AdaptationReport
-from ssm_metarl.config import EvaluationConfig
+from ssm_metarl.config import EvaluationConfig, StandardAdaptationConfig
 from ssm_metarl.evaluation.episodes import (
     PURPOSE,
     Episodes,
@@ -56,28 +56,18 @@ class Score:
         return mean
 
 
-@dataclass(frozen=True)
-class Table(Mapping[str, Score]):
+class Table(dict[str, Score]):
     """One score a method, by name, in the order in which they ran."""
 
-    scores: tuple[Score, ...]
-
-    def __getitem__(self, name: str) -> Score:
-        for score in self.scores:
-            if score.method.name == name:
-                return score
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (score.method.name for score in self.scores)
-
-    def __len__(self) -> int:
-        return len(self.scores)
+    @property
+    def scores(self) -> list[Score]:
+        """Without their names."""
+        return list(self.values())
 
     @property
     def returns(self) -> np.ndarray:
         """Shape (methods, K, E)."""
-        return np.stack([score.returns for score in self.scores])
+        return np.stack([score.returns for score in self.values()])
 
 
 Play = Callable[[Method, Actor], Episodes]
@@ -114,16 +104,16 @@ def score(
         run = run_trial_episodes if method.trial else run_episodes
         return run(tasks, actor, num_episodes, seed=seed, purpose=purpose)
 
-    rows = []
+    table = Table()
     for method in methods:
         if on_method is not None:
             on_method(method.name)
         data = Data(support, 1 if method.trial else num_episodes, seed)
         actor, reports = method.prepare(model, tasks, data)
         episodes = (play or usual)(method, actor)
-        cost = env_steps(method, data, reports, len(tasks))
-        rows.append(Score(method, episodes, reports, cost))
-    return Table(tuple(rows))
+        cost = env_steps(method, data, len(tasks))
+        table[method.name] = Score(method, episodes, reports, cost)
+    return table
 
 
 def support_for(model: Model, tasks: Tasks, config: EvaluationConfig) -> Rollout:
@@ -136,3 +126,21 @@ def support_for(model: Model, tasks: Tasks, config: EvaluationConfig) -> Rollout
         seed=config.seed,
     )
     return shuffle_actions(support, seed=config.seed) if config.shuffle_actions else support
+
+
+def support_if_used(
+    methods: Iterable[Method], model: Model, tasks: Tasks, config: EvaluationConfig
+) -> Rollout | None:
+    """The same, where any of the methods adapts from it."""
+    used = any(method.cost.support for method in methods)
+    return support_for(model, tasks, config) if used else None
+
+
+def step_for(model: Model, config: EvaluationConfig) -> StandardAdaptationConfig:
+    """The gradient step of an evaluation: as it is asked for, or as the model was trained."""
+    return model.trained.adaptation(
+        objective=config.objective,
+        num_adapt_steps=config.num_adapt_steps,
+        adapt_lr=config.adapt_lr,
+        rollback=config.rollback,
+    )

@@ -18,17 +18,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from ssm_metarl.evaluation.score import Score, Table
-from ssm_metarl.evaluation.statistics import paired_interval, ratio_interval
+from ssm_metarl.evaluation.score import Table
+from ssm_metarl.evaluation.statistics import mean_difference, ratio_interval
 from ssm_metarl.methods.fixed_policy import Fixed
 from ssm_metarl.methods.frozen import Frozen
 from ssm_metarl.methods.probe import Probed
 from ssm_metarl.methods.random import Random
-
-Scores = np.ndarray
-"""One score a task, (K,)."""
 
 DEFINITIONS = {
     "fixed": "best fixed policy that a search on training tasks found: linear in the observation "
@@ -59,81 +54,69 @@ def measure_worth(table: Table, *, seed: int) -> dict[str, Any]:
     fixed = table[Fixed.name].per_task
     told = next((row for row in table.scores if row.method.cost.told), None)
     probe = next((row for row in table.scores if isinstance(row.method, Probed)), None)
-    gap = None if told is None else _difference(told.per_task - fixed, seed)
+    whole = None if told is None else told.per_task - fixed
+    gap = None if whole is None else mean_difference(whole, seed=seed)
     arms: dict[str, Any] = {}
-    for row in table.scores:
+    for name, row in table.items():
         if isinstance(row.method, (Fixed, Random)) or row.method.cost.told:
             continue
-        gain = row.per_task - fixed
-        share = None
-        if told is not None and gap is not None and gap["ci95"][0] > 0:
-            whole = told.per_task - fixed
+        gain, share = row.per_task - fixed, None
+        if whole is not None and gap is not None and gap["ci95"][0] > 0:
             share = {
                 "mean": float(gain.mean() / whole.mean()),
                 "ci95": list(ratio_interval(gain, whole, seed=seed)),
             }
-        arms[row.method.name] = {"over_fixed": _difference(gain, seed), "share": share}
+        arms[name] = {"over_fixed": mean_difference(gain, seed=seed), "share": share}
     adapting = [row for row in table.scores if row.method.adapts]
     best = max(adapting, key=lambda row: float(row.per_task.mean()), default=None)
     over_probe = None
     if best is not None and probe is not None:
-        over_probe = _difference(best.per_task - probe.per_task, seed)
-    worth_it, verdict = _verdict(best, told, probe, gap, arms, over_probe)
-    return {
+        over_probe = mean_difference(best.per_task - probe.per_task, seed=seed)
+    worth: dict[str, Any] = {
         "gap": gap,
         "told": None if told is None else told.method.name,
         "arms": arms,
         "best": None if best is None else best.method.name,
         "over_probe": over_probe,
-        "worth_it": worth_it,
-        "verdict": verdict,
-        "definitions": DEFINITIONS,
     }
+    worth["worth_it"], worth["verdict"] = _verdict(
+        worth, "" if probe is None else probe.method.name
+    )
+    return worth | {"definitions": DEFINITIONS}
 
 
-def _difference(per_task: Scores, seed: int) -> dict[str, Any]:
-    return {"mean": float(per_task.mean()), "ci95": list(paired_interval(per_task, seed=seed))}
-
-
-def _verdict(
-    best: Score | None,
-    told: Score | None,
-    probe: Score | None,
-    gap: Mapping[str, Any] | None,
-    arms: Mapping[str, Any],
-    over_probe: Mapping[str, Any] | None,
-) -> tuple[bool, str]:
+def _verdict(worth: Mapping[str, Any], probe: str) -> tuple[bool, str]:
     """Whether adapting is worth it, and why, in one line."""
-    if best is None:
+    name, told, gap, over_probe = (worth[key] for key in ("best", "told", "gap", "over_probe"))
+    if name is None:
         return False, "not worth it here: this model has no arm that adapts"
     if gap is not None and gap["ci95"][0] <= 0:
         return False, (
             f"not worth it here: being told everything gains {_points(gap)} over the best fixed "
             f"policy that was found"
         )
-    name = best.method.name
-    gain, share = arms[name]["over_fixed"], arms[name]["share"]
+    gain, share = worth["arms"][name]["over_fixed"], worth["arms"][name]["share"]
     if gain["ci95"][0] <= 0:
         word = "no more than" if gain["ci95"][1] >= 0 else "less than"
         return False, (
             f"not worth it here: {name} gets {word} the best fixed policy that was found: "
             f"{_points(gain)}"
         )
-    if share is None or gap is None or told is None:
+    if share is None:
         verdict = f"worth it here: {name} gains {_points(gain)} over the best fixed policy found"
     else:
         low, high = share["ci95"]
         verdict = (
             f"worth it here: {name} closes {share['mean']:.0%} ({low:.0%} to {high:.0%}) of the "
-            f"{gap['mean']:.0f} points between the best fixed policy found and "
-            f"{told.method.name}, which is told everything"
+            f"{gap['mean']:.0f} points between the best fixed policy found and {told}, which is "
+            f"told everything"
         )
-    frozen = arms[Frozen.name]["over_fixed"]
+    frozen = worth["arms"][Frozen.name]["over_fixed"]
     if frozen["ci95"][0] > 0:
         verdict += f"; without adapting ({Frozen.name}) it gains {_points(frozen)}"
-    if probe is not None and over_probe is not None and over_probe["ci95"][0] <= 0:
+    if over_probe is not None and over_probe["ci95"][0] <= 0:
         word = "as much" if over_probe["ci95"][1] >= 0 else "more"
-        verdict += f"; reading one bit off the same data ({probe.method.name}) gains {word}"
+        verdict += f"; reading one bit off the same data ({probe}) gains {word}"
     return True, verdict
 
 

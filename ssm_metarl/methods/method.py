@@ -66,8 +66,6 @@ class Cost:
 
     support: bool = False
     """The support data: so many environment steps."""
-    own_steps: bool = False
-    """Environment steps of its own, which its reports count."""
     reward: bool = False
     """The reward of each step."""
     told: bool = False
@@ -136,10 +134,8 @@ class Method(Protocol):
         """
 
 
-def env_steps(method: Method, data: Data, reports: list[AdaptationReport], k: int) -> np.ndarray:
+def env_steps(method: Method, data: Data, k: int) -> np.ndarray:
     """Environment steps that preparing a method took of each of ``k`` tasks, shape (K,), int64."""
-    if method.cost.own_steps:
-        return np.array([report.env_steps for report in reports], dtype=np.int64)
     if not method.cost.support:
         return np.zeros(k, dtype=np.int64)
     steps: np.ndarray = data.rollout().steps_taken().numpy()

@@ -27,7 +27,7 @@ from ssm_metarl.cli.adapt import episode_returns
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
-from ssm_metarl.evaluation.episodes import collect_support, trial_episodes
+from ssm_metarl.evaluation.episodes import collect_support
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
 from ssm_metarl.meta_rl.architecture import in_context_architecture
 from ssm_metarl.methods.meta_trained import MetaTrained
@@ -38,6 +38,7 @@ from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 from ssm_metarl.types import Rollout
+from trials import trial_episodes
 
 FLIPPED = replace(plants.default_plant(CARTPOLE), disturbed=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import pty
@@ -92,10 +93,10 @@ def test_evaluate_writes_a_report_on_both_splits(cli: Cli, model: Path, tmp_path
     assert outcome.json["split"] == "id"  # one object, of the split that was asked for
     assert outcome.err.endswith("report: a report/report.html\n")
     names = {path.name for path in (tmp_path / "a report").iterdir()}
-    assert names >= {"report.html", "report.md", "adaptation.png", "before_after.gif"}
+    assert names >= {"report.html", "results.json", "adaptation.png", "before_after.gif"}
     assert "training_curve.png" in names  # the model's run has a log
-    text = (tmp_path / "a report" / "report.md").read_text()
-    assert "## in distribution" in text and "## out of distribution" in text
+    text = html.unescape((tmp_path / "a report" / "report.html").read_text())
+    assert "<h2>in distribution" in text and "<h2>out of distribution" in text
     assert f"ssm-metarl evaluate --num-tasks 2 --model {model} --report 'a report'" in text
 
 
@@ -106,7 +107,7 @@ def test_the_film_is_adapted_with_the_evaluations_settings(
         settings = ("--num_adapt_steps", steps, "--adapt_lr", 30, "--objective", "policy_gradient")
         flags = ("--num_tasks", 1, *settings, "--no_rollback", "--seed", 2, "--report", name)
         assert cli("evaluate", "--model", model, *flags).code == 0
-    caption = (tmp_path / "a" / "report.md").read_text().split("the episode lasts ")[1]
+    caption = (tmp_path / "a" / "report.html").read_text().split("the episode lasts ")[1]
     before, after = caption.split(").")[0].split("), after adapting ")
     assert before.replace(" steps", "") == after  # no step: nothing changes
     films = [(tmp_path / name / "before_after.gif").read_bytes() for name in "ab"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -166,9 +168,9 @@ def test_what_was_noticed_is_told_from_false_alarms() -> None:
         OnlineEvent(95, 1, "changed"),  # its episode had ended
     ]
     adapter.num_adaptations = torch.tensor([30, 900])  # the second one's pole has fallen
-    found = drift._noticed(
-        adapter, torch.tensor([1000, 80]).numpy(), torch.tensor([100, 90]).numpy(), 1000
-    )
+    schedule = Schedule(horizon=1000, earliest=1, latest=2, moving=1, look_after=1)
+    changed = replace(change("flip", schedule), at=torch.tensor([100, 90]))
+    found = drift._noticed(adapter, np.array([1000, 80]), changed)
     assert found == {
         "notice_steps": 3.0, "noticed": 0.5, "false_alarms": 1000 / 180, "adaptations": 30.0
     }  # fmt: skip

@@ -17,7 +17,6 @@ from ssm_metarl.evaluation.episodes import (
     collect_support,
     plays_disturbed,
     run_episodes,
-    trial_episodes,
 )
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_experience, open_model
 from ssm_metarl.evaluation.score import score
@@ -28,6 +27,7 @@ from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.recursive_self_improvement.generation_zero import generation_zero
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
+from trials import trial_episodes
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,21 @@
 """Report: what the files hold and weigh, and that text from outside cannot become HTML."""
 
 import json
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from docs.update_readme import results_table
 from ssm_metarl.evaluation.animation import FAILED, ROLES, Film, Take, animate
 from ssm_metarl.evaluation.plots import (
     plot_arms,
     plot_training_curve,
     present_arms,
     shown_range,
-    spread,
 )
-from ssm_metarl.evaluation.report import results_table, write_report
+from ssm_metarl.evaluation.report import arms_table, write_report
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.pendulum import PENDULUM
 
@@ -157,8 +156,10 @@ def test_report_holds_every_number_and_the_command(tmp_path, evaluations, log):
     assert "force 10 N, length 0.5 m" in parsed.text and "sign -1." in parsed.text
     assert "what standard does" in parsed.text and "not shown" not in parsed.text
     assert "prefers-color-scheme: dark" in text
-    markdown = (page.parent / "report.md").read_text()
-    assert results_table(evaluations["out of distribution"]) in markdown and COMMAND in markdown
+    for table in map(arms_table, evaluations.values()):
+        assert all(cell in parsed.text for row in table for cell in row)
+    results = json.loads((page.parent / "results.json").read_text())
+    assert (results["evaluations"], results["command"]) == (evaluations, COMMAND)
 
 
 def test_report_without_a_training_log_shows_no_curve(tmp_path, evaluations):
@@ -209,19 +210,6 @@ def test_curve_of_a_damaged_log_is_drawn_from_what_is_left(tmp_path):
     log.write_text("")
     with pytest.raises(ValueError, match="at least one line"):
         plot_training_curve(log, tmp_path / "curve.png")
-
-
-@pytest.mark.parametrize(
-    ("positions", "expected"),
-    [
-        ([500.0, 100.0], [500.0, 100.0]),  # far apart: unmoved
-        ([500.0, 490.0], [505.0, 485.0]),
-        ([10.0, 10.0, 10.0], [-10.0, 10.0, 30.0]),
-        ([0.0, 15.0, 22.0], [-7.67, 12.33, 32.33]),  # a merged group pushes its neighbour
-    ],
-)
-def test_labels_are_spread(positions, expected):
-    assert spread(positions, 20.0) == pytest.approx(expected, abs=0.01)
 
 
 def test_negative_returns_are_on_the_charts(tmp_path, evaluations):
@@ -295,11 +283,3 @@ def test_any_family_with_a_sketch_is_filmed(tmp_path):
     left, right = _pixels(film(up, up, length=1.4), tmp_path, ROLES["part"])
     assert left == pytest.approx(right, rel=0.05)
     assert left > 1.2 * _pixels(film(up, up), tmp_path, ROLES["part"])[0]
-    with pytest.raises(ValueError, match="expected a family with a sketch, received 'pendulum'"):
-        animate(Film(replace(PENDULUM, sketch=None), {}, "x", up, up), tmp_path / "a.gif")
-
-
-@pytest.mark.parametrize("wrong", [np.zeros((0, 4)), np.zeros(4)])
-def test_what_is_no_trajectory_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"states: expected shape \(T, S\) with T > 0, received"):
-        Take(wrong, False, 0.0)

@@ -36,12 +36,10 @@ METHODS: dict[str, Method] = {
 
 
 def table(returns: dict[str, np.ndarray]) -> Table:
-    return Table(
-        tuple(
-            Score(METHODS[arm], Episodes(r, np.ones_like(r, int)), [], np.zeros(K, int))
-            for arm, r in returns.items()
-        )
-    )
+    return Table({
+        arm: Score(METHODS[arm], Episodes(r, np.ones_like(r, int)), [], np.zeros(K, int))
+        for arm, r in returns.items()
+    })  # fmt: skip
 
 
 def returns(**means: float) -> dict[str, np.ndarray]:

@@ -21,8 +21,6 @@ from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.evaluation.episodes import collect_support
-from ssm_metarl.evaluation.fine_tuned import FineTuned
-from ssm_metarl.evaluation.fine_tuning import FineTuningConfig
 from ssm_metarl.evaluation.score import Score, score
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
@@ -76,11 +74,10 @@ def methods(family_name: str) -> tuple[Method, ...]:
         Hybrid(HybridAdaptationConfig(**STEP)), Both(StandardAdaptationConfig(**STEP)),
         Online(short), Restarted(short), BothOnline(short), Random(), *yardsticks(family),
         Fixed(search_fixed_policy(family, seed=0, effort=effort)),
-        FineTuned(FineTuningConfig(rounds=(1,), lr=1e-3, update_epochs=2)),
     )  # fmt: skip
 
 
-PLAIN = {"frozen", "standard", "hybrid", "online", "random", "fixed", "fine_tuned"}
+PLAIN = {"frozen", "standard", "hybrid", "online", "random", "fixed"}
 REMEMBERING = {
     "frozen", "in_context", "standard", "hybrid", "both", "in_context_restarted", "random", "fixed",
 }  # fmt: skip
@@ -177,15 +174,7 @@ def test_the_contract(family: str, kind: str, name: str) -> None:
     # Costs are true: what it took beforehand, and nothing in secret.
     scored = int(first.episodes.steps.sum())
     in_worlds = sum(count for _, count in steps)
-    if method.cost.own_steps:  # it measures itself as it goes: two greedy episodes a task
-        own = [(w, count) for w, count in steps if w.num_envs == 1 and w.num_tasks == K]
-        assert first.env_steps.min() >= 1 and len({id(w) for w, _ in own}) == 3
-        measured = {id(w): 0 for w, _ in own}
-        for w, count in own:
-            measured[id(w)] += count
-        assert int(first.env_steps.sum()) in measured.values()
-        assert in_worlds == sum(measured.values()) + scored
-    elif method.trial:  # whoever is through with its trial goes on until all are
+    if method.trial:  # whoever is through with its trial goes on until all are
         assert in_worlds >= scored and first.env_steps.max() == SUPPORT * method.cost.support
     else:
         assert in_worlds == scored
@@ -193,9 +182,7 @@ def test_the_contract(family: str, kind: str, name: str) -> None:
     assert len(first.reports) in (0, K)
 
 
-@pytest.mark.parametrize(
-    ("family", "kind", "name"), [c for c in CASES if c.values[2] != "fine_tuned"]
-)  # fine-tuning acts in its tasks beforehand
+@pytest.mark.parametrize(("family", "kind", "name"), CASES)
 def test_only_who_is_told_looks_at_the_tasks(family: str, kind: str, name: str) -> None:
     """Given other parameters, an arm that is not told them chooses the same first actions."""
     tasks, support = drawn(family, kind)
