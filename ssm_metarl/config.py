@@ -31,11 +31,6 @@ ReplayWeights = Literal["propensity", "uniform"]
 Core = Literal["diagonal", "state_space"]
 
 
-def default_width(core: Core, hidden_dim: int | None) -> int:
-    """``hidden_dim`` where it is given, else what the core is documented with."""
-    return hidden_dim or (32 if core == "diagonal" else 64)
-
-
 def require_norm_dim(core: Core, norm_dim: int | None, width: int) -> None:
     """Raise ValueError unless ``norm_dim`` is None or names channels that the core has."""
     if norm_dim is not None:
@@ -179,24 +174,30 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandardAdaptationConfig:
-    """Test-time adaptation on this task's data alone."""
+class AdaptationSteps:
+    """How many steps an adaptation takes, and how large they are."""
 
-    adapt_lr: Weight | None = None
-    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
     num_adapt_steps: Natural = 1
     """Gradient steps, all on the same support data."""
-    objective: Objective = "prediction"
-    """What the inner gradient descends: prediction needs no reward."""
+    adapt_lr: Weight | None = None
+    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
     rollback: bool = True
     """Undo a step that the safeguard finds harmful, and end there; False keeps every step."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardAdaptationConfig(AdaptationSteps):
+    """Test-time adaptation on this task's data alone."""
+
+    objective: Objective = "prediction"
+    """What the inner gradient descends: prediction needs no reward."""
     gamma: Share = 0.99
     """Discount factor (policy_gradient only)."""
     gae_lambda: Share = 0.98
     """Bias-variance trade-off of the advantages (policy_gradient only)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +273,8 @@ class FamilyTraining:
     num_epochs: Count | None = None
     """Stop after this many epochs; None for no limit."""
     max_env_steps: Count | None = None
-    """Stop after this many environment steps; None for the default unless num_epochs is given."""
+    """Stop after this many environment steps; None for 1,450,000 (in context 2,000,000) unless
+    num_epochs is given."""
     imitation_coef: Weight = 0.0
     """Weight of imitating the family's expert, which is told the task, in states that the policy
     got into itself (training only, and only for families that have one)."""
@@ -303,7 +305,7 @@ class ModelSizes:
     @property
     def width(self) -> int:
         """The model's width, given or by default."""
-        return default_width(self.core, self.hidden_dim)
+        return self.hidden_dim or (32 if self.core == "diagonal" else 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,8 +314,6 @@ class MetaTrainingConfig(PpoSettings, ModelSizes, FamilyTraining):
 
     DEFAULT_ENV_STEPS: ClassVar[int] = 1_450_000
 
-    max_env_steps: Count | None = None
-    """Stop after this many environment steps; None for 1,450,000 unless num_epochs is given."""
     norm_dim: int | None = None
     """Leading channels of the residual stream that its normalisation takes mean and variance over;
     None for all. Growing a model's width sets it, so that the function stays."""
@@ -406,29 +406,31 @@ class SingleTaskConfig(PpoSettings, ModelSizes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """Evaluation on held-out tasks: every arm on the same tasks, episodes paired."""
+class SupportSettings(AdaptationSteps):
+    """What a model is adapted to, and how, where nothing else is said: as it was meta-trained."""
 
     family: str | None = None
     """Task family: a name, or my_plant.py:FAMILY; None for the one it was trained on."""
-    split: Literal["id", "ood"] = "id"
-    """In-distribution or out-of-distribution tasks; training drew neither."""
-    num_tasks: Count = 100
-    """Held-out tasks."""
     seed: int = 0
-    """Names the tasks and episodes. Seeds from 10,000 on are for final figures."""
+    """Names the support data and the episodes."""
     support_steps: Count = 20
     """Environment steps of support data per task, the adaptation's whole cost."""
     support_policy: SupportPolicy | None = None
     """Who collects the support data; None for the one the model was meta-trained with."""
     objective: Objective | None = None
     """Inner objective; None for the one the model was meta-trained with."""
-    num_adapt_steps: Natural = 1
-    """Gradient steps, all on the same support data."""
-    adapt_lr: Weight | None = None
-    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
-    rollback: bool = True
-    """Undo a step that the safeguard finds harmful, and end there; False keeps every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(SupportSettings):
+    """Evaluation on held-out tasks: every arm on the same tasks, episodes paired."""
+
+    split: Literal["id", "ood"] = "id"
+    """In-distribution or out-of-distribution tasks; training drew neither."""
+    num_tasks: Count = 100
+    """Held-out tasks."""
+    seed: int = 0
+    """Names the tasks and episodes. Seeds from 10,000 on are for final figures."""
     shuffle_actions: bool = False
     """Spoil the support data: each task's actions in another order, as in a broken log."""
     episodes_per_task: Count = 4
@@ -439,6 +441,3 @@ class EvaluationConfig:
     """As in `HybridAdaptationConfig` (hybrid arm)."""
     proximal_weight: Share = HybridAdaptationConfig.proximal_weight
     """As in `HybridAdaptationConfig` (hybrid arm)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ssm_metarl.cli.console import Reporter, interval, note, print_evaluation, print_json
+from ssm_metarl.cli.console import Reporter, difference, note, print_evaluation, print_json
 from ssm_metarl.command_line import changed, flag, part_of
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.config_in_context import InContextConfig
@@ -220,10 +220,9 @@ def print_result(result: dict[str, Any], out: Path) -> None:
     adapted = {"standard": "adapted", "in_context": "in context"}
     arm = next((arm for arm in adapted if arm in result["arms"]), None)
     if arm is not None:  # not one policy for all tasks
-        difference = result["paired"][f"{arm}-frozen"]
         came_to = (
             f"{adapted[arm]} {result['arms'][arm]['mean']:.1f}, {came_to}, difference "
-            f"{difference['mean']:+.1f} (95 % interval {interval(difference['ci95'], '+')})"
+            f"{difference(result['paired'][f'{arm}-frozen'])}"
         )
     print(
         f"{came_to} after {result['env_steps']:,} environment steps; peak memory "
