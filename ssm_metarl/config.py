@@ -31,28 +31,56 @@ ReplayWeights = Literal["propensity", "uniform"]
 Core = Literal["diagonal", "state_space"]
 
 
-def require_norm_dim(core: Core, norm_dim: int | None, width: int) -> None:
-    """Raise ValueError unless ``norm_dim`` is None or names channels that the core has."""
-    if norm_dim is not None:
-        require(core == "diagonal", "norm_dim", "None where core is 'state_space'", norm_dim)
-        require(1 <= norm_dim <= width, "norm_dim", f"None or 1 to {width}, the width", norm_dim)
-
-
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """The architecture of a policy: with its weights, all that is needed to run it."""
+class ModelSizes:
+    """A model's core and sizes."""
 
     core: Core = "diagonal"
     """Sequence model: the linear `DiagonalSSM`, or the nonlinear `StateSpaceModel`."""
     state_dim: Count = 32
     """Size of the SSM state (of each layer)."""
-    hidden_dim: Count = 32
-    """Width of the residual stream (diagonal) or of the hidden layers (state_space)."""
+    hidden_dim: Count | None = None
+    """Width; None for 32 (diagonal) or 64 (state_space)."""
     num_layers: Count = 2
     """Number of layers (diagonal only)."""
+
+    @property
+    def width(self) -> int:
+        """The model's width, given or by default."""
+        return self.hidden_dim or (32 if self.core == "diagonal" else 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(ModelSizes):
+    """Beside its sizes, what a model remembers."""
+
     norm_dim: int | None = None
     """Leading channels of the residual stream that its normalisation takes mean and variance over;
     None for all. Growing a model's width sets it, so that the function stays."""
+    in_context: bool = False
+    """See rewards, actions and ends too, and remember from episode to episode (diagonal only). In
+    meta-training: a gradient step on top of its context."""
+    memory: bool = True
+    """Keep the model's state from step to step; False clears it before each: nothing is
+    remembered."""
+
+    def _check_memory(self) -> None:
+        if self.norm_dim is not None:
+            require(self.core == "diagonal", "norm_dim", "None where core is 'state_space'",
+                    self.norm_dim)  # fmt: skip
+            require(1 <= self.norm_dim <= self.width, "norm_dim",
+                    f"None or 1 to {self.width}, the width", self.norm_dim)  # fmt: skip
+        require(not self.in_context or self.core == "diagonal", "in_context",
+                "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(Memory):
+    """The architecture of a policy: with its weights, all that is needed to run it."""
+
+    hidden_dim: Count = 32
+    """Width of the residual stream (diagonal) or of the hidden layers (state_space)."""
     output_dim: Count = 4
     """Size of the output (state_space only): action logits, then predicted effects."""
     obs_scale: tuple[float, ...]
@@ -75,10 +103,6 @@ class PolicyConfig:
     """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
     mirror: bool = False
     """Act on a mirrored history with the mirrored action, exactly."""
-    in_context: bool = False
-    """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
-    memory: bool = True
-    """Keep the state from step to step; False clears it before each: nothing is remembered."""
     told_dims: int = 0
     """Last observation dimensions that a mirrored history leaves as they are: what a task tells of
     its parameters (see `TaskFamily.told_dims`)."""
@@ -97,10 +121,7 @@ class PolicyConfig:
             turned = max(len(self.obs_scale) - self.told_dims, 0)
             factors = (-1.0,) * turned + (1.0,) * (len(self.obs_scale) - turned)
             object.__setattr__(self, "reflection", factors)
-        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
-        require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
-        require(not self.in_context or self.core == "diagonal", "in_context",
-                "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        self._check_memory()
         require(not (self.in_context and self.mirror) or self.num_actions in (None, 2), "mirror",
                 "False in context with more than two actions", self.mirror)  # fmt: skip
         size = len(self.obs_scale)
@@ -290,37 +311,11 @@ class FamilyTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSizes:
-    """A model's core and sizes, as a training without a context sets them."""
-
-    core: Core = "diagonal"
-    """Sequence model: the linear `DiagonalSSM`, or the nonlinear `StateSpaceModel`."""
-    state_dim: Count = 32
-    """Size of the SSM state (of each layer)."""
-    hidden_dim: Count | None = None
-    """Width; None for 32 (diagonal) or 64 (state_space)."""
-    num_layers: Count = 2
-    """Number of layers (diagonal only)."""
-
-    @property
-    def width(self) -> int:
-        """The model's width, given or by default."""
-        return self.hidden_dim or (32 if self.core == "diagonal" else 64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetaTrainingConfig(PpoSettings, ModelSizes, FamilyTraining):
+class MetaTrainingConfig(PpoSettings, Memory, FamilyTraining):
     """Meta-training: MAML over a task family."""
 
     DEFAULT_ENV_STEPS: ClassVar[int] = 1_450_000
 
-    norm_dim: int | None = None
-    """Leading channels of the residual stream that its normalisation takes mean and variance over;
-    None for all. Growing a model's width sets it, so that the function stays."""
-    in_context: bool = False
-    """The policy also remembers from episode to episode: a gradient step on top of its context."""
-    memory: bool = True
-    """Keep the model's state from step to step; False clears it before each."""
     start: str | None = None
     """Model whose weights to start from, of the same architecture; None for fresh ones."""
     device: str = "cpu"
@@ -379,10 +374,7 @@ class MetaTrainingConfig(PpoSettings, ModelSizes, FamilyTraining):
         require(self.max_support_steps >= self.min_support_steps, "max_support_steps",
                 f"at least min_support_steps = {self.min_support_steps}",
                 self.max_support_steps)  # fmt: skip
-        require_norm_dim(self.core, self.norm_dim, self.width)
-        require(not self.in_context or self.core == "diagonal", "in_context",
-                "False, or core 'diagonal'", self.in_context)  # fmt: skip
-        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
+        self._check_memory()
 
 
 @dataclass(frozen=True, kw_only=True)
