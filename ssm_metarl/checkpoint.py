@@ -17,7 +17,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.reproducibility import is_reproducible
-from ssm_metarl.settings import in_one_line, rebuild
+from ssm_metarl.settings import rebuild, require
 from ssm_metarl.version import __version__
 
 FORMAT = "ssm-metarl-checkpoint-1"
@@ -91,14 +91,12 @@ class Checkpoint:
             n.removeprefix("policy."): v for n, v in self.tensors.items() if n.startswith("policy.")
         }
         for name, shape in expected.items():
-            got = tuple(received[name].shape) if name in received else None
-            if got != shape:
-                what = "no such tensor" if got is None else got
+            value = received.get(name)
+            if value is None or value.shape != shape:
+                what = "no such tensor" if value is None else tuple(value.shape)
                 raise ValueError(f"policy.{name}: expected shape {shape}, received {what}")
-            if not received[name].is_floating_point():
-                raise ValueError(
-                    f"policy.{name}: expected real numbers, received {received[name].dtype}"
-                )
+            if not value.is_floating_point():
+                raise ValueError(f"policy.{name}: expected real numbers, received {value.dtype}")
         if unknown := sorted(set(received) - set(expected)):
             raise ValueError(f"policy: expected tensors {sorted(expected)}, received {unknown} too")
         policy.load_state_dict(received)
@@ -155,16 +153,6 @@ def _check_size(config: PolicyConfig, tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def current_versions() -> dict[str, str]:
-    """Versions of what determines a training's numbers; also, whether no processor does."""
-    versions = {
-        "ssm_metarl": __version__,
-        "torch": torch.__version__.split("+")[0],
-        "numpy": np.__version__,
-    }
-    return versions | ({"reproducible": "true"} if is_reproducible() else {})
-
-
 def save_checkpoint(
     path: str | os.PathLike[str], checkpoint: Checkpoint, *, new: bool = False
 ) -> None:
@@ -199,23 +187,22 @@ def _link(source: Path, target: Path) -> bool:
     Raises:
         FileExistsError: The name is taken.
     """
-    if target.exists():
-        raise FileExistsError(errno.EEXIST, "expected no file there yet, received one", str(target))
     try:
         os.link(source, target)
+        return True
     except FileExistsError:
-        raise FileExistsError(
-            errno.EEXIST, "expected no file there yet, received one", str(target)
-        ) from None
+        taken = True
     except OSError:
-        return False
-    return True
+        taken = target.exists()
+    if taken:
+        raise FileExistsError(errno.EEXIST, "expected no file there yet, received one", str(target))
+    return False
 
 
 def pack(checkpoint: Checkpoint) -> bytes:
     """A checkpoint as the bytes of its file: equal checkpoints give equal bytes."""
-    header = {k: v for k, v in asdict_shallow(checkpoint).items() if k != "tensors"}
-    header["versions"] = checkpoint.versions or current_versions()
+    header = {k: v for k, v in vars(checkpoint).items() if k != "tensors"}
+    header["versions"] = checkpoint.versions or _versions()
     text = json.dumps(header, sort_keys=True)
     contiguous = {n: v.detach().cpu().contiguous() for n, v in checkpoint.tensors.items()}
     metadata = {"format": FORMAT, "ssm_metarl": text, "digest": _digest(text, contiguous)}
@@ -227,6 +214,13 @@ def pack(checkpoint: Checkpoint) -> bytes:
     return len(ordered).to_bytes(8, "little") + ordered + content[8 + size :]
 
 
+def _versions() -> dict[str, str]:
+    """Versions of what determines a training's numbers; also, whether no processor does."""
+    torch_version = torch.__version__.split("+")[0]
+    versions = {"ssm_metarl": __version__, "torch": torch_version, "numpy": np.__version__}
+    return versions | ({"reproducible": "true"} if is_reproducible() else {})
+
+
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
     """Checksum of all that a file says: safetensors itself finds only a wrong length."""
     digest = hashlib.blake2b(header.encode(), digest_size=16)
@@ -235,11 +229,6 @@ def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The fields as a dictionary, without copying the tensors."""
-    return {name: getattr(checkpoint, name) for name in checkpoint.__dataclass_fields__}
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -285,15 +274,9 @@ def unpack(content: bytes, name: str) -> Checkpoint:
     known = set(Checkpoint.__dataclass_fields__) - {"tensors"}
     if not isinstance(header, dict) or not {"policy_config"} <= set(header) <= known:
         received = sorted(header) if isinstance(header, dict) else header
-        raise ValueError(
-            f"{name}: expected policy_config and other fields among {sorted(known)}, "
-            f"received {in_one_line(received)}"
-        )
+        require(False, name, f"policy_config and other fields among {sorted(known)}", received)
     for part, value in header.items():
-        if not isinstance(value, dict):
-            raise ValueError(
-                f"{name}: {part}: expected a JSON object, received {in_one_line(value)}"
-            )
+        require(isinstance(value, dict), f"{name}: {part}", "a JSON object", value)
     return Checkpoint(tensors=tensors, **header)
 
 
@@ -342,9 +325,8 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
     beside = path.with_suffix(".safetensors")
     if beside.is_file():
         checkpoint = load_checkpoint(beside)
-        tensors = dict(checkpoint.tensors)
-        tensors.update({f"policy.core.{n}": v for n, v in model.state_dict().items()})
-        return Checkpoint(**{**asdict_shallow(checkpoint), "tensors": tensors})
+        core = {f"policy.core.{n}": v for n, v in model.state_dict().items()}
+        return replace(checkpoint, tensors=checkpoint.tensors | core)
     policy = as_policy(model)
     return Checkpoint(
         policy_config=asdict(policy.config),

@@ -31,33 +31,56 @@ ReplayWeights = Literal["propensity", "uniform"]
 Core = Literal["diagonal", "state_space"]
 
 
-def default_width(core: Core, hidden_dim: int | None) -> int:
-    """``hidden_dim`` where it is given, else what the core is documented with."""
-    return hidden_dim or (32 if core == "diagonal" else 64)
-
-
-def require_norm_dim(core: Core, norm_dim: int | None, width: int) -> None:
-    """Raise ValueError unless ``norm_dim`` is None or names channels that the core has."""
-    if norm_dim is not None:
-        require(core == "diagonal", "norm_dim", "None where core is 'state_space'", norm_dim)
-        require(1 <= norm_dim <= width, "norm_dim", f"None or 1 to {width}, the width", norm_dim)
-
-
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig:
-    """The architecture of a policy: with its weights, all that is needed to run it."""
+class ModelSizes:
+    """A model's core and sizes."""
 
     core: Core = "diagonal"
     """Sequence model: the linear `DiagonalSSM`, or the nonlinear `StateSpaceModel`."""
     state_dim: Count = 32
     """Size of the SSM state (of each layer)."""
-    hidden_dim: Count = 32
-    """Width of the residual stream (diagonal) or of the hidden layers (state_space)."""
+    hidden_dim: Count | None = None
+    """Width; None for 32 (diagonal) or 64 (state_space)."""
     num_layers: Count = 2
     """Number of layers (diagonal only)."""
+
+    @property
+    def width(self) -> int:
+        """The model's width, given or by default."""
+        return self.hidden_dim or (32 if self.core == "diagonal" else 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory(ModelSizes):
+    """Beside its sizes, what a model remembers."""
+
     norm_dim: int | None = None
     """Leading channels of the residual stream that its normalisation takes mean and variance over;
     None for all. Growing a model's width sets it, so that the function stays."""
+    in_context: bool = False
+    """See rewards, actions and ends too, and remember from episode to episode (diagonal only). In
+    meta-training: a gradient step on top of its context."""
+    memory: bool = True
+    """Keep the model's state from step to step; False clears it before each: nothing is
+    remembered."""
+
+    def _check_memory(self) -> None:
+        if self.norm_dim is not None:
+            require(self.core == "diagonal", "norm_dim", "None where core is 'state_space'",
+                    self.norm_dim)  # fmt: skip
+            require(1 <= self.norm_dim <= self.width, "norm_dim",
+                    f"None or 1 to {self.width}, the width", self.norm_dim)  # fmt: skip
+        require(not self.in_context or self.core == "diagonal", "in_context",
+                "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig(Memory):
+    """The architecture of a policy: with its weights, all that is needed to run it."""
+
+    hidden_dim: Count = 32
+    """Width of the residual stream (diagonal) or of the hidden layers (state_space)."""
     output_dim: Count = 4
     """Size of the output (state_space only): action logits, then predicted effects."""
     obs_scale: tuple[float, ...]
@@ -80,10 +103,6 @@ class PolicyConfig:
     """Observation dimensions whose change is predicted (state_space; diagonal predicts all)."""
     mirror: bool = False
     """Act on a mirrored history with the mirrored action, exactly."""
-    in_context: bool = False
-    """See rewards, actions and ends too, and remember from episode to episode (diagonal only)."""
-    memory: bool = True
-    """Keep the state from step to step; False clears it before each: nothing is remembered."""
     told_dims: int = 0
     """Last observation dimensions that a mirrored history leaves as they are: what a task tells of
     its parameters (see `TaskFamily.told_dims`)."""
@@ -104,10 +123,7 @@ class PolicyConfig:
             turned = max(len(self.obs_scale) - self.told_dims, 0)
             factors = (-1.0,) * turned + (1.0,) * (len(self.obs_scale) - turned)
             object.__setattr__(self, "reflection", factors)
-        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
-        require_norm_dim(self.core, self.norm_dim, self.hidden_dim)
-        require(not self.in_context or self.core == "diagonal", "in_context",
-                "False, or core 'diagonal'", self.in_context)  # fmt: skip
+        self._check_memory()
         require(self.identifies or not self.foresees, "foresees", "False without identifies",
                 self.foresees)  # fmt: skip
         require(not (self.in_context and self.mirror) or self.num_actions in (None, 2), "mirror",
@@ -183,24 +199,30 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StandardAdaptationConfig:
-    """Test-time adaptation on this task's data alone."""
+class AdaptationSteps:
+    """How many steps an adaptation takes, and how large they are."""
 
-    adapt_lr: Weight | None = None
-    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
     num_adapt_steps: Natural = 1
     """Gradient steps, all on the same support data."""
-    objective: Objective = "prediction"
-    """What the inner gradient descends: prediction needs no reward."""
+    adapt_lr: Weight | None = None
+    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
     rollback: bool = True
     """Undo a step that the safeguard finds harmful, and end there; False keeps every step."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandardAdaptationConfig(AdaptationSteps):
+    """Test-time adaptation on this task's data alone."""
+
+    objective: Objective = "prediction"
+    """What the inner gradient descends: prediction needs no reward."""
     gamma: Share = 0.99
     """Discount factor (policy_gradient only)."""
     gae_lambda: Share = 0.98
     """Bias-variance trade-off of the advantages (policy_gradient only)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +298,8 @@ class FamilyTraining:
     num_epochs: Count | None = None
     """Stop after this many epochs; None for no limit."""
     max_env_steps: Count | None = None
-    """Stop after this many environment steps; None for the default unless num_epochs is given."""
+    """Stop after this many environment steps; None for 1,450,000 (in context 2,000,000) unless
+    num_epochs is given."""
     imitation_coef: Weight = 0.0
     """Weight of imitating the family's expert, which is told the task, in states that the policy
     got into itself (training only, and only for families that have one)."""
@@ -292,39 +315,11 @@ class FamilyTraining:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSizes:
-    """A model's core and sizes, as a training without a context sets them."""
-
-    core: Core = "diagonal"
-    """Sequence model: the linear `DiagonalSSM`, or the nonlinear `StateSpaceModel`."""
-    state_dim: Count = 32
-    """Size of the SSM state (of each layer)."""
-    hidden_dim: Count | None = None
-    """Width; None for 32 (diagonal) or 64 (state_space)."""
-    num_layers: Count = 2
-    """Number of layers (diagonal only)."""
-
-    @property
-    def width(self) -> int:
-        """The model's width, given or by default."""
-        return default_width(self.core, self.hidden_dim)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetaTrainingConfig(PpoSettings, ModelSizes, FamilyTraining):
+class MetaTrainingConfig(PpoSettings, Memory, FamilyTraining):
     """Meta-training: MAML over a task family."""
 
     DEFAULT_ENV_STEPS: ClassVar[int] = 1_450_000
 
-    max_env_steps: Count | None = None
-    """Stop after this many environment steps; None for 1,450,000 unless num_epochs is given."""
-    norm_dim: int | None = None
-    """Leading channels of the residual stream that its normalisation takes mean and variance over;
-    None for all. Growing a model's width sets it, so that the function stays."""
-    in_context: bool = False
-    """The policy also remembers from episode to episode: a gradient step on top of its context."""
-    memory: bool = True
-    """Keep the model's state from step to step; False clears it before each."""
     start: str | None = None
     """Model whose weights to start from, of the same architecture; None for fresh ones."""
     device: str = "cpu"
@@ -383,10 +378,7 @@ class MetaTrainingConfig(PpoSettings, ModelSizes, FamilyTraining):
         require(self.max_support_steps >= self.min_support_steps, "max_support_steps",
                 f"at least min_support_steps = {self.min_support_steps}",
                 self.max_support_steps)  # fmt: skip
-        require_norm_dim(self.core, self.norm_dim, self.width)
-        require(not self.in_context or self.core == "diagonal", "in_context",
-                "False, or core 'diagonal'", self.in_context)  # fmt: skip
-        require(self.memory or not self.in_context, "memory", "True in context", self.memory)
+        self._check_memory()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,29 +402,31 @@ class SingleTaskConfig(PpoSettings, ModelSizes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """Evaluation on held-out tasks: every arm on the same tasks, episodes paired."""
+class SupportSettings(AdaptationSteps):
+    """What a model is adapted to, and how, where nothing else is said: as it was meta-trained."""
 
     family: str | None = None
     """Task family: a name, or my_plant.py:FAMILY; None for the one it was trained on."""
-    split: Literal["id", "ood"] = "id"
-    """In-distribution or out-of-distribution tasks; training drew neither."""
-    num_tasks: Count = 100
-    """Held-out tasks."""
     seed: int = 0
-    """Names the tasks and episodes. Seeds from 10,000 on are for final figures."""
+    """Names the support data and the episodes."""
     support_steps: Count = 20
     """Environment steps of support data per task, the adaptation's whole cost."""
     support_policy: SupportPolicy | None = None
     """Who collects the support data; None for the one the model was meta-trained with."""
     objective: Objective | None = None
     """Inner objective; None for the one the model was meta-trained with."""
-    num_adapt_steps: Natural = 1
-    """Gradient steps, all on the same support data."""
-    adapt_lr: Weight | None = None
-    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
-    rollback: bool = True
-    """Undo a step that the safeguard finds harmful, and end there; False keeps every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(SupportSettings):
+    """Evaluation on held-out tasks: every arm on the same tasks, episodes paired."""
+
+    split: Literal["id", "ood"] = "id"
+    """In-distribution or out-of-distribution tasks; training drew neither."""
+    num_tasks: Count = 100
+    """Held-out tasks."""
+    seed: int = 0
+    """Names the tasks and episodes. Seeds from 10,000 on are for final figures."""
     shuffle_actions: bool = False
     """Spoil the support data: each task's actions in another order, as in a broken log."""
     episodes_per_task: Count = 4
@@ -443,6 +437,3 @@ class EvaluationConfig:
     """As in `HybridAdaptationConfig` (hybrid arm)."""
     proximal_weight: Share = HybridAdaptationConfig.proximal_weight
     """As in `HybridAdaptationConfig` (hybrid arm)."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)

@@ -19,8 +19,6 @@ class InContextConfig(PpoSettings, FamilyTraining):
 
     DEFAULT_ENV_STEPS: ClassVar[int] = 2_000_000
 
-    max_env_steps: Count | None = None
-    """Stop after this many environment steps; None for 2,000,000 unless num_epochs is given."""
     state_dim: Count = 32
     """Size of the SSM state (of each layer)."""
     hidden_dim: Count = 32

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,11 +59,7 @@ def begin_again(cpuinfo: Path = Path("/proc/cpuinfo")) -> NoReturn:
             f"reproducible: expected an x86-64 processor with AVX2 and FMA, received {lacking}"
         )
     sys.stdout.flush()
-    os.execve(sys.executable, _command(sys.orig_argv), {**os.environ, **VARIABLES})
-
-
-def _command(argv: Sequence[str]) -> list[str]:
-    return [sys.executable, *argv[1:]]
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **VARIABLES})
 
 
 def _lacking(machine: str, cpuinfo: str) -> str:

@@ -67,55 +67,51 @@ def check_fields(settings: Any, *, finite: bool = True) -> None:
     Raises:
         ValueError: A field holds another type, or a value out of its range.
     """
-    kinds, ranges = _declared(type(settings))  # type: ignore[arg-type]
-    for name, kind in kinds.items():
+    for name, (kind, allowed) in _declared(type(settings)).items():  # type: ignore[arg-type]
         given = getattr(settings, name)
-        value = _converted(given, kind, finite)
-        require(value is not _UNFIT, name, _in_words(kind, finite), given)
+        value = converted(given, kind, finite)
+        require(value is not UNFIT, name, in_words(kind, finite), given)
         if value is not given:
             object.__setattr__(settings, name, value)
-    for name, (allowed, none) in ranges.items():
-        value = getattr(settings, name)
-        words = f"None or {allowed.words}" if none else allowed.words
-        require((none and value is None) or allowed.holds(value), name, words, value)
+        if allowed is not None:
+            optional = NoneType in get_args(kind)
+            words = f"None or {allowed.words}" if optional else allowed.words
+            require((optional and value is None) or allowed.holds(value), name, words, value)
 
 
 @cache
-def _declared(cls: type[Any]) -> tuple[dict[str, Any], dict[str, tuple[Range, bool]]]:
-    """The types of the fields, and the ranges of those that have one; may they be None, too?"""
-    names = [field.name for field in fields(cls)]
+def _declared(cls: type[Any]) -> dict[str, tuple[Any, Range | None]]:
+    """The type of each field, and the range of those that have one."""
     bare, annotated = get_type_hints(cls), get_type_hints(cls, include_extras=True)
-    ranges = {name: _range_of(annotated[name]) for name in names}
-    return {name: bare[name] for name in names}, {n: r for n, r in ranges.items() if r is not None}
+    return {f.name: (bare[f.name], _range_of(annotated[f.name])) for f in fields(cls)}
 
 
-def _range_of(kind: Any) -> tuple[Range, bool] | None:
-    if get_origin(kind) in (Union, UnionType):
-        found = next(filter(None, map(_range_of, get_args(kind))), None)
-        return found and (found[0], NoneType in get_args(kind))
-    allowed = [x for x in getattr(kind, "__metadata__", ()) if isinstance(x, Range)]
-    return (allowed[0], False) if allowed else None
+def _range_of(kind: Any) -> Range | None:
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    marks = [mark for option in options for mark in getattr(option, "__metadata__", ())]
+    return next((mark for mark in marks if isinstance(mark, Range)), None)
 
 
-_UNFIT = object()
+UNFIT = object()
 
 
-def _converted(value: Any, kind: Any, finite: bool) -> Any:
-    """The value in the type that was declared, or `_UNFIT`."""
-    if get_origin(kind) in (Union, UnionType):
-        every = (_converted(value, k, finite) for k in get_args(kind))
-        return next((x for x in every if x is not _UNFIT), _UNFIT)
+def converted(value: Any, kind: Any, finite: bool) -> Any:
+    """The value in the type that is declared, or `UNFIT`."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        every = (converted(value, part, finite) for part in parts)
+        return next((x for x in every if x is not UNFIT), UNFIT)
     value = plain(value)
-    if get_origin(kind) is Literal:
-        return value if isinstance(value, str) and value in get_args(kind) else _UNFIT
-    if get_origin(kind) is tuple:
-        return _converted_tuple(value, get_args(kind), finite)
+    if origin is tuple:
+        return _converted_tuple(value, parts, finite)
+    if origin is Literal:
+        return value if isinstance(value, str) and value in parts else UNFIT
     if kind is NoneType or kind is bool:
-        return value if isinstance(value, kind) else _UNFIT
+        return value if isinstance(value, kind) else UNFIT
     if kind is str:
-        return str(value) if isinstance(value, str) else _UNFIT
+        return str(value) if isinstance(value, str) else UNFIT
     if kind is Path:
-        return Path(value) if isinstance(value, (str, Path)) else _UNFIT
+        return Path(value) if isinstance(value, (str, Path)) else UNFIT
     if kind in (int, float):
         return _converted_number(value, kind, finite)
     return value  # of no kind that a setting has here
@@ -123,47 +119,43 @@ def _converted(value: Any, kind: Any, finite: bool) -> Any:
 
 def _converted_number(value: Any, kind: type, finite: bool) -> Any:
     if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
-        return _UNFIT
-    if isinstance(value, Integral):
-        value = int(value)  # a whole number for a float stays one
+        return UNFIT
     try:
         number = float(value)
     except OverflowError:
-        return _UNFIT
+        return UNFIT
     if finite and math.isinf(number):  # NaN lies in no range, and their messages say which
-        return _UNFIT
-    return value if isinstance(value, int) else number
+        return UNFIT
+    return int(value) if isinstance(value, Integral) else number  # a whole number stays one
 
 
 def _converted_tuple(value: Any, kinds: tuple[Any, ...], finite: bool) -> Any:
     if type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1:
         value = value.tolist()
     if not isinstance(value, (tuple, list)):
-        return _UNFIT
-    if len(kinds) == 2 and kinds[1] is ...:
+        return UNFIT
+    if kinds[1:] == (...,):
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
-        return _UNFIT
-    items = [_converted(x, k, finite) for x, k in zip(value, kinds, strict=True)]
-    if any(x is _UNFIT for x in items):
-        return _UNFIT
+        return UNFIT
+    items = [converted(x, k, finite) for x, k in zip(value, kinds, strict=True)]
+    if any(x is UNFIT for x in items):
+        return UNFIT
     same = isinstance(value, tuple) and all(a is b for a, b in zip(items, value, strict=True))
     return value if same else tuple(items)
 
 
-def _in_words(kind: Any, finite: bool) -> str:
+def in_words(kind: Any, finite: bool) -> str:
     """A type as a reader calls it."""
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(
-            "None" if k is NoneType else _in_words(k, finite)
-            for k in sorted(get_args(kind), key=lambda k: k is not NoneType)
-        )
-    if get_origin(kind) is Literal:
-        return f"one of {get_args(kind)}"
-    if get_origin(kind) is tuple:
-        first, *others = get_args(kind)
-        count = "any number" if others == [...] else str(1 + len(others))
-        return f"{count} of: {_in_words(first, finite)}"
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        named = [in_words(part, finite) for part in parts if part is not NoneType]
+        return " or ".join([*named, "None"] if NoneType in parts else named)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, parts))}"
+    if origin is tuple:
+        count = "any number" if parts[1:] == (...,) else len(parts)
+        return f"{count} of: {in_words(parts[0], finite)}"
     number = "a finite number" if finite else "a number"
     words = {int: "a whole number", float: number, bool: "True or False", str: "text"}
     return words.get(kind, f"a {kind}")

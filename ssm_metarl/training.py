@@ -116,25 +116,21 @@ def _curve_point(policy: Policy, trainer: Trainer) -> dict[str, float]:
 
 
 def finish(
-    run: TrainingRun, *, on_progress: OnProgress = lambda share, message: None
-) -> TrainedModel:
-    """What comes after the last epoch: limits, verification, and an evaluation."""
-    complete(run)
-    return evaluated(run, on_progress)
-
-
-def complete(
     run: TrainingRun,
     *,
     resumed_further: bool = False,
     on_calibration: Callable[[int], None] = lambda num_tasks: None,
-) -> None:
-    """Record a finished training's limits, its verification and the command that repeats it.
+    on_progress: OnProgress = lambda share, message: None,
+) -> TrainedModel:
+    """What comes after the last epoch: limits, verification, and an evaluation.
+
+    The command that repeats the training is recorded, too.
 
     Args:
         run: The training, at its end.
         resumed_further: Whether it went on to other limits than it was started with.
         on_calibration: Told the number of tasks before the limits are set on them.
+        on_progress: Told how the evaluation on held-out tasks goes.
     """
     trainer = run.trainer
     config, trained = trainer.config, MetaTrained.from_training(training_record(trainer.config))
@@ -152,13 +148,6 @@ def complete(
     }
     run.save(card)
     export_pth(run.out)
-
-
-def evaluated(
-    run: TrainingRun, on_progress: OnProgress = lambda share, message: None
-) -> TrainedModel:
-    """Evaluate what a run has saved, on held-out tasks."""
-    trainer = run.trainer
     opened = open_model(str(run.out), trainer.family)
     result = opened.evaluate(EvaluationConfig(num_tasks=FINAL_TASKS), on_progress)
     result |= {"epochs": trainer.epoch, "env_steps": trainer.env_steps}

@@ -196,24 +196,22 @@ class Rollout:
                 f"observations: expected shape ({steps + 1}, O), one more than the {steps} "
                 f"actions (at least 1), received {tuple(obs.shape)}"
             )
-        action = action.float() if action.is_floating_point() else action.long()
-        reward = torch.zeros_like(obs[1:, 0])
-        if rewards is not None:
-            reward = torch.from_numpy(np.array(rewards, dtype=np.float32))
-        log_prob = torch.full_like(reward, torch.nan)
-        if log_probs is not None:
-            log_prob = torch.from_numpy(np.array(log_probs, dtype=np.float32))
-        last, first = (torch.zeros_like(reward, dtype=torch.bool) for _ in range(2))
-        last[-1], first[0] = True, True
+        reward, log_prob = (
+            torch.full((steps,), missing)
+            if values is None
+            else torch.from_numpy(np.array(values, dtype=np.float32))
+            for values, missing in ((rewards, 0.0), (log_probs, torch.nan))
+        )
+        step = torch.arange(steps)
         columns = {
             "obs": obs[:-1],
-            "action": action,
+            "action": action.float() if action.is_floating_point() else action.long(),
             "reward": reward,
             "next_obs": obs[1:],
-            "terminated": last & terminated,
-            "truncated": torch.zeros_like(last),
-            "reset": first,
-            "mask": torch.ones_like(last),
+            "terminated": (step == steps - 1) & terminated,
+            "truncated": step < 0,
+            "reset": step == 0,
+            "mask": step >= 0,
             "log_prob": log_prob,
         }
         return cls(**{name: v[:, None, None] for name, v in columns.items()})

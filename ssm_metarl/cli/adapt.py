@@ -14,13 +14,14 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import announce_compilation, print_json
 from ssm_metarl.cli.flags import ModelArgument
 from ssm_metarl.command_line import PROGRAM, changed, command_line, flag
-from ssm_metarl.config import AdaptationMode, EvaluationConfig, Objective, SupportPolicy
-from ssm_metarl.settings import in_one_line, require
+from ssm_metarl.config import AdaptationMode, EvaluationConfig, SupportSettings
+from ssm_metarl.settings import Count, in_one_line, require
 from ssm_metarl.tasks import names
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ SIMULATED = ("task", "support_steps", "support_policy", "episodes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapt(ModelArgument):
+class Adapt(ModelArgument, SupportSettings):
     """Adapt a model to one task, such as --task '{"PARAMETER": 7}', and save it.
 
     With --data it adapts to the plant that wrote a CSV or Parquet file, without an environment. A
@@ -60,37 +61,22 @@ class Adapt(ModelArgument):
     """CSV or Parquet file of the plant to adapt to, instead of a task."""
     out: Path | None = None
     """File for the adapted policy; None for adapted.safetensors. Never overwritten."""
-    family: str | None = None
-    """Task family: a name, or my_plant.py:FAMILY; None for the one it was trained on."""
     mode: AdaptationMode = "standard"
     """standard: this task's data; hybrid: also replayed experience, which grows by this task's data
     and is saved with the adapted policy."""
     experience: Path | None = None
     """What to replay instead of the model's own experience (hybrid): a buffer's file, or a model,
     such as an adapted one, whose experience has grown."""
-    support_steps: int = 20
-    """Environment steps of support data."""
-    support_policy: SupportPolicy | None = None
-    """Who collects them; None for what the model was meta-trained with."""
-    objective: Objective | None = None
-    """Inner objective; None for the one the model was meta-trained with."""
-    num_adapt_steps: int = 1
-    """Gradient steps, all on the same support data."""
-    adapt_lr: float | None = None
-    """Plain gradient descent with this rate; None uses the model's learned step sizes."""
     rollback: bool = True
     """Undo a step that the safeguard finds harmful, and end there; False keeps every step, whatever
     the log."""
-    episodes: int = 4
+    episodes: Count = 4
     """Greedy episodes before and after, to show the difference."""
-    seed: int = 0
-    """Names the support data and the episodes."""
     json: bool = False
     """Print the result as one JSON object."""
 
     def __post_init__(self) -> None:
-        for name in ("support_steps", "episodes"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        super().__post_init__()
         if self.data is not None:
             ignored = [flag(name) for name in changed(self) if name in SIMULATED]
             require(not ignored, "data", "no flags of a simulated task beside it",
@@ -108,9 +94,7 @@ class Adapt(ModelArgument):
         parameters = parse_task(self.task)
         announce_compilation()
         opened = open_model(self.model, self.family)
-        if (
-            self.num_adapt_steps > 0 or not opened.policy.adapted
-        ):  # without a step it stays as it is
+        if self.num_adapt_steps > 0 or not opened.policy.adapted:  # without one it stays as it is
             opened.check_gradient("model")
         out = self.out or Path("adapted.safetensors")
         if out.suffix == ".pth":
@@ -131,14 +115,11 @@ class Adapt(ModelArgument):
             try:
                 support, result["notes"], result["effects"] = self._log(opened)
             except LogRefused as refused:
-                return self._refuse(result, refused.reason, str(refused))
+                return self._refuse(result | {"refused": refused.reason}, str(refused))
         else:
+            behaviour = self.support_policy or opened.trained.support_policy
             support = collect_support(
-                opened.policy,
-                tasks,
-                self.support_steps,
-                self.support_policy or opened.trained.support_policy,
-                seed=self.seed,
+                opened.policy, tasks, self.support_steps, behaviour, seed=self.seed
             )
         new_file(out)
         adapted = opened.adapt(support, self.mode, config, seed=self.seed)
@@ -148,10 +129,11 @@ class Adapt(ModelArgument):
             result["before"], result["after"] = (
                 episode_returns(p, tasks, settings) for p in (opened.policy, adapted)
             )
-        result |= {"mode": self.mode, "report": asdict(adapted.report), "out": str(out)}
-        if adapted.report.rolled_back is not None and adapted.report.num_steps == 0:
-            reason = f"the first step was undone: {adapted.report.rolled_back}"
-            return self._refuse(result | {"out": None}, adapted.report.rolled_back, reason)
+        report = adapted.report
+        result |= {"mode": self.mode, "report": asdict(report), "out": str(out)}
+        if report.rolled_back is not None and report.num_steps == 0:
+            result |= {"out": None, "refused": report.rolled_back}
+            return self._refuse(result, f"the first step was undone: {report.rolled_back}")
         if buffer is not None:
             buffer.add(support, [buffer.next_task_id])
             result["experience"] = len(buffer)
@@ -190,10 +172,10 @@ class Adapt(ModelArgument):
         findings = check_log(opened.family, log.rollout, period=log.period)
         return findings.log, (*log.notes, *findings.notes), findings.effects
 
-    def _refuse(self, result: Mapping[str, Any], reason: str, message: str) -> int:
+    def _refuse(self, result: Mapping[str, Any], message: str) -> int:
         """Say why nothing was written."""
         if self.json:
-            print_json({**result, "refused": reason, "message": message})
+            print_json({**result, "message": message})
         about = "task" if self.data is None else self.data
         print(f"{PROGRAM}: {about}: {message}; nothing was written", file=sys.stderr)
         return REFUSED
@@ -209,25 +191,19 @@ class Adapt(ModelArgument):
         from ssm_metarl.checkpoint import Checkpoint, save_checkpoint
 
         held = {} if buffer is None else buffer.tensors()
-        calibration = {} if adapted.calibration is None else asdict(adapted.calibration)
-        save_checkpoint(
-            out,
-            Checkpoint(
-                policy_config=opened.checkpoint.policy_config,
-                tensors={
-                    **{f"policy.{n}": v for n, v in adapted.state_dict().items()},
-                    **{f"experience.{n}": v for n, v in held.items()},
-                },
-                training=opened.checkpoint.training,
-                card={
-                    "command": command_line("adapt", self),
-                    "adapted_to": adapted_to,
-                    "report": asdict(adapted.report),
-                },
-                calibration=calibration,
-            ),
-            new=True,
+        checkpoint = Checkpoint(
+            policy_config=opened.checkpoint.policy_config,
+            tensors={f"policy.{n}": v for n, v in adapted.state_dict().items()}
+            | {f"experience.{n}": v for n, v in held.items()},
+            training=opened.checkpoint.training,
+            card={
+                "command": command_line("adapt", self),
+                "adapted_to": adapted_to,
+                "report": asdict(adapted.report),
+            },
+            calibration={} if adapted.calibration is None else asdict(adapted.calibration),
         )
+        save_checkpoint(out, checkpoint, new=True)
 
 
 def print_result(result: Mapping[str, Any]) -> None:
@@ -245,7 +221,7 @@ def print_result(result: Mapping[str, Any]) -> None:
     if result.get("effects"):
         print(f"{result['effects']}; if it does not, the log is coded the other way round")
     if "before" in result:
-        before, after = mean(result["before"]), mean(result["after"])
+        before, after = fmean(result["before"]), fmean(result["after"])
         print(f"return before {before:.1f}, after {after:.1f}")
     if "experience" in result:
         print(f"experience, with this task's: {result['experience']:,} transitions")
@@ -282,10 +258,4 @@ def episode_returns(policy: Policy, tasks: Tasks, settings: EvaluationConfig) ->
     from ssm_metarl.evaluation.episodes import run_arm
 
     actor = policy.actor(policy.meta_params(), len(tasks), settings.episodes_per_task)
-    returns: list[float] = run_arm(tasks, actor, settings)[0].tolist()
-    return returns
-
-
-def mean(values: list[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
+    return list(map(float, run_arm(tasks, actor, settings)[0]))

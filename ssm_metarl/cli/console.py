@@ -10,22 +10,15 @@ import json
 import sys
 from collections.abc import Mapping
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 LINES = 20  # plain progress lines over a whole run
-TABLE_WIDTH, PIPE_WIDTH = 76, 100  # characters
+TABLE_WIDTH = 76  # characters
 DRIFT_TITLES = {"flip": "the actuator turns round", "parameters": "the physics move"}
 SPLIT_TITLES = {"id": "in distribution", "ood": "out of distribution"}
 
@@ -54,12 +47,7 @@ class Reporter:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -100,38 +88,35 @@ def interval(ends: tuple[float, float] | list[float], sign: str = "") -> str:
     return f"{low:{sign}.1f} to {high:{sign}.1f}"
 
 
+def difference(of: Mapping[str, Any]) -> str:
+    """A paired difference and its interval."""
+    return f"{of['mean']:+.1f} (95 % interval {interval(of['ci95'], '+')})"
+
+
 def print_evaluation(result: Mapping[str, Any]) -> None:
-    """An evaluation's arms and paired differences on stdout: a table, if it is wide enough."""
+    """An evaluation's arms and paired differences on stdout."""
+    print(f"{_scope(result)}, adapted from {result['support_steps']} environment steps")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("arm", "IQM", "95 % interval", "mean", "worst tenth", "env steps"):
+        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
+    for arm, s in result["arms"].items():
+        row = (f"{s['iqm']:.1f}", interval(s["ci95"]), f"{s['mean']:.1f}", f"{s['worst10']:.1f}")
+        table.add_row(arm, *row, f"{s['env_steps']:,}")
     console = Console(highlight=False)
-    if not console.is_terminal:  # nobody reads a pipe in columns of 80
-        console.width = max(console.width, PIPE_WIDTH)
-    console.print(
-        f"{result['family']}, {SPLIT_TITLES[result['split']]}: {result['num_tasks']} unseen "
-        f"tasks (seed {result['seed']}), adapted from {result['support_steps']} environment steps"
-    )
-    if console.width >= TABLE_WIDTH:
-        console.print(_table(result["arms"]))
-    else:
-        for arm, s in result["arms"].items():
-            console.print(
-                f"{arm}: IQM {s['iqm']:.1f} ({interval(s['ci95'])}), mean {s['mean']:.1f}, "
-                f"worst tenth {s['worst10']:.1f}, {s['env_steps']:,} env steps"
-            )
+    console.width = max(console.width, TABLE_WIDTH)  # rich would cut the numbers
+    console.print(table)
     for pair, s in result["paired"].items():
-        name = pair.replace("-", " - ")
-        console.print(f"{name}: {s['mean']:+.1f} (95 % interval {interval(s['ci95'], '+')})")
+        print(f"{pair.replace('-', ' - ')}: {difference(s)}")
 
 
 def print_comparison(result: Mapping[str, Any]) -> None:
     """A paired test of two models on stdout."""
     first, second = result["models"]
-    difference = result["difference"]
     print(
-        f"{result['family']}, {SPLIT_TITLES[result['split']]}: {result['num_tasks']} unseen tasks "
-        f"(seed {result['seed']})\n"
+        f"{_scope(result)}\n"
         f"{first}: mean {result['means'][0]:.1f}; {second}: mean {result['means'][1]:.1f}\n"
-        f"{first} - {second}: {difference['mean']:+.1f} "
-        f"(95 % interval {interval(difference['ci95'], '+')}), spread {difference['spread']:.1f}\n"
+        f"{first} - {second}: {difference(result['difference'])}, spread "
+        f"{result['difference']['spread']:.1f}\n"
         f"e-value against 'no better': {result['e_value']:.3g} (20 is evidence at 0.05); "
         f"the other way round: {result['e_value_reversed']:.3g}"
     )
@@ -140,11 +125,11 @@ def print_comparison(result: Mapping[str, Any]) -> None:
 def print_drift(result: Mapping[str, Any]) -> None:
     """Who controlled a plant that changed inside an episode, on stdout."""
     print(
-        f"{result['family']}, {SPLIT_TITLES[result['split']]}: {result['num_tasks']} unseen tasks "
-        f"(seed {result['seed']}), {DRIFT_TITLES.get(result['drift'], result['drift'])} inside an "
+        f"{_scope(result)}, {DRIFT_TITLES.get(result['drift'], result['drift'])} inside an "
         f"episode; no training has seen such a change"
     )
-    for arm, s in result["arms"].items():
+    arms = result["arms"].items()
+    for arm, s in arms:
         held = ""
         if s["up_after"] is not None:
             low, high = s["ci95"]
@@ -157,7 +142,7 @@ def print_drift(result: Mapping[str, Any]) -> None:
             f"{arm}: {held}reward a step before the change {s['reward_before']:.2f}, after it "
             f"{s['reward_after']:.2f}{told}, mean return {s['mean_return']:.0f}"
         )
-    for arm, s in result["arms"].items():
+    for arm, s in arms:
         if s.get("notice_steps") is not None:
             print(
                 f"{arm}: noticed on {s['noticed']:.1%} of tasks, after {s['notice_steps']:.0f} "
@@ -165,9 +150,8 @@ def print_drift(result: Mapping[str, Any]) -> None:
             )
         if s.get("adaptations"):
             print(f"{arm}: {s['adaptations']:.0f} adaptations of a task up to the end")
-    period = ""
-    if result["control_period_ms"] is not None:
-        period = f" (control period {result['control_period_ms']:.0f} ms)"
+    control = result["control_period_ms"]
+    period = "" if control is None else f" (control period {control:.0f} ms)"
     for kind, ms in result["control_step_ms"].items():
         print(
             f"a control step, {kind}: {ms['median']:.1f} ms, 99 % within {ms['p99']:.1f} ms{period}"
@@ -176,17 +160,16 @@ def print_drift(result: Mapping[str, Any]) -> None:
 
 def print_safety(safety: Mapping[str, Any]) -> None:
     """What the safeguard and the change detector did, on stdout."""
-    console = Console(highlight=False)
     for row in safety["more_steps"]:
         free = row["without_rollback"]
-        console.print(
+        print(
             f"{row['num_adapt_steps']} step(s): mean {row['mean']:.1f}, worst tenth "
             f"{row['worst10']:.1f}; kept {row['steps_kept']:.1f}, rolled back on "
             f"{row['rolled_back']:.1%} of tasks; without rollback {free['mean']:.1f}, "
             f"{free['worst10']:.1f}"
         )
     lied = safety["shuffled_actions"]
-    console.print(
+    print(
         f"return falls after a kept step: {safety['falls_after_a_kept_step']:.1%} of tasks\n"
         f"shuffled actions: rolled back on {lied['rolled_back']:.1%} of tasks, harmless on "
         f"{lied['harmless']:.1%}"
@@ -197,9 +180,7 @@ def print_safety(safety: Mapping[str, Any]) -> None:
             for name, share in detector.items()
             if name != "false_alarms"
         ]
-        console.print(
-            f"change detector: false alarms {detector['false_alarms']:.1%}{''.join(found)}"
-        )
+        print(f"change detector: false alarms {detector['false_alarms']:.1%}{''.join(found)}")
 
 
 def print_worth(result: Mapping[str, Any]) -> None:
@@ -209,26 +190,20 @@ def print_worth(result: Mapping[str, Any]) -> None:
     if told is None:
         print(f"{fixed}; told everything: nobody, for this family")
     else:
-        gap = worth["gap"]
-        print(
-            f"{fixed}; told everything ({told}): {arms[told]['mean']:.1f}; gap {gap['mean']:+.1f} "
-            f"(95 % interval {interval(gap['ci95'], '+')})"
-        )
+        gap = difference(worth["gap"])
+        print(f"{fixed}; told everything ({told}): {arms[told]['mean']:.1f}; gap {gap}")
     for arm, s in worth["arms"].items():
-        gain, share = s["over_fixed"], s["share"]
-        closed = ""
-        if share is not None:
+        gain, closed = s["over_fixed"], ""
+        if (share := s["share"]) is not None:
             low, high = share["ci95"]
             closed = f", {share['mean']:.0%} of the gap ({low:.0%} to {high:.0%})"
         print(f"{arm}: {gain['mean']:+.1f} ({interval(gain['ci95'], '+')}) over it{closed}")
     print(worth["verdict"])
 
 
-def _table(arms: Mapping[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("arm", "IQM", "95 % interval", "mean", "worst tenth", "env steps"):
-        table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    for arm, s in arms.items():
-        row = (f"{s['iqm']:.1f}", interval(s["ci95"]), f"{s['mean']:.1f}", f"{s['worst10']:.1f}")
-        table.add_row(arm, *row, f"{s['env_steps']:,}")
-    return table
+def _scope(result: Mapping[str, Any]) -> str:
+    """Which tasks were measured."""
+    return (
+        f"{result['family']}, {SPLIT_TITLES[result['split']]}: {result['num_tasks']} unseen tasks "
+        f"(seed {result['seed']})"
+    )

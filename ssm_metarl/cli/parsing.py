@@ -1,23 +1,19 @@
 """Read a command line: a command's dataclass out, or a mistake in one line.
 
-Place in the flow: between `main` and the commands. tyro turns a dataclass's fields into flags.
-
-tyro draws its complaints as boxes as wide as the terminal, in which long words are cut. So a
-command line that does not fit is read once more with a terminal wide enough for one line, and
-what that box says is put in this package's words: what was expected, what was received.
+Place in the flow: between `main` and the commands. A dataclass's fields are the flags. tyro writes
+``--help`` from them; the flags are read here by the types that the settings are checked by, since
+tyro's complaints are boxes as wide as the terminal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
-import io
 import itertools
-import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -30,11 +26,14 @@ from ssm_metarl.cli.evaluate import Evaluate
 from ssm_metarl.cli.families import Families, FamiliesCheck
 from ssm_metarl.cli.models import Models
 from ssm_metarl.cli.policy_gradient import TrainPolicyGradient
-from ssm_metarl.cli.train import Train
-from ssm_metarl.cli.train_in_context import TrainInContext
+from ssm_metarl.cli.train import Train, TrainInContext
 from ssm_metarl.cli.verify import Verify
 from ssm_metarl.command_line import PROGRAM, flag
+from ssm_metarl.settings import UNFIT, converted, in_words
 from ssm_metarl.tasks import names
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
@@ -55,11 +54,6 @@ MODES: dict[str, type[Any]] = {
     "policy_gradient": TrainPolicyGradient,
 }
 """Trainings with flags of their own, by the value of --mode."""
-ALIASES: dict[type[Any], tuple[str, ...]] = {
-    Train: ("--env-name",),
-    TrainInContext: ("--env-name",),
-    TrainPolicyGradient: ("--family",),
-}
 CONFIG = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
 
 OVERVIEW = f"""\
@@ -85,7 +79,7 @@ examples:
 """
 
 
-Flags = TypeVar("Flags")
+Flags = TypeVar("Flags", bound="DataclassInstance")
 
 
 class Command(Protocol):
@@ -93,10 +87,6 @@ class Command(Protocol):
 
     def run(self) -> int:
         """Do the work; returns the exit code."""
-
-
-class UsageError(ValueError):
-    """The command line does not fit; the message is one line."""
 
 
 def overview() -> str:
@@ -112,7 +102,7 @@ def parse(arguments: Sequence[str]) -> Command:
     """The command that the arguments name.
 
     Raises:
-        UsageError: They name none, or a flag does not fit.
+        ValueError: They name none, or a flag does not fit.
         SystemExit: With code 0, after printing ``--help``.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -122,7 +112,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if name == "rsi":
         if not rest or rest[0] not in RSI_ACTIONS:
             received = repr(rest[0]) if rest else "none"
-            raise UsageError(f"rsi: expected one of {', '.join(RSI_ACTIONS)}, received {received}")
+            raise ValueError(f"rsi: expected one of {', '.join(RSI_ACTIONS)}, received {received}")
         if rest[0] in rsi.DAEMON_ACTIONS:
             if rest[0] in ("start", "restart") and {"-h", "--help"} & set(rest):
                 read_flags(rsi.Start, f"rsi {rest[0]}", ["--help"])
@@ -130,20 +120,22 @@ def parse(arguments: Sequence[str]) -> Command:
         name, rest = f"rsi {rest[0]}", rest[1:]
     elif name not in COMMANDS:
         first_words = dict.fromkeys(command.split()[0] for command in COMMANDS)
-        raise UsageError(f"command: expected one of {', '.join(first_words)}, received {name!r}")
+        raise ValueError(f"command: expected one of {', '.join(first_words)}, received {name!r}")
     elif f"{name} {' '.join(rest[:1])}" in COMMANDS:  # of two words
         name, rest = f"{name} {rest[0]}", rest[1:]
-    kind, defaults = COMMANDS[name], None
+    kind, defaults = COMMANDS[name], {}
     if name == "train":
         mode = _value(rest, "--mode") or "meta_rl"
-        kind = MODES.get(mode, kind)
-        defaults = kind(**_recipe(mode, rest))
+        kind, defaults = MODES.get(mode, kind), _recipe(mode, rest)
     command: Command = read_flags(kind, name, rest, defaults)
     return command
 
 
 def read_flags(
-    kind: type[Flags], name: str, arguments: list[str], defaults: Flags | None = None
+    kind: type[Flags],
+    name: str,
+    arguments: Sequence[str],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Flags:
     """A dataclass from its flags.
 
@@ -151,29 +143,117 @@ def read_flags(
         kind: The dataclass.
         name: Whose flags they are, for ``--help``.
         arguments: The flags.
-        defaults: What counts where there is no flag; None for the dataclass's own.
+        defaults: What counts where there is no flag, in place of the dataclass's own defaults.
 
     Raises:
-        UsageError: They do not fit.
+        ValueError: They do not fit, or the dataclass refuses a value.
         SystemExit: With code 0, after printing ``--help``.
     """
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return _read(kind, name, arguments, defaults)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-    raise UsageError(_complaint(kind, name, arguments))
+    if {"-h", "--help"} & set(arguments):
+        given: dict[str, Any] = {"default": kind(**defaults)} if defaults else {}
+        tyro.cli(kind, prog=f"{PROGRAM} {name}", args=["--help"], config=CONFIG, **given)
+    values, loose = _values(kind, name, arguments)
+    for field in fields(kind):
+        positional = tyro.conf.Positional in _marks(kind, field.name)
+        if positional and loose:
+            values[field.name] = loose.pop(0)
+        elif field.default is MISSING and field.name not in values:
+            if positional:
+                raise ValueError(f"{name}: expected {field.name.upper()}, received none")
+            raise ValueError(f"{flag(field.name)}: expected a value, received none")
+    if loose:
+        raise ValueError(f"arguments: expected flags only, received {loose[0]}")
+    return kind(**{**defaults, **values})
 
 
-def _value(arguments: list[str], *flags: str) -> str:
+def _values(
+    kind: type[Any], name: str, arguments: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of the fields that flags name, each in its type, and the words of no flag."""
+    known = _known_flags(kind)
+    values: dict[str, Any] = {}
+    loose, groups = _grouped(arguments)
+    for word, spelled, given in groups:
+        if spelled not in known:
+            close = difflib.get_close_matches(spelled, [*known, "--help"], n=1, cutoff=0.75)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"{name}: expected a flag that {PROGRAM} {name} --help lists, received {word}{hint}"
+            )
+        field, declared = known[spelled]
+        if isinstance(declared, bool):  # a switch has no value
+            values[field], rest = declared, given
+        else:
+            values[field], rest = _read(spelled, given, declared)
+        loose += rest
+    return values, loose
+
+
+def _grouped(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str, list[str]]]]:
+    """The words before the first flag; each flag as typed and as spelled, and the words behind."""
+    before: list[str] = []
+    groups: list[tuple[str, str, list[str]]] = []
+    for word in arguments:
+        if word.startswith("--"):
+            spelled, equals, value = word.removeprefix("--").partition("=")
+            groups.append((word, flag(spelled), [value] if equals else []))
+        else:
+            (groups[-1][2] if groups else before).append(word)
+    return before, groups
+
+
+def _known_flags(kind: type[Any]) -> dict[str, tuple[str, Any]]:
+    """The field of each flag, and its type, or for a switch what the flag sets it to."""
+    types = get_type_hints(kind)
+    known: dict[str, tuple[str, Any]] = {}
+    for name in (field.name for field in fields(kind)):
+        if types[name] is bool:
+            known |= {flag(name): (name, True), flag(f"no_{name}"): (name, False)}
+        else:
+            aliases = [getattr(mark, "aliases", None) or () for mark in _marks(kind, name)]
+            known |= dict.fromkeys((flag(name), *itertools.chain(*aliases)), (name, types[name]))
+    return known
+
+
+def _marks(kind: type[Any], name: str) -> tuple[Any, ...]:
+    """What tyro is told of a field beside its type."""
+    return getattr(get_type_hints(kind, include_extras=True)[name], "__metadata__", ())
+
+
+def _read(spelled: str, words: list[str], declared: Any) -> tuple[Any, list[str]]:
+    """The value of a flag, and the words that it does not take.
+
+    Raises:
+        ValueError: The words are none of the type that is declared.
+    """
+    if not words:
+        raise ValueError(f"{spelled}: expected a value, received none")
+    several = [x for x in (declared, *get_args(declared)) if get_origin(x) is tuple]
+    taken = words if several else words[:1]
+    value = _one(taken[0], declared)
+    if several and value is not None:
+        items = [_one(word, get_args(several[0])[0]) for word in taken]
+        value = converted(items, declared, finite=False)
+    if value is UNFIT:
+        expected, received = in_words(declared, finite=False), ", ".join(map(repr, taken))
+        raise ValueError(f"{spelled}: expected {expected}, received {received}")
+    return value, words[len(taken) :]
+
+
+def _one(word: str, declared: Any) -> Any:
+    """A word in the type that is declared, or `UNFIT`."""
+    readings: list[Any] = [None] if word == "None" else []
+    for number in (float, int):
+        with contextlib.suppress(ValueError):
+            readings.append(number(word))
+    values = (converted(x, declared, finite=False) for x in (*readings, word))
+    return next((x for x in values if x is not UNFIT), UNFIT)
+
+
+def _value(arguments: Sequence[str], *flags: str) -> str:
     """The value of a flag, on which others depend; the last one counts, and "" is none."""
-    found = ""
-    for argument, following in itertools.pairwise([*arguments, ""]):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") in flags:
-            found = value if equals else following
-    return found
+    _, groups = _grouped(arguments)
+    return next((given[0] for _, flag, given in reversed(groups) if flag in flags and given), "")
 
 
 def _recipe(mode: str, arguments: list[str]) -> dict[str, Any]:
@@ -187,121 +267,3 @@ def _recipe(mode: str, arguments: list[str]) -> dict[str, Any]:
     from ssm_metarl.tasks.registry import named_family
 
     return dict(named_family(family).recipes.get(mode, {}))
-
-
-def _read(
-    kind: type[Flags], name: str, arguments: list[str], defaults: Flags | None = None
-) -> Flags:
-    program = f"{PROGRAM} {name}"
-    if defaults is None:
-        return tyro.cli(kind, prog=program, args=arguments, config=CONFIG)
-    return tyro.cli(kind, prog=program, args=arguments, config=CONFIG, default=defaults)
-
-
-def _complaint(kind: type[Any], name: str, arguments: list[str]) -> str:
-    """What is wrong with the arguments, in one line."""
-    known = {  # a switch that is on by default has the flag that turns it off
-        flag(f"no_{field.name}" if field.default is True else field.name) for field in fields(kind)
-    } | {"--help", *ALIASES.get(kind, ())}
-    for argument in arguments:
-        given = flag(argument.partition("=")[0].removeprefix("--"))
-        if argument.startswith("--") and given not in known:
-            close = difflib.get_close_matches(given, known, n=1, cutoff=0.75)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            return (
-                f"{name}: expected a flag that {PROGRAM} {name} --help lists, "
-                f"received {argument}{hint}"
-            )
-    text = io.StringIO()
-    with (
-        _wide_terminal(),
-        contextlib.redirect_stderr(text),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.suppress(SystemExit),
-    ):
-        _read(kind, name, arguments)
-    message = _first_part(text.getvalue())
-    for pattern, replacement in WORDING:
-        if re.search(pattern, message):
-            message = re.sub(f".*?{pattern}.*", replacement, message)
-            break
-    for metavar, words in METAVARS.items():
-        message = message.replace(f"expected {metavar},", f"expected {words},")
-    return message or f"{name}: expected other arguments, see {PROGRAM} {name} --help"
-
-
-@contextlib.contextmanager
-def _wide_terminal() -> Iterator[None]:
-    """A terminal in which every message fits on one line, as far as tyro can see."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100000"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["COLUMNS"]
-        else:
-            os.environ["COLUMNS"] = before
-
-
-def _first_part(box: str) -> str:
-    """The text of tyro's error up to its first rule, whether it stands in a box or under a title.
-
-    Which of the two it is, and whether there are colours, depends on stdout's encoding.
-    """
-    lines = [re.sub(r"\x1b\[[\d;]*m", "", line).strip("│ ") for line in box.splitlines()]
-    body = itertools.dropwhile(_is_rule, lines[1:])  # after the title
-    return " ".join(" ".join(itertools.takewhile(lambda x: not _is_rule(x), body)).split())
-
-
-def _is_rule(line: str) -> bool:
-    return line != "" and set(line) <= set("-─╰╯")
-
-
-WORDING = (
-    (
-        r"Error parsing (--\S+): no type matching (.+?) could be instantiated from \['(.*?)'\]\.",
-        r"\1: expected \2, received '\3'",
-    ),
-    (
-        r"Error parsing (--\S+): could not convert string to float: (.*)",
-        r"\1: expected FLOAT, received \2",
-    ),
-    (
-        r"Error parsing (--\S+): invalid literal for int\(\) with base 10: (.*)",
-        r"\1: expected INT, received \2",
-    ),
-    (
-        r"Error parsing (--\S+): Could not find valid parse for arguments: \[(.*?)\]",
-        r"\1: expected numbers, as many as --help says, received \2",
-    ),
-    (r"Error parsing \w+: (.*)", r"\1"),  # a dataclass's own message says it all
-    (
-        r"invalid choice ('.*') for argument '(.*?)'\. Expected one of \((.*?),?\)",
-        r"\2: expected one of \3, received \1",
-    ),
-    (
-        r"Missing value for argument '(.*?)'\. Expected 1 values",
-        r"\1: expected a value, received none",
-    ),
-    (
-        r"Missing from [\w -]*?: (--\S+) \S+ (.*) \(required\)",
-        r"\1: expected a value, received none (\2)",
-    ),
-    (
-        r"Missing from [\w-]+ ([\w ]*?): ([A-Z]+) (.*) \(required\)",
-        r"\1: expected \2, received none (\3)",
-    ),
-    (
-        r"Unrecognized (?:or misplaced )?options: (.*)",
-        r"arguments: expected flags only, received \1",
-    ),
-)
-"""What tyro says, as a pattern, and how this package says it."""
-METAVARS = {
-    "INT": "a whole number",
-    "FLOAT": "a number",
-    "{None}|INT": "a whole number or None",
-    "{None}|FLOAT": "a number or None",
-    "{None}|{FLOAT FLOAT}": "two numbers or None",
-}

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from ssm_metarl.cli.console import Reporter, note, print_json
-from ssm_metarl.cli.training import EXIT_DIVERGED, Mode
+from ssm_metarl.cli.train import EXIT_DIVERGED, Mode
 from ssm_metarl.command_line import part_of
 from ssm_metarl.config import SingleTaskConfig
 from ssm_metarl.tasks import names

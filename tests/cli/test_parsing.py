@@ -12,7 +12,7 @@ import pytest
 
 from ssm_metarl.cli.adapt import Adapt
 from ssm_metarl.cli.evaluate import Evaluate
-from ssm_metarl.cli.parsing import COMMANDS, UsageError, parse
+from ssm_metarl.cli.parsing import COMMANDS, parse
 from ssm_metarl.cli.policy_gradient import TrainPolicyGradient
 from ssm_metarl.cli.train import Train
 from ssm_metarl.command_line import changed, command_line
@@ -71,7 +71,7 @@ def test_a_long_word_is_not_cut_on_a_narrow_terminal(
 
 def test_mistakes_leave_the_terminal_width_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
-    with pytest.raises(UsageError):
+    with pytest.raises(ValueError):
         parse(["train", "--core", "lstm"])
     assert "COLUMNS" not in os.environ
 

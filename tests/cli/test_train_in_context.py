@@ -9,7 +9,7 @@ import pytest
 
 from ssm_metarl.checkpoint import FINGERPRINT, load_checkpoint
 from ssm_metarl.cli.parsing import parse
-from ssm_metarl.cli.train_in_context import TrainInContext
+from ssm_metarl.cli.train import TrainInContext
 from ssm_metarl.meta_rl.training_run import LOG_NAME
 
 from .conftest import Cli

@@ -160,7 +160,7 @@ def test_what_cannot_be_fine_tuned_is_refused() -> None:
         ({"lr": 0.0}, "lr: expected a number above 0, received 0.0"),
         ({"update_epochs": 0}, "update_epochs: expected at least 1, received 0"),
         ({"behaviour": "random"}, "behaviour: expected 'policy' where objective is"),
-        ({"optimizer": "lion"}, "optimizer: expected one of ('adam', 'sgd'), received 'lion'"),
+        ({"optimizer": "lion"}, "optimizer: expected one of 'adam', 'sgd', received 'lion'"),
         ({"gamma": 1.5}, "gamma: expected 0 to 1, received 1.5"),
     ],
 )
