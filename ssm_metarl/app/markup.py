@@ -14,7 +14,8 @@ from typing import Any
 from ssm_metarl.app.handlers.adapting import REMEMBERING, Adaptation, Side
 from ssm_metarl.app.handlers.improving import LineageView, as_text, audit_rows
 from ssm_metarl.app.handlers.plants import slider_range
-from ssm_metarl.tasks.task_family import TaskFamily, TaskParameter, Uniform
+from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.task_parameter import TaskParameter, Uniform
 
 UNITS = {"m/s^2": "m/s²"}
 LONG_TEXT = 40  # characters, above which a cell may wrap

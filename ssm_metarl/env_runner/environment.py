@@ -26,7 +26,6 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.settings import plain
 from ssm_metarl.tasks import names
-from ssm_metarl.tasks.gymnasium_family import plant_of
 from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.registry import FAMILIES, TOLD, family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
@@ -56,7 +55,7 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(
         self, env_id: str | TaskFamily, task: Mapping[str, Any] | None = None, *, seed: int = 0
     ) -> None:
-        self._family = env_id if isinstance(env_id, TaskFamily) else _family_or_none(env_id)
+        self._family = _family_or_none(env_id)
         own_physics = (
             not isinstance(env_id, str) or env_id in {**FAMILIES, **TOLD} or task is not None
         )
@@ -68,9 +67,8 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
                 f"{dict(task)}"
             )
         else:
-            assert isinstance(env_id, str)
             expected = f"a Gymnasium id such as {names.ENVIRONMENT!r} or one of {sorted(FAMILIES)}"
-            env = GymnasiumPlant(env_id).build(check=True, expected=expected)
+            env = GymnasiumPlant(str(env_id)).build(check=True, expected=expected)
         super().__init__(env)
         self._first_seed: int | None = seed
 
@@ -146,21 +144,15 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
         return self._batch.reset()[0, 0].numpy().astype(np.float32), {}
 
     def step(self, action: Any) -> Step:
-        """One step; the information is empty.
+        """One step; the information is empty. Out of bounds an action is clipped by the plant.
 
         Raises:
-            ValueError: An action outside the action space.
             gymnasium.error.ResetNeeded: No episode is running.
         """
         if self._batch is None or not self._running:
             raise gymnasium.error.ResetNeeded("step: expected a running episode; call reset()")
-        if isinstance(self.action_space, spaces.Discrete):
-            if not self.action_space.contains(action):
-                expected = f"action: expected one of {self.action_space}"
-                raise ValueError(f"{expected}, received {action!r}")
-            chosen = torch.tensor(int(action), device="cpu")
-        else:  # out of bounds is no error: the plant clips, as Gymnasium's own do
-            chosen = torch.as_tensor(np.asarray(action, np.float64), device="cpu")
+        kind = np.int64 if isinstance(self.action_space, spaces.Discrete) else np.float64
+        chosen = torch.as_tensor(np.asarray(action, kind), device="cpu")
         step = self._batch.step(chosen[None, None])
         terminated, truncated = bool(step.terminated), bool(step.truncated)
         self._running = not (terminated or truncated)
@@ -168,7 +160,9 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
         return obs, float(step.reward), terminated, truncated, {}
 
 
-def _family_or_none(env_id: str) -> TaskFamily | None:
+def _family_or_none(env_id: str | TaskFamily) -> TaskFamily | None:
+    if isinstance(env_id, TaskFamily):
+        return env_id
     try:
         return family_of_env(env_id)
     except ValueError:
@@ -176,11 +170,9 @@ def _family_or_none(env_id: str) -> TaskFamily | None:
 
 
 def _task_environment(tasks: Tasks) -> gymnasium.Env[Any, Any]:
-    family = tasks.family
-    if family.dynamics is not None:
+    plant = tasks.family.plant
+    if plant is None:
         return BatchedPhysicsEnvironment(tasks)
-    env = plant_of(family).build(
-        tasks.as_dicts()[0], max_episode_steps=family.max_episode_steps, check=True
-    )
+    env = plant.build(tasks.as_dicts()[0], check=True)
     row = isinstance(env.observation_space, spaces.Box)
     return env if row else gymnasium.wrappers.FlattenObservation(env)

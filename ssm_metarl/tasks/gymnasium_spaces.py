@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     import gymnasium
 
 
-def spaces_of(env: gymnasium.Env[Any, Any], name: str | None = None) -> tuple[int, ActionSpace]:
+def spaces_of(env: gymnasium.Env[Any, Any], name: str) -> tuple[int, ActionSpace]:
     """Observation size and action space of an environment, as the rest of the package names them.
 
     Args:
         env: Which one.
-        name: What to call it in an error; None for its id.
+        name: What to call it in an error.
 
     Raises:
         ValueError: Observations that are no numbers; actions that are neither discrete nor a box
@@ -31,11 +31,8 @@ def spaces_of(env: gymnasium.Env[Any, Any], name: str | None = None) -> tuple[in
     """
     from gymnasium import spaces
 
-    name = name or (env.spec.id if env.spec else str(env))
     observations, actions = env.observation_space, env.action_space
-    obs_dim = 0
-    if _is_of_numbers(observations):
-        obs_dim = int(spaces.flatdim(observations))
+    obs_dim = int(spaces.flatdim(observations)) if _is_of_numbers(observations) else 0
     if obs_dim == 0:
         raise ValueError(
             f"observation space of {name}: expected at least one number, in a Box or in what can "
@@ -78,11 +75,10 @@ def widest(spaces: Iterable[tuple[str, tuple[int, ActionSpace]]]) -> tuple[int, 
                 f"received size {other_dim} and {other}"
             )
         if isinstance(actions, Continuous) and isinstance(other, Continuous):
-            pairs = list(zip(actions.bounds, other.bounds, strict=True))
+            low, high = zip(*actions.bounds, strict=True)
+            lower, higher = zip(*other.bounds, strict=True)
             actions = Continuous(
-                actions.dim,
-                tuple(min(a[0], b[0]) for a, b in pairs),
-                tuple(max(a[1], b[1]) for a, b in pairs),
+                actions.dim, tuple(map(min, low, lower)), tuple(map(max, high, higher))
             )
     return obs_dim, actions
 
@@ -120,10 +116,9 @@ def names_of(space: gymnasium.Space[Any], prefix: str = "") -> tuple[str, ...]:
 def _is_of_numbers(space: object) -> bool:
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Dict):
-        return all(map(_is_of_numbers, space.spaces.values()))
-    if isinstance(space, spaces.Tuple):
-        return all(map(_is_of_numbers, space.spaces))
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = space.values() if isinstance(space, spaces.Dict) else space
+        return all(map(_is_of_numbers, parts))
     numbers = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     return isinstance(space, numbers)
 

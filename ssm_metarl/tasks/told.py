@@ -26,7 +26,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ssm_metarl.tasks.task_family import Choice, Dynamics, TaskFamily, TaskParameter
+from ssm_metarl.tasks.dynamics import Dynamics
+from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.task_parameter import Choice, TaskParameter
 
 
 class ParameterCode:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.evaluation.episodes import first_disturbance
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import Choice, TaskParameter, Uniform
 
 
 class FieldError(ValueError):
