@@ -30,20 +30,18 @@ from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.registry import FAMILIES, TOLD, family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
-Step = tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]
-
 
 class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One environment, stepped with numpy arrays.
 
-    It is a Gymnasium environment itself, so Gymnasium's wrappers and checks apply to it. Use it
-    as a context manager, or call ``close()``, where the environment holds resources.
+    It is a Gymnasium environment itself, so Gymnasium's wrappers and checks apply to it, and it is
+    a context manager.
 
     Args:
         env_id: A Gymnasium id ("Pendulum-v1"), the name of a family ("pendulum"), or a
             `TaskFamily`.
-        task: Parameters of the task, such as ``{"mass": 1.2}``; those not named
-            keep their defaults. None means the unmodified environment.
+        task: Parameters of the task, such as ``{"mass": 1.2}``; those not named keep their
+            defaults. None means the unmodified environment.
         seed: Seed of the first ``reset()``. Later ones continue its stream, unless they are
             given a seed.
 
@@ -56,10 +54,8 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
         self, env_id: str | TaskFamily, task: Mapping[str, Any] | None = None, *, seed: int = 0
     ) -> None:
         self._family = _family_or_none(env_id)
-        own_physics = (
-            not isinstance(env_id, str) or env_id in {**FAMILIES, **TOLD} or task is not None
-        )
-        if self._family is not None and own_physics:
+        named = isinstance(env_id, TaskFamily) or env_id in {**FAMILIES, **TOLD}
+        if self._family is not None and (named or task is not None):
             env = _task_environment(self._family.task(task))
         elif task is not None:
             raise ValueError(
@@ -89,10 +85,8 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
         Returns:
             Observation, shape (O,), and an information dictionary.
         """
-        if seed is None:
-            seed = self._first_seed
-        self._first_seed = None
-        return super().reset(seed=plain(seed), options=options)
+        first, self._first_seed = self._first_seed, None
+        return super().reset(seed=first if seed is None else plain(seed), options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take one step.
@@ -107,20 +101,14 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
-    """One task of a family with batched physics: a `TaskBatch` of one, in float64.
-
-    Args:
-        tasks: One task (K = 1).
-    """
+    """One task (K = 1) of a family with batched physics: a `TaskBatch` of one, in float64."""
 
     def __init__(self, tasks: Tasks) -> None:
-        dynamics = tasks.family.dynamics
-        assert dynamics is not None
         self._tasks = tasks
         self._batch: TaskBatch | None = None
         self._running = False
-        self.observation_space = spaces.Box(-np.inf, np.inf, (dynamics.obs_dim,), np.float32)
-        space = dynamics.action_space
+        obs_dim, space = tasks.family.spaces
+        self.observation_space = spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
         if isinstance(space, Discrete):
             self.action_space: spaces.Space[Any] = spaces.Discrete(space.n)
         else:
@@ -133,17 +121,14 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
         """Start an episode; ``options`` are ignored, the information is empty."""
         super().reset(seed=plain(seed), options=options)
         if seed is not None or self._batch is None:
+            drawn = int(self.np_random.integers(2**63))
             self._batch = TaskBatch(
-                self._tasks,
-                num_envs=1,
-                seed=int(self.np_random.integers(2**63)),
-                purpose="environment",
-                dtype=torch.float64,
+                self._tasks, 1, seed=drawn, purpose="environment", dtype=torch.float64
             )
         self._running = True
         return self._batch.reset()[0, 0].numpy().astype(np.float32), {}
 
-    def step(self, action: Any) -> Step:
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """One step; the information is empty. Out of bounds an action is clipped by the plant.
 
         Raises:

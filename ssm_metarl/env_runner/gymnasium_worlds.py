@@ -28,14 +28,7 @@ from ssm_metarl.types import EnvStep
 class GymnasiumWorlds:
     """K x N Gymnasium environments behind the `Worlds` protocol.
 
-    Args:
-        tasks: K tasks of a family that steps Gymnasium environments.
-        num_envs: N, environments per task.
-        seed: Seed of the resets.
-        purpose: Names the stream of the resets' seeds, such as "support".
-        max_episode_steps: Time limit, where it is shorter than the family's.
-        trial_episodes: See `make_worlds`.
-        device: Where the tensors that are handed out live.
+    Arguments are those of `make_worlds`; a time limit counts where it is shorter than the family's.
 
     Raises:
         ValueError: A family with batched physics, or an environment that cannot be made.
@@ -90,10 +83,7 @@ class GymnasiumWorlds:
         self._steps = np.zeros(len(self._worlds), dtype=int)
 
     def reset(self, mask: Tensor | None = None) -> Tensor:
-        """Start new episodes where ``mask`` (K, N) is True, or everywhere.
-
-        Returns:
-            Observations, shape (K, N, O), float32.
+        """See `TaskBatch.reset`.
 
         Raises:
             ValueError: Another shape; or an environment raises, or shows what it should not.
@@ -110,14 +100,7 @@ class GymnasiumWorlds:
         return self._to_tensor(self._obs)
 
     def step(self, action: Tensor) -> EnvStep:
-        """Step every environment that has not ended.
-
-        Args:
-            action: (K, N) int64 if discrete, (K, N, A) if continuous, clipped to the bounds.
-
-        Returns:
-            The observation that the step led to (K, N, O) and reward, terminated and truncated
-            (K, N); for an environment that had ended already: where it stands, 0, False, False.
+        """See `TaskBatch.step`.
 
         Raises:
             ValueError: Another shape, or no actions of the action space: no step was taken. Or an
@@ -125,9 +108,8 @@ class GymnasiumWorlds:
         """
         action = self.action_space.checked(action, (self.num_tasks, self.num_envs), "K, N")
         actions = self._to_native(action)
-        count = len(self._worlds)
-        rewards = np.zeros(count, np.float32)
-        terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
+        rewards = np.zeros(len(self._worlds), np.float32)
+        terminated, truncated = np.zeros((2, len(self._worlds)), bool)
         for i in np.flatnonzero(~self._ended).tolist():
             # A choice is a number, an action of a box an array, be it of shape ().
             one = actions[i] if self._box is None else actions[i, ...]

@@ -33,10 +33,9 @@ class TaskBatch:
         seed: Seed of the noise streams.
         purpose: Names the noise streams, such as "support".
         max_episode_steps: Time limit; None for the family's own.
-        push_probability: Share of steps after which a random push changes the velocities
-            (used in meta-training only, for robustness).
+        push_probability: Share of steps after which a random push changes the velocities.
         spread_starts: Share of episodes that start up to ``dynamics.start_spread`` away from an
-            initial state (likewise).
+            initial state.
         trial_episodes: See `make_worlds`.
         dtype: Floating-point type of the physics.
         device: Where the tensors live.
@@ -191,12 +190,8 @@ class TaskBatch:
         terminated = terminated & running
         truncated = (self._step_count >= self.max_episode_steps) & running & ~terminated
         self._ended = self._ended | terminated | truncated
-        return EnvStep(
-            self.dynamics.observe(self._state, self._parameters),
-            reward * running,
-            terminated,
-            truncated,
-        )
+        obs = self.dynamics.observe(self._state, self._parameters)
+        return EnvStep(obs, reward * running, terminated, truncated)
 
     def _pushed(self, state: Tensor, terminated: Tensor) -> Tensor:
         uniform = self._pushes.draw()

@@ -25,7 +25,7 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import compiled
 from ssm_metarl.tasks.actuator import flip, signed
-from ssm_metarl.tasks.control import lqr
+from ssm_metarl.tasks.control import linearised, lqr
 from ssm_metarl.tasks.dynamics import CompiledDynamics, Stepped
 from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import Probe, TaskFamily, Tasks
@@ -113,30 +113,13 @@ PUSH_COST = 10.0
 
 
 def linearised_cartpole(tasks: Tasks) -> tuple[Tensor, Tensor]:
-    """The CartPole step at the upright rest, as ``s' = A s + B u``.
+    """The CartPole step at the upright rest, as ``s' = A s + B u``; (K, 4, 4) and (K, 4, 1).
 
     ``u`` in [-1, 1] is the force on the cart in units of the task's own force, positive to the
     right: the actuator's sign is not part of it.
-
-    Returns:
-        A, shape (K, 4, 4), and B, shape (K, 4, 1), float64.
     """
-    mass, length = tasks.values["mass"], tasks.values["length"]
-    total_mass = CART_MASS + mass
-    # Linear in theta and force: theta'' = (g theta - force / M) / inertia,
-    # x'' = force / M - (m l / M) theta''.
-    inertia = length * (4.0 / 3.0 - mass / total_mass)  # m
-    coupling = mass * length / total_mass  # m
-    lean = tasks.values["gravity"] / inertia  # theta'' per rad
-    push = tasks.values["force"] / total_mass  # x'' of a full push, were there no pole
-    a = torch.zeros(len(tasks), 4, 4, dtype=torch.float64)
-    a[:, 0, 1] = a[:, 2, 3] = 1.0
-    a[:, 1, 2] = -coupling * lean
-    a[:, 3, 2] = lean
-    b = torch.zeros(len(tasks), 4, 1, dtype=torch.float64)
-    b[:, 1, 0] = push + coupling * push / inertia
-    b[:, 3, 0] = -push / inertia
-    return torch.eye(4, dtype=torch.float64) + TIME_STEP * a, TIME_STEP * b
+    a, b = linearised(CartPoleDynamics(), tasks.values, (0.0,) * len(STATE), 0.5)
+    return a, b / 2 * tasks.values["sign"][:, None, None]
 
 
 def lqr_gain(tasks: Tasks) -> Tensor:

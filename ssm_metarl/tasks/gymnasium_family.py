@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssm_metarl.action_space import ActionSpace
-from ssm_metarl.settings import require
+from ssm_metarl.settings import in_one_line, require
 from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, Setting, parse_path, part
 from ssm_metarl.tasks.gymnasium_spaces import names_of, spaces_of, widest
 from ssm_metarl.tasks.task_parameter import Choice, TaskParameter, Uniform
@@ -36,11 +36,10 @@ def declare(
     obs_scale: Sequence[float] | None,
 ) -> dict[str, Any]:
     """Fields of the family; arguments and errors are those of :meth:`TaskFamily.from_gymnasium`."""
-    if not (isinstance(plant.make, str) or callable(plant.make)):
-        raise ValueError(
-            f"environment: expected a Gymnasium id, or a callable that returns an environment, "
-            f"received {plant.make!r}"
-        )
+    expected = "a Gymnasium id, or a callable that returns an environment"
+    require(
+        isinstance(plant.make, str) or callable(plant.make), "environment", expected, plant.make
+    )
     unknown = sorted(set(ood) - set(parameters))
     require(not unknown, "ood", f"some of {sorted(parameters)}", unknown)
     require(plant.limit is None or plant.limit >= 1, "max_episode_steps", "at least 1", plant.limit)
@@ -67,11 +66,10 @@ def declare(
         )
     spaces = widest([("", spaces), *_met(plant, declared)])
     scale = None if obs_scale is None else tuple(float(factor) for factor in obs_scale)
-    if scale and not (len(scale) == spaces[0] and all(0 < f < float("inf") for f in scale)):
-        raise ValueError(
-            f"obs_scale: expected {spaces[0]} numbers above 0, one for each observation, received "
-            f"{scale}"
-        )
+    if scale is not None:
+        sound = len(scale) == spaces[0] and all(0 < factor < float("inf") for factor in scale)
+        expected = f"{spaces[0]} numbers above 0, one for each observation"
+        require(sound, "obs_scale", expected, scale)
     return {
         "name": plant.name,
         "gymnasium_id": plant.make if isinstance(plant.make, str) else None,
@@ -101,11 +99,12 @@ def _setting(name: str, given: object) -> Setting:
         raise ValueError(
             f"parameter {name!r}: expected a Uniform, a Choice or a Setting, received {given!r}"
         )
-    if callable(given.at) and given.default is None:
-        raise ValueError(
-            f"parameter {name!r}: expected Setting(..., default=...) beside a function, which does "
-            f"not tell the value of the unmodified environment, received None"
-        )
+    known = given.default is not None or isinstance(given.at, str)
+    expected = (
+        "Setting(..., default=...) beside a function, which does not tell the value of the "
+        "unmodified environment"
+    )
+    require(known, f"parameter {name!r}", expected, None)
     return given
 
 
@@ -151,9 +150,7 @@ def _default(env: gymnasium.Env[Any, Any], plant: str, name: str, setting: Setti
         )
     if not _is_number(value):
         hint = f"; name one, such as {name}[0]" if np.ndim(value) else ""
-        raise ValueError(
-            f"{about}: expected a number, received {' '.join(repr(value).split())[:200]}{hint}"
-        )
+        raise ValueError(f"{about}: expected a number, received {in_one_line(value)}{hint}")
     return int(value) if isinstance(value, (int, np.integer)) else float(value)
 
 
@@ -174,14 +171,14 @@ def _found(env: gymnasium.Env[Any, Any], plant: str, name: str, path: str) -> An
 
 
 def _suggestions(holder: Any, wrong: str) -> list[str]:
-    """Names of numbers that a user may have meant; where there are none, of anything near."""
+    """Names that a user may have meant: near ones, of numbers, and of what holds numbers."""
     if isinstance(holder, Mapping):
         public = {str(key): value for key, value in holder.items()}
     else:
         public = {n: _quietly(holder, n) for n in dir(holder) if not n.startswith("_")}
     near = difflib.get_close_matches(wrong, public, n=3)
-    numbers = [n for n, value in sorted(public.items()) if _is_number(value)]
-    nested = [n for n, value in sorted(public.items()) if _holds_numbers(value)]
+    numbers = [n for n in sorted(public) if _is_number(public[n])]
+    nested = [n for n in sorted(public) if _holds_numbers(public[n])]
     return list(dict.fromkeys([*near, *numbers, *nested]))[:SUGGESTIONS]
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ssm_metarl.action_space import Continuous
 from ssm_metarl.compiled import compiled
 from ssm_metarl.tasks.actuator import flip, signed
-from ssm_metarl.tasks.control import lqr
+from ssm_metarl.tasks.control import linearised, lqr
 from ssm_metarl.tasks.dynamics import CompiledDynamics, Stepped
 from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
@@ -119,19 +119,8 @@ class PendulumExpert:
         v = tasks.values
         self._inertia = (v["mass"] * v["length"].square() / 3)[:, None]
         self._weight = (v["mass"] * v["gravity"] * v["length"] / 2)[:, None]  # N m
-        self._damping = v["damping"][:, None]
         self._motor = (v["sign"] * v["gain"])[:, None]
-        a = torch.zeros(len(tasks), 2, 2, dtype=torch.float64)
-        a[:, 0, 1] = 1.0
-        a[:, 1, 0] = (self._weight / self._inertia)[:, 0]
-        a[:, 1, 1] = -(self._damping / self._inertia)[:, 0]
-        b = torch.zeros(len(tasks), 2, 1, dtype=torch.float64)
-        b[:, 1, 0] = (self._motor / self._inertia)[:, 0]
-        # Semi-implicit Euler: the new speed moves the angle.
-        step = torch.tensor([[1.0, TIME_STEP], [0.0, 1.0]], dtype=torch.float64)
-        push = torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-        a = step @ (torch.eye(2, dtype=torch.float64) + TIME_STEP * push @ a)
-        b = step @ (TIME_STEP * b)
+        a, b = linearised(PendulumDynamics(), v, (0.0, 0.0), (0.0,))
         cost = torch.diag(torch.tensor(STATE_COST, dtype=torch.float64))
         self._gain = lqr(a, b, cost, TORQUE_COST)[:, None]
 

@@ -129,13 +129,12 @@ class TaskFamily:
     """Observation dimensions that an action changes at once: what a `StateSpaceModel`, which has
     no room for more, predicts."""
     told_dims: int = 0
-    """Last observation dimensions that tell the task's parameters (`told`): the same at every step
-    of a task, and in its mirror."""
+    """Last observation dimensions that tell the task's parameters (`told`)."""
     time_step: float | None = None
     """Seconds between two observations; None where that is not known."""
     dead_time: int = 0
     """The most steps that pass between the choice of an action and its effect, beyond the one that
-    any action takes. Whoever identifies a plant looks so many actions further back."""
+    any action takes."""
     return_bounds: Interval | None = None
     """The least and the greatest return that an episode can have; None where that is not known."""
     solved: float | None = None
@@ -150,8 +149,8 @@ class TaskFamily:
     probes: tuple[Probe, ...] = ()
     """Fixed controllers that are told what a few steps show: yardsticks for adapting."""
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
-    """Settings with which a training of each mode ("meta_rl", "both", "in_context") learns this
-    family, where they are not the defaults: a command takes those that nobody set otherwise."""
+    """Settings of a training of each mode ("meta_rl", "both", "in_context") that are not the
+    defaults: a command takes those that nobody set otherwise."""
     sketch: Sketch | None = None
     """How to draw a state."""
 
@@ -261,14 +260,12 @@ class TaskFamily:
 
         Each parameter takes values across its ID range, while the same actions run from the same
         initial states; some observation, reward or end must differ between the values, and nothing
-        between two runs of the same value. Gymnasium environments are driven by random actions,
-        by extreme ones, and along the motion of what is observed.
+        between two runs of the same value.
 
         Warns:
             UserWarning: A parameter changes nothing but rewards, which adaptation by prediction
-                cannot see; or it is half-cached: set on an environment that is built it is not
-                what it is in one that is built with it, as tasks are, or the constructor makes
-                something else of its value.
+                cannot see; or it is half-cached: set on an environment that is built, or given to
+                its constructor, it is not what it is in one that is built with it, as tasks are.
 
         Raises:
             ValueError: Nothing differs (the parameter is inert, or never reached), the environment
@@ -304,15 +301,13 @@ class TaskFamily:
             raise ValueError(f"split: expected 'train', 'id' or 'ood', received {split!r}")
         purpose = f"{stream}/{split}-task" if stream else f"{split}-task"
         indices = range(start, start + num_tasks)
-        draws = np.empty((len(self.parameters), num_tasks))
-        for column, index in enumerate(indices):
-            draws[:, column] = seeding.generator(seed, purpose, index).random(len(self.parameters))
-        values = {
-            p.name: torch.tensor(
-                [(p.ood if split == "ood" else p.id).at(u) for u in row], dtype=torch.float64
-            )
-            for p, row in zip(self.parameters, draws, strict=True)
-        }
+        generators = [seeding.generator(seed, purpose, index) for index in indices]
+        size = len(self.parameters)
+        draws = np.reshape([g.random(size) for g in generators], (num_tasks, size)).T
+        values = {}
+        for p, row in zip(self.parameters, draws, strict=True):
+            drawn = [(p.ood if split == "ood" else p.id).at(u) for u in row]
+            values[p.name] = torch.tensor(drawn, dtype=torch.float64)
         return Tasks(self, values, tuple(indices))
 
     @usual_modes()
@@ -346,9 +341,9 @@ def teacher(tasks: Tasks) -> Expert:
     Raises:
         ValueError: It declares none.
     """
-    for expert in tasks.family.experts.values():
-        return expert(tasks)
-    raise ValueError(
-        f"teacher: expected a family with an expert that is told the task, received "
-        f"{tasks.family.name!r}, which declares none"
-    )
+    if not tasks.family.experts:
+        raise ValueError(
+            f"teacher: expected a family with an expert that is told the task, received "
+            f"{tasks.family.name!r}, which declares none"
+        )
+    return next(iter(tasks.family.experts.values()))(tasks)
