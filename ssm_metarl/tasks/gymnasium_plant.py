@@ -1,14 +1,12 @@
 """How a Gymnasium environment is made for a task, and where its parameters stand.
 
-Place in the flow: stage 1, under `gymnasium_family` (what is declared) and `gymnasium_verify`;
-`env_runner.gymnasium_worlds` makes its environments here.
+Place in the flow: stage 1, under `gymnasium_family` (what is declared) and `gymnasium_world`.
 
-Parameters take effect while the environment is built. Set afterwards, they leave what was derived
-from them stale: CartPole's ``total_mass``, the bounds of Pendulum's action space. So while one is
-built, its class has a data descriptor in the attribute's place, which gives the task's value to the
-first assignment inside ``__init__``; whatever is derived from it follows. What is no attribute of
-the environment itself is changed where it hangs: ``model.body_mass[1]`` is set as soon as ``model``
-is assigned, a function ``(env, value)`` is called once everything is built.
+Set on an environment that is built, parameters leave what was derived from them stale: CartPole's
+``total_mass``, the bounds of Pendulum's action space. So while one is built, its class has a data
+descriptor in the attribute's place, which gives the task's value to the first assignment inside
+``__init__``. ``model.body_mass[1]`` is set as soon as ``model`` is assigned, a function
+``(env, value)`` is called once everything is built.
 
 The trap: an entry point may be any function, so the class is known only once it was built; the
 first environment of a plant is built twice.
@@ -103,8 +101,8 @@ class GymnasiumPlant:
             ValueError: Gymnasium does not know the id, it cannot be made, or a value cannot be set.
         """
         values = values or {}
-        paths = {n: p for n in values if isinstance(p := self.place(n), str)}
-        given = [(parse_path(path), values[name]) for name, path in paths.items()]
+        places = [(self.place(name), value) for name, value in values.items()]
+        given = [(parse_path(at), value) for at, value in places if isinstance(at, str)]
         with _BUILDING:
             kind = _KINDS.get(self.make)
             with _given(kind, given):
@@ -175,11 +173,7 @@ class GymnasiumPlant:
 
 
 def parse_path(path: str) -> tuple[Step, ...]:
-    """The steps of a path such as ``model.body_mass[1]``, from ``env.unwrapped`` on.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The steps of a path such as ``model.body_mass[1]``; ValueError where it is none."""
     steps: list[Step] = []
     rest = f".{path}"
     while match := STEP.match(rest):
@@ -243,10 +237,7 @@ Changes = list[tuple[tuple[Step, ...], Any]]
 class _Given:
     """Stands in an attribute's place while an environment is built.
 
-    Args:
-        name: Of the attribute.
-        changes: Paths from it.
-        default: What the class itself has under the name; `_Given` where it has nothing.
+    The default is what the class itself has under the name; `_Given` where it has nothing.
     """
 
     def __init__(self, name: str, changes: Changes, default: Any) -> None:

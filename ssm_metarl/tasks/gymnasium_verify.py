@@ -51,11 +51,11 @@ class Drive:
     """Of the first episode."""
     steps: int
     act: Callable[[int, Numbers, Numbers], Any]
-    """The action at step t, from the observation and the one before."""
+    """The action at step t, from the observation and the one before; see `native`."""
 
 
-def drives(space: ActionSpace, obs_dim: int) -> Iterator[Drive]:
-    """Ways to drive an environment, the cheap ones first; actions as `GymnasiumWorld.native`."""
+def drives(space: ActionSpace, dims: int) -> Iterator[Drive]:
+    """Ways to drive an environment, the cheap ones first, the last along so many observations."""
     for seed in (0, 1):
         rng = seeding.generator(seed, "verify")
         actions = space.random(rng, RANDOM_STEPS).numpy()
@@ -65,7 +65,7 @@ def drives(space: ActionSpace, obs_dim: int) -> Iterator[Drive]:
     )
     for hold in HOLDS:
         yield Drive(2, DRIVEN_STEPS, lambda t, obs, before, h=hold: extremes[1 - t // h % 2])  # type: ignore[misc]
-    for dim in range(min(obs_dim, MAX_DIMS)):
+    for dim in range(dims):
         for way in (0, 1):
 
             def along(t: int, obs: Numbers, before: Numbers, dim: int = dim, way: int = way) -> Any:
@@ -114,7 +114,7 @@ def verify(
         nonlocal steps
         with ExitStack() as opened:
             worlds = [opened.enter_context(closing(GymnasiumWorld(plant, v))) for v in values]
-            for drive in _drives_of(plant, worlds[0]):
+            for drive in _drives_of(worlds[0]):
                 first, *others = (run(world, drive) for world in worlds)
                 steps += drive.steps
                 yield [first_difference(first, other) for other in others]
@@ -146,12 +146,7 @@ def verify(
 
 
 def half_cached(plant: GymnasiumPlant, values: Values, name: str) -> str:
-    """What does not follow where a parameter is set on an environment that is built.
-
-    Args:
-        plant: Whose parameter it is.
-        values: Of a task.
-        name: Of the parameter.
+    """What does not follow where a task's parameter is set on an environment that is built.
 
     Returns:
         Names of attributes, or "the motion"; empty where the two are the same.
@@ -197,15 +192,13 @@ def _set_afterwards(
 
 def _part(one: GymnasiumWorld, other: GymnasiumWorld) -> bool:
     """Whether two environments of a plant part, driven alike."""
-    return any(first_difference(run(one, d), run(other, d)) for d in _drives_of(one.plant, one, 0))
+    return any(first_difference(run(one, d), run(other, d)) for d in _drives_of(one, 0))
 
 
-def _drives_of(
-    plant: GymnasiumPlant, world: GymnasiumWorld, dims: int | None = None
-) -> Iterator[Drive]:
-    """Drives to the ends of what any task takes, along so many observations."""
-    obs_dim, space = plant.spaces or (world.obs_dim, world.action_space)
-    return drives(space, obs_dim if dims is None else dims)
+def _drives_of(world: GymnasiumWorld, dims: int = MAX_DIMS) -> Iterator[Drive]:
+    """Drives to the ends of what any task of the plant takes, along so many observations."""
+    obs_dim, space = world.plant.spaces or (world.obs_dim, world.action_space)
+    return drives(space, min(obs_dim, dims))
 
 
 def _numbers(world: GymnasiumWorld) -> dict[str, NDArray[Any]]:
@@ -237,7 +230,7 @@ def _is_read(plant: GymnasiumPlant, values: Values, name: str) -> bool | None:
             watched.__class__ = Watched
         except TypeError:  # a class of C, whose objects keep theirs
             return None
-        for drive in drives(world.action_space, world.obs_dim):
+        for drive in _drives_of(world):
             run(world, drive)
             if reads > 0:
                 break
