@@ -28,7 +28,7 @@ from typing import Any
 from ssm_metarl.version import __version__
 
 _PUBLIC = {
-    "Choice": "tasks.task_family",
+    "Choice": "tasks.task_parameter",
     "Environment": "env_runner.environment",
     "EvaluationConfig": "config",
     "ExperienceBuffer": "experience.experience_buffer",
@@ -48,13 +48,13 @@ _PUBLIC = {
     "RSIConfig": "recursive_self_improvement.config",
     "RecursiveSelfImprovementAgent": "recursive_self_improvement.agent",
     "Rollout": "types",
-    "Setting": "tasks.task_family",
+    "Setting": "tasks.gymnasium_plant",
     "StandardAdaptationConfig": "config",
     "StandardAdapter": "adaptation.standard_adapter",
     "StateSpaceModel": "core.ssm",
     "TaskBatch": "env_runner.task_batch",
     "TaskFamily": "tasks.task_family",
-    "Uniform": "tasks.task_family",
+    "Uniform": "tasks.task_parameter",
     "calibrate": "evaluation.calibration",
     "check_log": "adaptation.log_check",
     "collect_rollout": "env_runner.rollout",

@@ -35,10 +35,12 @@ class Discrete:
     def checked(
         self, action: Tensor, lead: tuple[int, ...], axes: str, *, taken: Tensor | None = None
     ) -> Tensor:
-        """Actions of this space, as int64.
+        """Actions of this space.
 
         Args:
-            action: Expected to have the shape ``lead`` and whole numbers from 0 to n - 1.
+            action: Expected to have the shape ``lead`` and whole numbers from 0 to n - 1; in a
+                `Continuous` space ``(*lead, dim)`` and finite numbers, within the bounds or not,
+                for the plant clips them.
             lead: One action for each index.
             axes: Names of its axes.
             taken: True where there is an action at all, shape ``lead``; None for everywhere.
@@ -58,10 +60,7 @@ class Discrete:
         return action
 
     def code(self, action: Tensor) -> Tensor:
-        """Actions as centred numbers, shape (..., code_dim).
-
-        2a - 1 for two actions, otherwise one-hot minus 1/n.
-        """
+        """Centred numbers (..., code_dim): 2a - 1 for two actions, otherwise one-hot minus 1/n."""
         if self.n == 2:
             return (2.0 * action - 1.0)[..., None]
         return torch.nn.functional.one_hot(action, self.n) - 1.0 / self.n
@@ -103,24 +102,17 @@ class Continuous:
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             bound = getattr(self, name)
-            if isinstance(bound, tuple):
-                if len(bound) != self.dim:
-                    raise ValueError(
-                        f"{name}: expected one number, or {self.dim}, received {bound}"
-                    )
-                if len(set(bound)) == 1:  # the same box, whichever way it was written
-                    object.__setattr__(self, name, bound[0])
+            if isinstance(bound, tuple) and len(bound) != self.dim:
+                raise ValueError(f"{name}: expected one number, or {self.dim}, received {bound}")
+            if isinstance(bound, tuple) and len(set(bound)) == 1:  # the same box, written otherwise
+                object.__setattr__(self, name, bound[0])
         # one pair is enough where both are numbers, however many dimensions a file claims
-        if isinstance(self.low, tuple) or isinstance(self.high, tuple):
-            bounds = self.bounds
-        else:
-            bounds = ((self.low, self.high),)
-        for low, high in bounds:
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise ValueError(
-                    f"action space: expected finite bounds, low < high, received "
-                    f"[{self.low}, {self.high}]"
-                )
+        low, high = np.broadcast_arrays(self.low, self.high)
+        if not (np.isfinite([low, high]).all() and (low < high).all()):
+            raise ValueError(
+                f"action space: expected finite bounds, low < high, received "
+                f"[{self.low}, {self.high}]"
+            )
 
     @property
     def bounds(self) -> tuple[tuple[float, float], ...]:
@@ -129,11 +121,7 @@ class Continuous:
         return tuple(zip(low, high, strict=True))
 
     def middle_and_half(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The box's middle and half its width, shape (dim,): code c is the action middle + half c.
-
-        Args:
-            like: A tensor of the type and on the device that are wanted.
-        """
+        """The box's middle and half its width, (dim,): code c is the action middle + half c."""
         low, high = like.new_tensor(self.bounds, dtype=torch.float64).unbind(-1)
         return ((low + high) / 2).to(like.dtype), ((high - low) / 2).to(like.dtype)
 
@@ -150,20 +138,10 @@ class Continuous:
     def checked(
         self, action: Tensor, lead: tuple[int, ...], axes: str, *, taken: Tensor | None = None
     ) -> Tensor:
-        """Actions of this space, within the bounds or not: the plant clips them.
-
-        Args:
-            action: Expected to have the shape ``(*lead, dim)`` and finite numbers.
-            lead: One action for each index.
-            axes: Names of its axes.
-            taken: True where there is an action at all, shape ``lead``; None for everywhere.
-
-        Raises:
-            ValueError: They are none.
-        """
-        if not (isinstance(action, Tensor) and action.dtype.is_floating_point):
-            action = shaped("action", action, (*lead, self.dim), torch.float32, f"{axes}, A")
-        action = shaped("action", action, (*lead, self.dim), action.dtype, f"{axes}, A")
+        """See `Discrete.checked`."""
+        floating = isinstance(action, Tensor) and action.dtype.is_floating_point
+        kind = action.dtype if floating else torch.float32
+        action = shaped("action", action, (*lead, self.dim), kind, f"{axes}, A")
         wrong = ~action.isfinite()
         if taken is not None:
             wrong &= taken[..., None]
@@ -172,10 +150,7 @@ class Continuous:
         return action
 
     def code(self, action: Tensor) -> Tensor:
-        """Actions as the plant executes them, scaled to [-1, 1], shape (..., dim).
-
-        It clips them to its bounds: an effect of more than a full push would be a wrong model.
-        """
+        """Actions as the plant executes them, clipped, scaled to [-1, 1], shape (..., dim)."""
         middle, half = self.middle_and_half(action)
         return ((action - middle) / half).clamp(-1.0, 1.0)
 
@@ -195,11 +170,9 @@ class Continuous:
     def draw_random(self, noise: TaskNoise, num_steps: int, num_envs: int) -> tuple[Tensor, Tensor]:
         """Uniform actions (num_steps, K, num_envs, dim) and their log-density, one axis less."""
         uniform = noise.uniform(num_steps, num_envs, self.dim)
-        low = uniform.new_tensor([low for low, _ in self.bounds])
-        width = uniform.new_tensor([high - low for low, high in self.bounds])
-        volume = sum(math.log(high - low) for low, high in self.bounds)
-        action = low + width * uniform
-        return action, torch.full_like(action[..., 0], -volume)
+        low, high = uniform.new_tensor(self.bounds, dtype=torch.float64).unbind(-1)
+        action = low.to(uniform) + (high - low).to(uniform) * uniform
+        return action, torch.full_like(action[..., 0], -float((high - low).log().sum()))
 
 
 ActionSpace = Discrete | Continuous

@@ -180,8 +180,8 @@ def test_plain_operations_adapt_and_act_the_same_and_call_no_kernel(
         raise AssertionError("a kernel was called")
 
     for module, function in (
-        (fused, "share"), (scan, "share"), (cartpole, "_step"), (task_batch, "settle"),
-        (compiled_actor, "observe"),
+        (fused, "share"), (scan, "share"), (cartpole.CartPoleDynamics, "kernel"),
+        (task_batch, "settle"), (compiled_actor, "observe"),
     ):  # fmt: skip
         monkeypatch.setattr(module, function, refuse)
     with pytest.raises(AssertionError, match="a kernel was called"):

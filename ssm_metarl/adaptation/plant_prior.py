@@ -32,7 +32,8 @@ from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.tasks.task_family import Choice, Split, TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import Choice
 from ssm_metarl.types import Rollout
 
 Array = NDArray[np.float64]

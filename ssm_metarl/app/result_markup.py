@@ -9,7 +9,8 @@ from ssm_metarl.app.forms import Between
 from ssm_metarl.app.handlers.before_after import REMEMBERING, Adaptation
 from ssm_metarl.app.handlers.plants import field_of
 from ssm_metarl.app.markup import render
-from ssm_metarl.tasks.task_family import TaskFamily, TaskParameter, Uniform
+from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.task_parameter import TaskParameter, Uniform
 
 UNITS = {"m/s^2": "m/s²"}
 

@@ -15,7 +15,8 @@ from ssm_metarl.cli.console import announce_compilation, print_json
 
 if TYPE_CHECKING:
     from ssm_metarl.evaluation.contract import Finding
-    from ssm_metarl.tasks.task_family import Choice, TaskFamily, Uniform
+    from ssm_metarl.tasks.task_family import TaskFamily
+    from ssm_metarl.tasks.task_parameter import Choice, Uniform
 
 EXIT_BROKEN = 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ssm_metarl.env_runner.task_batch import TaskBatch
+from ssm_metarl.settings import require
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
 
@@ -22,9 +23,9 @@ class ChangingTaskBatch(TaskBatch):
         at: Steps that a task takes before it changes, shape (K,), counted over all episodes.
         over: Steps that the change takes, each range moving evenly and each category jumping
             half-way; 1 for a jump of all.
-        seed: Seed of the noise streams, which are those of a `TaskBatch` of ``tasks``.
-        purpose: Names them.
-        max_episode_steps: Time limit; None for the family's own.
+        seed: As of a `TaskBatch` of ``tasks``.
+        purpose: Likewise.
+        max_episode_steps: Likewise.
     """
 
     def __init__(
@@ -43,11 +44,9 @@ class ChangingTaskBatch(TaskBatch):
                 f"at: expected shape ({len(tasks)},) and as many later tasks, received "
                 f"{tuple(at.shape)} and {len(later)}"
             )
-        if over < 1:
-            raise ValueError(f"over: expected at least 1, received {over}")
-        super().__init__(
-            tasks, 1, seed=seed, purpose=purpose, max_episode_steps=max_episode_steps
-        )  # fmt: skip
+        require(over >= 1, "over", "at least 1", over)
+        limit = max_episode_steps
+        super().__init__(tasks, 1, seed=seed, purpose=purpose, max_episode_steps=limit)
         self._before = self._parameters
         self._later = {n: v.to(self._state)[:, None] for n, v in later.values.items()}
         self._kinds = {p.name: p for p in tasks.family.parameters}

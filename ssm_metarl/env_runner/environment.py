@@ -26,25 +26,22 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.settings import plain
 from ssm_metarl.tasks import names
-from ssm_metarl.tasks.gymnasium_family import plant_of
 from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.registry import FAMILIES, TOLD, family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
-
-Step = tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]
 
 
 class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One environment, stepped with numpy arrays.
 
-    It is a Gymnasium environment itself, so Gymnasium's wrappers and checks apply to it. Use it
-    as a context manager, or call ``close()``, where the environment holds resources.
+    It is a Gymnasium environment itself, so Gymnasium's wrappers and checks apply to it, and it is
+    a context manager.
 
     Args:
         env_id: A Gymnasium id ("Pendulum-v1"), the name of a family ("pendulum"), or a
             `TaskFamily`.
-        task: Parameters of the task, such as ``{"mass": 1.2}``; those not named
-            keep their defaults. None means the unmodified environment.
+        task: Parameters of the task, such as ``{"mass": 1.2}``; those not named keep their
+            defaults. None means the unmodified environment.
         seed: Seed of the first ``reset()``. Later ones continue its stream, unless they are
             given a seed.
 
@@ -56,11 +53,9 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(
         self, env_id: str | TaskFamily, task: Mapping[str, Any] | None = None, *, seed: int = 0
     ) -> None:
-        self._family = env_id if isinstance(env_id, TaskFamily) else _family_or_none(env_id)
-        own_physics = (
-            not isinstance(env_id, str) or env_id in {**FAMILIES, **TOLD} or task is not None
-        )
-        if self._family is not None and own_physics:
+        self._family = _family_or_none(env_id)
+        named = isinstance(env_id, TaskFamily) or env_id in {**FAMILIES, **TOLD}
+        if self._family is not None and (named or task is not None):
             env = _task_environment(self._family.task(task))
         elif task is not None:
             raise ValueError(
@@ -68,9 +63,8 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
                 f"{dict(task)}"
             )
         else:
-            assert isinstance(env_id, str)
             expected = f"a Gymnasium id such as {names.ENVIRONMENT!r} or one of {sorted(FAMILIES)}"
-            env = GymnasiumPlant(env_id).build(check=True, expected=expected)
+            env = GymnasiumPlant(str(env_id)).build(check=True, expected=expected)
         super().__init__(env)
         self._first_seed: int | None = seed
 
@@ -91,10 +85,8 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
         Returns:
             Observation, shape (O,), and an information dictionary.
         """
-        if seed is None:
-            seed = self._first_seed
-        self._first_seed = None
-        return super().reset(seed=plain(seed), options=options)
+        first, self._first_seed = self._first_seed, None
+        return super().reset(seed=first if seed is None else plain(seed), options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take one step.
@@ -109,20 +101,14 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
-    """One task of a family with batched physics: a `TaskBatch` of one, in float64.
-
-    Args:
-        tasks: One task (K = 1).
-    """
+    """One task (K = 1) of a family with batched physics: a `TaskBatch` of one, in float64."""
 
     def __init__(self, tasks: Tasks) -> None:
-        dynamics = tasks.family.dynamics
-        assert dynamics is not None
         self._tasks = tasks
         self._batch: TaskBatch | None = None
         self._running = False
-        self.observation_space = spaces.Box(-np.inf, np.inf, (dynamics.obs_dim,), np.float32)
-        space = dynamics.action_space
+        obs_dim, space = tasks.family.spaces
+        self.observation_space = spaces.Box(-np.inf, np.inf, (obs_dim,), np.float32)
         if isinstance(space, Discrete):
             self.action_space: spaces.Space[Any] = spaces.Discrete(space.n)
         else:
@@ -135,32 +121,23 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
         """Start an episode; ``options`` are ignored, the information is empty."""
         super().reset(seed=plain(seed), options=options)
         if seed is not None or self._batch is None:
+            drawn = int(self.np_random.integers(2**63))
             self._batch = TaskBatch(
-                self._tasks,
-                num_envs=1,
-                seed=int(self.np_random.integers(2**63)),
-                purpose="environment",
-                dtype=torch.float64,
+                self._tasks, 1, seed=drawn, purpose="environment", dtype=torch.float64
             )
         self._running = True
         return self._batch.reset()[0, 0].numpy().astype(np.float32), {}
 
-    def step(self, action: Any) -> Step:
-        """One step; the information is empty.
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """One step; the information is empty. Out of bounds an action is clipped by the plant.
 
         Raises:
-            ValueError: An action outside the action space.
             gymnasium.error.ResetNeeded: No episode is running.
         """
         if self._batch is None or not self._running:
             raise gymnasium.error.ResetNeeded("step: expected a running episode; call reset()")
-        if isinstance(self.action_space, spaces.Discrete):
-            if not self.action_space.contains(action):
-                expected = f"action: expected one of {self.action_space}"
-                raise ValueError(f"{expected}, received {action!r}")
-            chosen = torch.tensor(int(action), device="cpu")
-        else:  # out of bounds is no error: the plant clips, as Gymnasium's own do
-            chosen = torch.as_tensor(np.asarray(action, np.float64), device="cpu")
+        kind = np.int64 if isinstance(self.action_space, spaces.Discrete) else np.float64
+        chosen = torch.as_tensor(np.asarray(action, kind), device="cpu")
         step = self._batch.step(chosen[None, None])
         terminated, truncated = bool(step.terminated), bool(step.truncated)
         self._running = not (terminated or truncated)
@@ -168,7 +145,9 @@ class BatchedPhysicsEnvironment(gymnasium.Env[NDArray[np.float32], Any]):
         return obs, float(step.reward), terminated, truncated, {}
 
 
-def _family_or_none(env_id: str) -> TaskFamily | None:
+def _family_or_none(env_id: str | TaskFamily) -> TaskFamily | None:
+    if isinstance(env_id, TaskFamily):
+        return env_id
     try:
         return family_of_env(env_id)
     except ValueError:
@@ -176,11 +155,9 @@ def _family_or_none(env_id: str) -> TaskFamily | None:
 
 
 def _task_environment(tasks: Tasks) -> gymnasium.Env[Any, Any]:
-    family = tasks.family
-    if family.dynamics is not None:
+    plant = tasks.family.plant
+    if plant is None:
         return BatchedPhysicsEnvironment(tasks)
-    env = plant_of(family).build(
-        tasks.as_dicts()[0], max_episode_steps=family.max_episode_steps, check=True
-    )
+    env = plant.build(tasks.as_dicts()[0], check=True)
     row = isinstance(env.observation_space, spaces.Box)
     return env if row else gymnasium.wrappers.FlattenObservation(env)

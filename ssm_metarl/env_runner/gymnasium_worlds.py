@@ -11,7 +11,6 @@ ended one stays as it is, at no cost, until it is reset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,29 +18,20 @@ import torch
 from torch import Tensor
 
 from ssm_metarl import seeding
-from ssm_metarl.action_space import Discrete
 from ssm_metarl.entrance import counts, shaped
-from ssm_metarl.env_runner.kept_environments import KEPT, KeptEnvironments
+from ssm_metarl.env_runner.kept_environments import waiting_environments
 from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld, to_box
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
 
 
 class GymnasiumWorlds:
     """K x N Gymnasium environments behind the `Worlds` protocol.
 
-    Args:
-        tasks: K tasks of a family that names a Gymnasium id.
-        num_envs: N, environments per task.
-        seed: Seed of the resets.
-        purpose: Names the stream of the resets' seeds, such as "support".
-        max_episode_steps: Time limit, where it is shorter than the family's, or else the
-            environment's own.
-        device: Where the tensors that are handed out live.
+    Arguments are those of `make_worlds`; a time limit counts where it is shorter than the family's.
 
     Raises:
-        ValueError: A family with batched physics, spaces that `spaces_of` refuses, or no time
-            limit at all.
+        ValueError: A family with batched physics, or an environment that cannot be made.
     """
 
     def __init__(
@@ -52,45 +42,48 @@ class GymnasiumWorlds:
         seed: int,
         purpose: str,
         max_episode_steps: int | None = None,
+        trial_episodes: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        family = tasks.family
-        if family.dynamics is not None:
+        family, plant = tasks.family, tasks.family.plant
+        if plant is None:
             raise ValueError(
                 f"GymnasiumWorlds: expected a family that steps Gymnasium environments, "
                 f"received {family.name!r}"
             )
         counts(num_envs=num_envs)
         self.num_tasks, self.num_envs = len(tasks), num_envs
-        self._kept = KEPT.get()
+        self.obs_dim, self.action_space = family.spaces
+        self.max_episode_steps = min(max_episode_steps or plant.horizon, plant.horizon)
+        self.device = torch.device(device)
+        self._waiting = waiting_environments(family)
         self._worlds: list[GymnasiumWorld] = []
         try:
             for values in tasks.as_dicts():
                 for _ in range(num_envs):
-                    self._worlds.append(_made(self._kept, family, values))
-            self.max_episode_steps = self._limit(max_episode_steps)
+                    if self._waiting:
+                        self._worlds.append(self._waiting.pop())
+                        self._worlds[-1].set(values)
+                    else:
+                        self._worlds.append(GymnasiumWorld(plant, values))
         except BaseException:
             self.close()
             raise
-        world = self._worlds[0]
-        spaces = None if family.plant is None else family.plant.spaces
-        self.obs_dim, self.action_space = spaces or (world.obs_dim, world.action_space)
-        self._box = world.box
+        self._box = self._worlds[0].box
         if self._box is not None:  # each task's plant clips to its own bounds
             boxes = [w.box for w in self._worlds if w.box is not None]
             self._low = np.stack([box.low.ravel() for box in boxes])
             self._high = np.stack([box.high.ravel() for box in boxes])
         self._seeds = [seeding.generator(seed, f"{purpose}-reset", i) for i in tasks.indices]
+        # What as many environments side by side would draw at their first reset.
+        self._trial = [g.integers(2**31, size=trial_episodes) for g in self._seeds]
+        self._begun = np.zeros(self.num_tasks, dtype=int)
         self._obs = np.zeros((len(self._worlds), self.obs_dim), dtype=np.float32)
         self._ended = np.ones(len(self._worlds), dtype=bool)
         self._steps = np.zeros(len(self._worlds), dtype=int)
-        self.device = torch.device(device)
 
     def reset(self, mask: Tensor | None = None) -> Tensor:
-        """Start new episodes where ``mask`` (K, N) is True, or everywhere.
-
-        Returns:
-            Observations, shape (K, N, O), float32.
+        """See `TaskBatch.reset`.
 
         Raises:
             ValueError: Another shape; or an environment raises, or shows what it should not.
@@ -99,9 +92,7 @@ class GymnasiumWorlds:
         chosen = np.ones(shape, bool)
         if mask is not None:
             chosen = shaped("mask", mask, shape, torch.bool, "K, N").cpu().numpy()
-        # Drawn whether or not they are used: which seed a reset meets depends on the time step
-        # and the task alone.
-        seeds = np.concatenate([g.integers(2**31, size=self.num_envs) for g in self._seeds])
+        seeds = self._next_seeds(chosen)
         for i in np.flatnonzero(chosen):
             self._obs[i] = self._worlds[i].reset(int(seeds[i]))
             self._ended[i], self._steps[i] = False, 0
@@ -109,14 +100,7 @@ class GymnasiumWorlds:
         return self._to_tensor(self._obs)
 
     def step(self, action: Tensor) -> EnvStep:
-        """Step every environment that has not ended.
-
-        Args:
-            action: (K, N) int64 if discrete, (K, N, A) if continuous, clipped to the bounds.
-
-        Returns:
-            The observation that the step led to (K, N, O) and reward, terminated and truncated
-            (K, N); for an environment that had ended already: where it stands, 0, False, False.
+        """See `TaskBatch.step`.
 
         Raises:
             ValueError: Another shape, or no actions of the action space: no step was taken. Or an
@@ -124,9 +108,8 @@ class GymnasiumWorlds:
         """
         action = self.action_space.checked(action, (self.num_tasks, self.num_envs), "K, N")
         actions = self._to_native(action)
-        count = len(self._worlds)
-        rewards = np.zeros(count, np.float32)
-        terminated, truncated = np.zeros(count, bool), np.zeros(count, bool)
+        rewards = np.zeros(len(self._worlds), np.float32)
+        terminated, truncated = np.zeros((2, len(self._worlds)), bool)
         for i in np.flatnonzero(~self._ended).tolist():
             # A choice is a number, an action of a box an array, be it of shape ().
             one = actions[i] if self._box is None else actions[i, ...]
@@ -140,20 +123,25 @@ class GymnasiumWorlds:
         return EnvStep(*map(self._to_tensor, (self._obs, rewards, terminated, truncated)))
 
     def close(self) -> None:
-        """Close every environment, or give it back to `kept_environments`."""
-        for world in self._worlds:
-            if self._kept is None or not self._kept.take_back(world):
+        """Close every environment, or let it wait for another task (`kept_environments`)."""
+        if self._waiting is not None:
+            self._waiting.extend(self._worlds)
+        else:
+            for world in self._worlds:
                 world.close()
         self._worlds = []
 
-    def _limit(self, steps: int | None) -> int:
-        """The shorter of ``steps`` and the environments' own limit."""
-        known = [x for x in (steps, self._worlds[0].max_episode_steps) if x is not None]
-        if not known:
-            raise ValueError(
-                f"max_episode_steps: expected a number for {self._worlds[0].env}, received None"
-            )
-        return min(known)
+    def _next_seeds(self, chosen: np.ndarray) -> np.ndarray:
+        """A seed for each environment, of which those of the chosen ones (K, N) are used."""
+        if len(self._trial[0]) > 0:
+            seeds = [
+                turns[n % len(turns)] for turns, n in zip(self._trial, self._begun, strict=True)
+            ]
+            self._begun += chosen[:, 0]
+            return np.array(seeds)
+        # Drawn whether or not they are used: which seed a reset meets depends on the time step
+        # and the task alone.
+        return np.concatenate([g.integers(2**31, size=self.num_envs) for g in self._seeds])
 
     def _check(self, rewards: np.ndarray) -> None:
         if not (np.isfinite(self._obs).all() and np.isfinite(rewards).all()):
@@ -164,7 +152,6 @@ class GymnasiumWorlds:
         """Actions as Gymnasium wants them, one row per environment."""
         flat = action.detach().flatten(0, 1).cpu().numpy()
         if self._box is None:
-            assert isinstance(self.action_space, Discrete)
             return flat.astype(np.int64) + self._worlds[0].env.action_space.start  # type: ignore[attr-defined]
         return to_box(flat, self._box, self._low, self._high)
 
@@ -172,10 +159,3 @@ class GymnasiumWorlds:
         """A copy of per-environment rows (K * N, ...), shape (K, N, ...)."""
         shaped = rows.reshape(self.num_tasks, self.num_envs, *rows.shape[1:])
         return torch.from_numpy(shaped.copy()).to(self.device)
-
-
-def _made(
-    kept: KeptEnvironments | None, family: TaskFamily, values: Mapping[str, Any]
-) -> GymnasiumWorld:
-    world = None if kept is None else kept.lend(family, values)
-    return world or GymnasiumWorld(family, values)

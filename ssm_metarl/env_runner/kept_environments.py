@@ -1,7 +1,7 @@
 """Gymnasium environments that a training makes once, and closes when it is over.
 
-Place in the flow: stage 2, around a training's loop; `gymnasium_worlds` asks here for environments
-and gives them back. Some take 50 ms to make, and a training needs new worlds in every epoch.
+Place in the flow: stage 2, around a training's loop; `gymnasium_worlds` takes environments from
+here and puts them back. Some take 50 ms to make, and a training needs new worlds in every epoch.
 
 The trap: an environment that is given another task's parameters must be that task's. So it is asked
 once (`follows_afterwards`), and where it is not, environments are made anew for each task.
@@ -9,60 +9,33 @@ once (`follows_afterwards`), and where it is not, environments are made anew for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld
-    from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.gymnasium_verify import follows_afterwards
+from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld
+from ssm_metarl.tasks.task_family import TaskFamily
 
-
-class KeptEnvironments:
-    """Environments that wait for the next worlds of their family, in place of new ones."""
-
-    def __init__(self) -> None:
-        self._waiting: dict[int, list[GymnasiumWorld] | None] = {}
-        """By the family's id; None for one whose environments are made anew for each task."""
-        self._lent: dict[GymnasiumWorld, list[GymnasiumWorld]] = {}
-        self._families: list[TaskFamily] = []  # an id is theirs as long as they live
-
-    def lend(self, family: TaskFamily, values: Mapping[str, Any]) -> GymnasiumWorld | None:
-        """An environment in a task of the family; None where it must be built with its task."""
-        from ssm_metarl.tasks.gymnasium_verify import follows_afterwards
-        from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld
-
-        if id(family) not in self._waiting:
-            self._families.append(family)
-            self._waiting[id(family)] = [] if follows_afterwards(family) else None
-        waiting = self._waiting[id(family)]
-        if waiting is None:
-            return None
-        if waiting:
-            world = waiting.pop()
-            world.set(values)
-        else:
-            world = GymnasiumWorld(family, values)
-        self._lent[world] = waiting
-        return world
-
-    def take_back(self, world: GymnasiumWorld) -> bool:
-        """Whether it was lent; then it waits again."""
-        waiting = self._lent.pop(world, None)
-        if waiting is not None:
-            waiting.append(world)
-        return waiting is not None
-
-    def close(self) -> None:
-        """Close those that wait."""
-        for waiting in self._waiting.values():
-            for world in waiting or ():
-                world.close()
-        self._waiting = {}
+Waiting = list[GymnasiumWorld]
+_KEPT: ContextVar[dict[int, tuple[TaskFamily, Waiting | None]] | None] = ContextVar(
+    "kept environments", default=None
+)
+"""By the family's id, which is its own as long as it is kept here, too."""
 
 
-KEPT: ContextVar[KeptEnvironments | None] = ContextVar("kept_environments", default=None)
+def waiting_environments(family: TaskFamily) -> Waiting | None:
+    """Environments that wait for another task of the family, to be taken from and put back to.
+
+    None where each must be built with its task, or nobody keeps them.
+    """
+    kept = _KEPT.get()
+    if kept is None or family.plant is None:
+        return None
+    if id(family) not in kept:
+        follows = follows_afterwards(family.plant, family.parameters)
+        kept[id(family)] = family, ([] if follows else None)
+    return kept[id(family)][1]
 
 
 @contextmanager
@@ -72,13 +45,15 @@ def kept_environments() -> Iterator[None]:
     Where setting a parameter on an environment that is built is not the same as building it with
     the parameter (`follows_afterwards`), they are made anew for each task as ever.
     """
-    if KEPT.get() is not None:  # the outer one closes them
+    if _KEPT.get() is not None:  # the outer one closes them
         yield
         return
-    kept = KeptEnvironments()
-    token = KEPT.set(kept)
+    kept: dict[int, tuple[TaskFamily, Waiting | None]] = {}
+    token = _KEPT.set(kept)
     try:
         yield
     finally:
-        KEPT.reset(token)
-        kept.close()
+        _KEPT.reset(token)
+        for _, waiting in kept.values():
+            for world in waiting or ():
+                world.close()

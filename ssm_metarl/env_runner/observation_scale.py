@@ -25,8 +25,7 @@ NOTHING = 1e-9
 def measured_scale(family: TaskFamily) -> tuple[float, ...]:
     """Powers of ten that bring what random steps of training tasks meet to about 1, shape (O,).
 
-    So what is about 1 stays as it is, the same plant in other metric units is the same to a model,
-    and physics that differ in the last bit have the same scale.
+    So the same plant in other metric units is the same to a model.
     """
     sizes = measured_sizes(family)
     return tuple(10.0 ** -round(math.log10(s)) if s > NOTHING else 1.0 for s in sizes)

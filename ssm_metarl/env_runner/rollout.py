@@ -46,7 +46,7 @@ def collect_rollout(
             f"actor: expected one for (K, N) = {tuple(here)} environments, received "
             f"{type(actor).__name__} made for {tuple(made_for)}"
         )
-    columns: dict[str, list[Tensor]] = {name: [] for name in Rollout.__dataclass_fields__}
+    rows: list[tuple[Tensor, ...]] = []  # in the order of a rollout's fields
     remembers = actor if isinstance(actor, RewardedActor) else None
     obs = worlds.reset()
     reset = torch.ones(obs.shape[:2], dtype=torch.bool, device=obs.device)
@@ -56,19 +56,10 @@ def collect_rollout(
         step = worlds.step(action)
         if remembers is not None:
             remembers.rewarded(step.reward)
-        record = {
-            "obs": obs,
-            "action": action,
-            "reward": step.reward,
-            "next_obs": step.obs,
-            "terminated": step.terminated,
-            "truncated": step.truncated,
-            "reset": reset,
-            "mask": running,
-            "log_prob": log_prob,
-        }
-        for name, value in record.items():
-            columns[name].append(value)
+        rows.append((
+            obs, action, step.reward, step.obs, step.terminated, step.truncated, reset, running,
+            log_prob,
+        ))  # fmt: skip
         ended = step.terminated | step.truncated
         if autoreset:
             obs, reset = worlds.reset(ended), ended
@@ -76,7 +67,8 @@ def collect_rollout(
             obs, reset, running = step.obs, torch.zeros_like(ended), running & ~ended
             if t % CHECK_EVERY == CHECK_EVERY - 1 and not running.any():
                 break
-    return Rollout(**{name: torch.stack(values) for name, values in columns.items()})
+    columns = map(torch.stack, zip(*rows, strict=True))
+    return Rollout(**dict(zip(Rollout.__dataclass_fields__, columns, strict=True)))
 
 
 def random_actor(worlds: Worlds, noise: TaskNoise, num_steps: int) -> Actor:

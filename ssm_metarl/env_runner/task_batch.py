@@ -21,7 +21,7 @@ from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import EnvStep
 
-NOISE_BLOCK = 64  # steps of reset and push noise drawn at a time
+NOISE_BLOCK = 64  # steps of noise drawn at a time
 
 
 class TaskBatch:
@@ -33,10 +33,10 @@ class TaskBatch:
         seed: Seed of the noise streams.
         purpose: Names the noise streams, such as "support".
         max_episode_steps: Time limit; None for the family's own.
-        push_probability: Share of steps after which a random push changes the velocities
-            (used in meta-training only, for robustness).
+        push_probability: Share of steps after which a random push changes the velocities.
         spread_starts: Share of episodes that start up to ``dynamics.start_spread`` away from an
-            initial state (likewise).
+            initial state.
+        trial_episodes: See `make_worlds`.
         dtype: Floating-point type of the physics.
         device: Where the tensors live.
     """
@@ -51,6 +51,7 @@ class TaskBatch:
         max_episode_steps: int | None = None,
         push_probability: float = 0.0,
         spread_starts: float = 0.0,
+        trial_episodes: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -71,22 +72,26 @@ class TaskBatch:
             name: v.to(device, dtype)[:, None].expand(-1, num_envs)
             for name, v in tasks.values.items()
         }
-        self._push_probability = push_probability
-        self._push_scale = torch.tensor(self.dynamics.push_scale, dtype=dtype, device=device)
-        self._spread_starts = spread_starts
-        self._start_spread = torch.tensor(self.dynamics.start_spread, dtype=dtype, device=device)
-        self._reset_noise = TaskNoise(seed, f"{purpose}-reset", tasks.indices)
-        self._push_noise = TaskNoise(seed, f"{purpose}-push", tasks.indices)
-        self._start_noise = TaskNoise(seed, f"{purpose}-start", tasks.indices)
-        self._reset_block: list[Tensor] = []
-        self._push_block: list[Tensor] = []
-        self._start_block: list[Tensor] = []
-        shape = (self.num_tasks, num_envs)
-        self._state = torch.zeros(*shape, len(self.dynamics.push_scale), dtype=dtype, device=device)
+        shape, size = (self.num_tasks, num_envs), len(self.dynamics.push_scale)
+        self._state = torch.zeros(*shape, size, dtype=dtype, device=device)
         self._ended = torch.ones(shape, dtype=torch.bool, device=device)
         self._step_count = torch.zeros(shape, dtype=torch.int64, device=device)
+        self._push_probability, self._spread_starts = push_probability, spread_starts
+        self._push_scale = self._state.new_tensor(self.dynamics.push_scale)
+        self._start_spread = self._state.new_tensor(self.dynamics.start_spread)
         self._push_scales = self._push_scale.cpu().numpy()
-        self._no_push = np.empty((*shape, 0), self._state.cpu().numpy().dtype)
+        self._no_push = np.empty((*shape, 0), self._push_scales.dtype)
+        resets, pushes, spreads = (
+            TaskNoise(seed, f"{purpose}-{use}", tasks.indices) for use in ("reset", "push", "start")
+        )
+        self._trial: Tensor | None = None
+        if trial_episodes > 0:
+            uniform = resets.uniform(1, trial_episodes, size)[0]
+            self._trial = self.dynamics.initial_state(uniform.to(self._state))  # (K, E, S)
+        self._begun = torch.zeros_like(self._step_count)
+        self._resets = _Numbers(resets, (num_envs, size), self._state)
+        self._pushes = _Numbers(pushes, (num_envs, 1 + size), self._state)
+        self._spreads = _Numbers(spreads, (num_envs, 1 + size), self._state)
 
     def reset(self, mask: Tensor | None = None) -> Tensor:
         """Start new episodes where ``mask`` (K, N) is True, or everywhere.
@@ -112,8 +117,16 @@ class TaskBatch:
 
     def _fresh(self, mask: Tensor) -> Tensor:
         """Initial states (K, N, S), of which those under ``mask`` are begun from."""
-        fresh = self.dynamics.initial_state(self._next(self._reset_block, self._reset_noise))
-        return self._spread(fresh) if self._spread_starts > 0 else fresh
+        if self._trial is not None:
+            turn = self._begun % self._trial.shape[1]
+            self._begun = self._begun + mask
+            return self._trial.take_along_dim(turn[..., None], dim=1)
+        fresh = self.dynamics.initial_state(self._resets.draw())
+        if self._spread_starts == 0:
+            return fresh
+        uniform = self._spreads.draw()
+        offset = (2 * uniform[..., 1:] - 1) * self._start_spread
+        return torch.where(uniform[..., :1] < self._spread_starts, fresh + offset, fresh)
 
     def step(self, action: Tensor) -> EnvStep:
         """Step every environment that has not ended.
@@ -139,13 +152,10 @@ class TaskBatch:
         space, lead = self.action_space, self._ended.shape
         if isinstance(space, Discrete):
             action = fitted("action", action, lead, torch.int64, "K, N")
-            return (
-                action if within(action.numpy(), space.n) else space.checked(action, lead, "K, N")
-            )
-        return fitted(
-            "action", space.checked(action, lead, "K, N"), (*lead, space.dim), self._state.dtype,
-            "K, N, A",
-        )  # fmt: skip
+            known = within(action.numpy(), space.n)
+            return action if known else space.checked(action, lead, "K, N")
+        action = space.checked(action, lead, "K, N")
+        return fitted("action", action, (*lead, space.dim), self._state.dtype, "K, N, A")
 
     def close(self) -> None:
         """Nothing: it holds tensors alone."""
@@ -158,7 +168,7 @@ class TaskBatch:
         terminated = fitted("dynamics: terminated", terminated, lead, torch.bool, "K, N")
         uniform = self._no_push
         if self._push_probability > 0:
-            uniform = self._next(self._push_block, self._push_noise, extra=1).numpy()
+            uniform = self._pushes.draw().numpy()
         truncated, ended, count = np.empty(lead, bool), np.empty(lead, bool), np.empty(lead, int)
         settle(
             self._state.numpy(), self._ended.numpy(), self._step_count.numpy(),
@@ -180,32 +190,30 @@ class TaskBatch:
         terminated = terminated & running
         truncated = (self._step_count >= self.max_episode_steps) & running & ~terminated
         self._ended = self._ended | terminated | truncated
-        return EnvStep(
-            self.dynamics.observe(self._state, self._parameters),
-            reward * running,
-            terminated,
-            truncated,
-        )
-
-    def _spread(self, state: Tensor) -> Tensor:
-        uniform = self._next(self._start_block, self._start_noise, extra=1)
-        offset = (2 * uniform[..., 1:] - 1) * self._start_spread
-        return torch.where(uniform[..., :1] < self._spread_starts, state + offset, state)
+        obs = self.dynamics.observe(self._state, self._parameters)
+        return EnvStep(obs, reward * running, terminated, truncated)
 
     def _pushed(self, state: Tensor, terminated: Tensor) -> Tensor:
-        uniform = self._next(self._push_block, self._push_noise, extra=1)
+        uniform = self._pushes.draw()
         pushed = (uniform[..., :1] < self._push_probability) & ~terminated[..., None]
         # A uniform number of unit variance is as good a push as a normal one.
         push = (uniform[..., 1:] - 0.5) * 12**0.5 * self._push_scale
         return torch.where(pushed, state + push, state)
 
-    def _next(self, block: list[Tensor], noise: TaskNoise, extra: int = 0) -> Tensor:
-        """The next time step's numbers (K, N, S + extra), drawn a block at a time."""
-        if not block:
-            size = self._state.shape[-1] + extra
-            drawn = noise.uniform(NOISE_BLOCK, self.num_envs, size)
-            block.extend(reversed(drawn.to(self.device, self._state.dtype).unbind(0)))
-        return block.pop()
+
+class _Numbers:
+    """A stream's numbers for each time step, drawn a block at a time."""
+
+    def __init__(self, noise: TaskNoise, shape: tuple[int, int], like: Tensor) -> None:
+        self._noise, self._shape, self._like = noise, shape, like
+        self._block: list[Tensor] = []
+
+    def draw(self) -> Tensor:
+        """The next step's, (K, *shape)."""
+        if not self._block:
+            drawn = self._noise.uniform(NOISE_BLOCK, *self._shape).to(self._like)
+            self._block.extend(reversed(drawn.unbind(0)))
+        return self._block.pop()
 
 
 @compiled

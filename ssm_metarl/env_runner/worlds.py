@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import closing
 from typing import Any
 
 import torch
 
 from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
+from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.tasks.gymnasium_family import own_limit, plant_of
-from ssm_metarl.tasks.gymnasium_spaces import spaces_of
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, Tasks, Uniform
+from ssm_metarl.settings import require
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import Choice, Uniform
 from ssm_metarl.types import Worlds
 
 
@@ -32,6 +32,7 @@ def make_worlds(
     max_episode_steps: int | None = None,
     push_probability: float = 0.0,
     spread_starts: float = 0.0,
+    trial_episodes: int = 0,
     device: torch.device | str = "cpu",
 ) -> Worlds:
     """K tasks x N environments that step together.
@@ -45,42 +46,35 @@ def make_worlds(
         push_probability: Share of steps after which a random push changes the velocities
             (batched physics only).
         spread_starts: Share of episodes that start away from the initial states (likewise).
+        trial_episodes: E of a trial, in one environment a task: episode e of a task starts as
+            environment e of worlds with E environments does, so that whoever remembers from
+            episode to episode meets what others meet side by side. Whoever goes on after E
+            episodes meets the same starts again. 0 for no trial.
         device: Where the tensors live.
 
     Raises:
         ValueError: Pushes or spread starts for Gymnasium environments, whose state is out of
             reach; a time limit below 1.
     """
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps: expected at least 1, received {max_episode_steps}")
+    limit = max_episode_steps
+    require(limit is None or limit >= 1, "max_episode_steps", "at least 1", limit)
+    same: dict[str, Any] = {
+        "seed": seed,
+        "purpose": purpose,
+        "max_episode_steps": limit,
+        "trial_episodes": trial_episodes,
+        "device": device,
+    }
+    disturbed: dict[str, Any] = {
+        "push_probability": push_probability,
+        "spread_starts": spread_starts,
+    }
     if tasks.family.dynamics is not None:
-        return TaskBatch(
-            tasks,
-            num_envs,
-            seed=seed,
-            purpose=purpose,
-            max_episode_steps=max_episode_steps,
-            push_probability=push_probability,
-            spread_starts=spread_starts,
-            device=device,
-        )
-    for name, value in (("push_probability", push_probability), ("spread_starts", spread_starts)):
-        if value != 0:
-            raise ValueError(
-                f"{name}: expected 0 for {tasks.family.name!r}, which steps Gymnasium "
-                f"environments, received {value:g}"
-            )
-    # Imported here: a family with batched physics never pays for importing Gymnasium.
-    from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds
-
-    return GymnasiumWorlds(
-        tasks,
-        num_envs,
-        seed=seed,
-        purpose=purpose,
-        max_episode_steps=max_episode_steps,
-        device=device,
-    )
+        return TaskBatch(tasks, num_envs, **same, **disturbed)
+    for name, value in disturbed.items():
+        expected = f"0 for {tasks.family.name!r}, which steps Gymnasium environments"
+        require(value == 0, name, expected, value)
+    return GymnasiumWorlds(tasks, num_envs, **same)
 
 
 def fingerprint(family: TaskFamily) -> str:
@@ -89,19 +83,19 @@ def fingerprint(family: TaskFamily) -> str:
     Names, defaults and ranges of the parameters, sizes of observations and actions, whose physics,
     and the time limit.
     """
-    obs_dim, space = observation_and_action(family)
+    obs_dim, space = family.spaces
+    plant = family.plant
     declared: dict[str, Any] = {
-        "physics": type(family.dynamics).__name__ if family.dynamics else plant_of(family).name,
+        "physics": type(family.dynamics).__name__ if plant is None else plant.name,
         "observations": obs_dim,
         "actions": str(space),
-        "max_episode_steps": family.max_episode_steps,
+        "max_episode_steps": plant and plant.limit,
         "told_dims": family.told_dims,
         "parameters": [
             [p.name, float(p.default), *(_range(r) for r in (p.id, p.ood))]
             for p in family.parameters
         ],
     }
-    plant = family.plant
     if plant is not None and plant.places:  # elsewhere than under the parameters' names
         declared["places"] = [
             [n, p if isinstance(p, str) else p.__qualname__] for n, p in plant.places
@@ -120,20 +114,9 @@ def _range(values: Uniform | Choice) -> list[Any]:
 
 def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
     """Observation size O and action space of a family's tasks: what a policy for it must fit."""
-    if family.dynamics is not None:
-        return family.dynamics.obs_dim, family.dynamics.action_space
-    plant = plant_of(family)
-    if plant.spaces is not None:
-        return plant.spaces
-    with closing(plant.build()) as env:
-        return spaces_of(env, plant.name)
+    return family.spaces
 
 
-def horizon(family: TaskFamily) -> int | None:
-    """Most steps of an episode of a family's tasks; None where they have no limit."""
-    if family.dynamics is not None:
-        return family.dynamics.max_episode_steps
-    if family.max_episode_steps is not None:
-        return family.max_episode_steps
-    with closing(plant_of(family).build()) as env:
-        return own_limit(env)
+def horizon(family: TaskFamily) -> int:
+    """Most steps of an episode of a family's tasks."""
+    return family.horizon

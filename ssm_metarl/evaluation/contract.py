@@ -30,7 +30,8 @@ from ssm_metarl.evaluation.reflection import Unchecked, check_reflection
 from ssm_metarl.methods.told import ExpertActor
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.sketch import Shape
-from ssm_metarl.tasks.task_family import Choice, Split, TaskFamily, TaskParameter, Tasks
+from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import Choice, TaskParameter
 from ssm_metarl.types import Actor, EnvStep, Rollout
 
 PURPOSE = "contract"

@@ -21,7 +21,6 @@ from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import EvaluationConfig, SupportPolicy
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
-from ssm_metarl.env_runner.trial_worlds import make_trial_worlds
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds, observation_and_action
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
@@ -140,7 +139,9 @@ def run_trial_episodes(
         purpose: Likewise.
         first_steps: Steps after which the first episode is cut; None lets it run to its end.
     """
-    with closing(make_trial_worlds(tasks, num_episodes, seed=seed, purpose=purpose)) as worlds:
+    with closing(
+        make_worlds(tasks, 1, seed=seed, purpose=purpose, trial_episodes=num_episodes)
+    ) as worlds:
         returns = torch.zeros(len(tasks), num_episodes + 1, dtype=torch.float64)
         taken = torch.zeros(len(tasks), num_episodes + 1, dtype=torch.int64)
         episode = torch.zeros(len(tasks), dtype=torch.int64)

@@ -32,7 +32,8 @@ from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Method, Model
 from ssm_metarl.methods.registry import applying, methods_for
 from ssm_metarl.methods.standard import Standard
-from ssm_metarl.tasks.task_family import Choice, Split, TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Split, TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import Choice
 from ssm_metarl.version import __version__
 
 SPREAD = (0.1, 0.9)

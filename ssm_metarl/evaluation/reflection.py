@@ -55,11 +55,11 @@ def check_reflection(family: TaskFamily) -> str:
         raise ValueError(f"reflection: expected bounds of actions that mirror, received {space}")
     rng = seeding.generator(2, PURPOSE)
     actions = [space.random(rng, 64).unflatten(0, (8, 8)) for _ in range(10)]
-    if family.dynamics is not None:
+    if family.plant is None:
         return _checked(family, actions, *_batched_states(tasks))
     with ExitStack() as opened:
         worlds = [
-            opened.enter_context(closing(GymnasiumWorld(family, values)))
+            opened.enter_context(closing(GymnasiumWorld(family.plant, values)))
             for values in tasks.as_dicts()
         ]
         return _checked(family, actions, *_gymnasium_states(worlds, space))

@@ -19,103 +19,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssm_metarl.action_space import Discrete
-from ssm_metarl.compiled import compiled, kernels_apply
-from ssm_metarl.entrance import fitted
-from ssm_metarl.tasks.batched import leading, spread
-from ssm_metarl.tasks.control import lqr
+from ssm_metarl.compiled import compiled
+from ssm_metarl.tasks.actuator import flip, signed
+from ssm_metarl.tasks.control import linearised, lqr
+from ssm_metarl.tasks.dynamics import CompiledDynamics, Stepped
 from ssm_metarl.tasks.sketch import Shape, Sketch
-from ssm_metarl.tasks.task_family import (
-    Choice,
-    Probe,
-    TaskFamily,
-    TaskParameter,
-    Tasks,
-    Uniform,
-)
+from ssm_metarl.tasks.task_family import Probe, TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import TaskParameter, Uniform
 from ssm_metarl.types import Actor, Rollout
 
 CART_MASS = 1.0  # kg
 TIME_STEP = 0.02  # s
 X_LIMIT = 2.4  # m
 THETA_LIMIT = 12 * 2 * torch.pi / 360  # rad
-PARAMETERS = ("force", "length", "mass", "gravity", "sign")
 STATE = ("x", "x_dot", "theta", "theta_dot")
-
-
-class CartPoleDynamics:
-    """Batched CartPole. State = observation = (x [m], dx/dt, theta [rad], dtheta/dt)."""
-
-    obs_dim = 4
-    action_space = Discrete(2)
-    max_episode_steps = 500
-    push_scale: Sequence[float] = (0.0, 0.5, 0.0, 0.5)
-    start_spread: Sequence[float] = (1.5, 1.0, 0.15, 1.0)
-
-    def initial_state(self, uniform: Tensor) -> Tensor:
-        """Every component uniform in [-0.05, 0.05), as in Gymnasium; shape (..., 4)."""
-        return uniform * 0.1 - 0.05
-
-    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The full state is observed, in every task."""
-        return state
-
-    def step(
-        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of 0.02 s.
-
-        Args:
-            state: Shape (K, N, 4).
-            action: 0 or 1, shape (K, N), int64.
-            parameters: force [N], length [m], mass [kg], gravity [m/s^2] and sign, each broadcast
-                to (K, N).
-
-        Returns:
-            Next state (K, N, 4), reward (K, N), which is 1 for every step, the last one too, and
-            terminated (K, N), bool.
-
-        Raises:
-            ValueError: A shape does not fit.
-        """
-        lead, kind = leading(state, len(STATE))
-        if state.is_cpu and kernels_apply():
-            state = fitted("state", state, state.shape, kind, "K, N, 4")
-            action = fitted("action", action, lead, torch.int64, "K, N")
-            values = spread(PARAMETERS, parameters, lead, kind)
-            after, terminated = torch.empty_like(state), np.empty(lead, bool)
-            _step(state.numpy(), action.numpy(), *values, after.numpy(), terminated)
-            return after, state.new_ones(lead), torch.from_numpy(terminated)
-        return self.step_plainly(state, action, parameters)
-
-    def step_plainly(
-        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by PyTorch's own operations, thirty of them, on any device."""
-        x, x_dot, theta, theta_dot = state.unbind(-1)
-        mass, length = parameters["mass"], parameters["length"]
-        total_mass = CART_MASS + mass
-        mass_length = mass * length
-        force = parameters["sign"] * parameters["force"] * (2 * action - 1)
-        sin, cos = torch.sin(theta), torch.cos(theta)
-        push = (force + mass_length * theta_dot.square() * sin) / total_mass
-        theta_acc = (parameters["gravity"] * sin - cos * push) / (
-            length * (4.0 / 3.0 - mass * cos.square() / total_mass)
-        )
-        x_acc = push - mass_length * theta_acc * cos / total_mass
-        derivative = torch.stack((x_dot, x_acc, theta_dot, theta_acc), dim=-1)
-        state = state + TIME_STEP * derivative
-        terminated = (state[..., 0].abs() > X_LIMIT) | (state[..., 2].abs() > THETA_LIMIT)
-        return state, torch.ones_like(x), terminated
 
 
 @compiled
 def _step(  # type: ignore[no-untyped-def]
-    state, action, force, length, mass, gravity, sign, after, terminated
+    state, action, force, length, mass, gravity, sign, after, reward, terminated
 ):
     """`CartPoleDynamics.step_plainly`, number by number."""
     for k in range(state.shape[0]):
@@ -137,60 +63,73 @@ def _step(  # type: ignore[no-untyped-def]
             terminated[k, n] = abs(after[k, n, 0]) > X_LIMIT or abs(after[k, n, 2]) > THETA_LIMIT
 
 
+class CartPoleDynamics(CompiledDynamics):
+    """Batched CartPole. State = observation = (x [m], dx/dt, theta [rad], dtheta/dt).
+
+    Parameters: force [N], length [m], mass [kg], gravity [m/s^2] and sign. Every step's reward is
+    1, the last one's too.
+    """
+
+    obs_dim = 4
+    action_space = Discrete(2)
+    max_episode_steps = 500
+    push_scale: Sequence[float] = (0.0, 0.5, 0.0, 0.5)
+    start_spread: Sequence[float] = (1.5, 1.0, 0.15, 1.0)
+    kernel = staticmethod(_step)
+    names = ("force", "length", "mass", "gravity", "sign")
+
+    def initial_state(self, uniform: Tensor) -> Tensor:
+        """Every component uniform in [-0.05, 0.05), as in Gymnasium; shape (..., 4)."""
+        return uniform * 0.1 - 0.05
+
+    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """The full state is observed, in every task."""
+        return state
+
+    def step_plainly(
+        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
+    ) -> Stepped:
+        """See `CompiledDynamics`."""
+        x, x_dot, theta, theta_dot = state.unbind(-1)
+        mass, length = parameters["mass"], parameters["length"]
+        total_mass = CART_MASS + mass
+        mass_length = mass * length
+        force = parameters["sign"] * parameters["force"] * (2 * action - 1)
+        sin, cos = torch.sin(theta), torch.cos(theta)
+        push = (force + mass_length * theta_dot.square() * sin) / total_mass
+        theta_acc = (parameters["gravity"] * sin - cos * push) / (
+            length * (4.0 / 3.0 - mass * cos.square() / total_mass)
+        )
+        x_acc = push - mass_length * theta_acc * cos / total_mass
+        derivative = torch.stack((x_dot, x_acc, theta_dot, theta_acc), dim=-1)
+        state = state + TIME_STEP * derivative
+        terminated = (state[..., 0].abs() > X_LIMIT) | (state[..., 2].abs() > THETA_LIMIT)
+        return state, torch.ones_like(x), terminated
+
+
 STATE_COST = (1.0, 1.0, 1.0, 1.0)  # per m^2, (m/s)^2, rad^2, (rad/s)^2
 PUSH_COST = 10.0
 """Per (full push)^2. On 3,000 OOD tasks of CartPole: mean 496.3 at 0.1, 497.0 at 1, 497.2 at 10."""
 
 
 def linearised_cartpole(tasks: Tasks) -> tuple[Tensor, Tensor]:
-    """The CartPole step at the upright rest, as ``s' = A s + B u``.
+    """The CartPole step at the upright rest, as ``s' = A s + B u``; (K, 4, 4) and (K, 4, 1).
 
     ``u`` in [-1, 1] is the force on the cart in units of the task's own force, positive to the
     right: the actuator's sign is not part of it.
-
-    Args:
-        tasks: K tasks.
-
-    Returns:
-        A, shape (K, 4, 4), and B, shape (K, 4, 1), float64.
     """
-    mass, length = tasks.values["mass"], tasks.values["length"]
-    total_mass = CART_MASS + mass
-    # Linear in theta and force: theta'' = (g theta - force / M) / inertia,
-    # x'' = force / M - (m l / M) theta''.
-    inertia = length * (4.0 / 3.0 - mass / total_mass)  # m
-    coupling = mass * length / total_mass  # m
-    lean = tasks.values["gravity"] / inertia  # theta'' per rad
-    push = tasks.values["force"] / total_mass  # x'' of a full push, were there no pole
-    a = torch.zeros(len(tasks), 4, 4, dtype=torch.float64)
-    a[:, 0, 1] = a[:, 2, 3] = 1.0
-    a[:, 1, 2] = -coupling * lean
-    a[:, 3, 2] = lean
-    b = torch.zeros(len(tasks), 4, 1, dtype=torch.float64)
-    b[:, 1, 0] = push + coupling * push / inertia
-    b[:, 3, 0] = -push / inertia
-    return torch.eye(4, dtype=torch.float64) + TIME_STEP * a, TIME_STEP * b
+    a, b = linearised(CartPoleDynamics(), tasks.values, (0.0,) * len(STATE), 0.5)
+    return a, b / 2 * tasks.values["sign"][:, None, None]
 
 
 def lqr_gain(tasks: Tasks) -> Tensor:
-    """The regulator's gain for each task: wanted force ``gain . state``, positive to the right.
-
-    Args:
-        tasks: K tasks with CartPole's physics.
-
-    Returns:
-        Shape (K, 4), float64, in full pushes per unit of the state.
-    """
+    """Gain (K, 4) of the wanted force ``gain . state``, in full pushes, positive to the right."""
     a, b = linearised_cartpole(tasks)
     return -lqr(a, b, torch.diag(torch.tensor(STATE_COST, dtype=a.dtype)), PUSH_COST)
 
 
 class CartPoleExpert:
-    """See `Expert`; the observation is the state.
-
-    Args:
-        tasks: K tasks of CartPole.
-    """
+    """The linear-quadratic regulator (see `Expert`); the observation is the state."""
 
     def __init__(self, tasks: Tasks) -> None:
         # Action 1 pushes along +sign, so the sign turns a wanted force into a wanted action.
@@ -228,15 +167,7 @@ def read_sign(support: Rollout) -> Tensor:
 
 
 def sign_probe(support: Rollout, num_envs: int) -> Actor:
-    """One fixed robust controller (`PROBE_GAIN`), told the sign that the support shows.
-
-    Args:
-        support: Each task's data, T x K x N' steps.
-        num_envs: N, environments per task that the actor will act in.
-
-    Returns:
-        ``(obs (K, N, 4), reset (K, N)) -> (action (K, N) int64, log_prob (K, N) = 0)``.
-    """
+    """One fixed robust controller (`PROBE_GAIN`), told the sign that the support shows."""
     sign = read_sign(support)
     gain = torch.tensor(PROBE_GAIN, dtype=sign.dtype, device=sign.device)
     signed = (gain * sign[:, None])[:, None].expand(-1, num_envs, -1)  # (K, N, 4)
@@ -246,11 +177,6 @@ def sign_probe(support: Rollout, num_envs: int) -> Actor:
         return (wanted > 0).long(), torch.zeros_like(wanted)
 
     return act
-
-
-def flip(tasks: Tasks) -> Tasks:
-    """The same plants, their actuators the other way round."""
-    return tasks.changed(sign=-tasks.values["sign"])
 
 
 def draw(state: Sequence[float], parameters: Mapping[str, float]) -> list[Shape]:
@@ -265,6 +191,20 @@ def draw(state: Sequence[float], parameters: Mapping[str, float]) -> list[Shape]
         Shape("disc", ((x, 0.0),), 0.06, "joint"),
     ]
 
+
+# fmt: off
+PARAMETERS = (  # name, unit, default, in distribution, out of distribution, what makes sense
+    TaskParameter("force", "N", 10.0, Uniform(5, 15), Uniform(1, 5, also=((15, 20),)),
+                  (0.1, 100.0), "strength of the actuator"),
+    TaskParameter("length", "m", 0.5, Uniform(0.25, 0.75), Uniform(0.05, 0.25, also=((0.75, 1.0),)),
+                  (0.01, 10.0), "half of the pole's length"),
+    TaskParameter("mass", "kg", 0.1, Uniform(0.05, 0.5), Uniform(0.01, 0.05, also=((0.5, 1.0),)),
+                  (0.001, 10.0), "mass of the pole"),
+    TaskParameter("gravity", "m/s^2", 9.8, Uniform(7, 13), Uniform(3, 7, also=((13, 20),)),
+                  (0.1, 100.0), "gravitational acceleration"),
+    signed("sign", "direction in which the actuator pushes on action 1"),
+)
+# fmt: on
 
 CARTPOLE = TaskFamily(
     name="cartpole",
@@ -289,50 +229,5 @@ CARTPOLE = TaskFamily(
         ),
     ),
     sketch=Sketch((-2.6, 2.6, -0.4, 2.2), draw),
-    parameters=(
-        TaskParameter(
-            name="force",
-            unit="N",
-            default=10.0,
-            id=Uniform(5, 15),
-            ood=Uniform(1, 5, also=((15, 20),)),
-            physical=(0.1, 100.0),
-            meaning="strength of the actuator",
-        ),
-        TaskParameter(
-            name="length",
-            unit="m",
-            default=0.5,
-            id=Uniform(0.25, 0.75),
-            ood=Uniform(0.05, 0.25, also=((0.75, 1.0),)),
-            physical=(0.01, 10.0),
-            meaning="half of the pole's length",
-        ),
-        TaskParameter(
-            name="mass",
-            unit="kg",
-            default=0.1,
-            id=Uniform(0.05, 0.5),
-            ood=Uniform(0.01, 0.05, also=((0.5, 1.0),)),
-            physical=(0.001, 10.0),
-            meaning="mass of the pole",
-        ),
-        TaskParameter(
-            name="gravity",
-            unit="m/s^2",
-            default=9.8,
-            id=Uniform(7, 13),
-            ood=Uniform(3, 7, also=((13, 20),)),
-            physical=(0.1, 100.0),
-            meaning="gravitational acceleration",
-        ),
-        TaskParameter(
-            name="sign",
-            unit="",
-            default=1.0,
-            id=Choice((-1.0, 1.0)),
-            ood=Choice((-1.0, 1.0)),
-            meaning="direction in which the actuator pushes on action 1",
-        ),
-    ),
+    parameters=PARAMETERS,
 )

@@ -28,13 +28,11 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import compiled
 from ssm_metarl.entrance import fitted, shaped
-from ssm_metarl.tasks.batched import leading, spread
-from ssm_metarl.tasks.cartpole import (
-    CARTPOLE,
-    CartPoleDynamics,
-    CartPoleExpert,
-)
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
+from ssm_metarl.tasks.actuator import signed
+from ssm_metarl.tasks.cartpole import CARTPOLE, CartPoleDynamics, CartPoleExpert
+from ssm_metarl.tasks.dynamics import Stepped, leading, spread
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import Choice, TaskParameter, Uniform
 
 SENSORS = CARTPOLE.obs_names
 LONGEST_DELAY = 3  # steps
@@ -88,18 +86,8 @@ class CartPoleScrambledDynamics:
         place = torch.from_numpy(PLACES).to(state.device)[parameters["order"].long()]
         return torch.empty_like(sensed).scatter_(-1, place, sensed)
 
-    def step(
-        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of 0.02 s.
-
-        Args:
-            state: Shape (K, N, 7).
-            action: 0 or 1, shape (K, N), int64.
-            parameters: Those of `cartpole` and delay [steps], each broadcast to (K, N).
-
-        Returns:
-            Next state (K, N, 7), reward (K, N), 1 for every step, and terminated (K, N), bool.
+    def step(self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]) -> Stepped:
+        """One step of 0.02 s; parameters are those of `cartpole` and delay [steps].
 
         Raises:
             ValueError: A shape does not fit.
@@ -139,58 +127,8 @@ def _sense(  # type: ignore[no-untyped-def]
     return True
 
 
-def _wiring() -> tuple[TaskParameter, ...]:
-    either, gains = Choice((-1.0, 1.0)), Uniform(0.5, 2)
-    orders = Choice(tuple(float(i) for i in range(len(PLACES))))
-    return (
-        TaskParameter(
-            name="order",
-            unit="",
-            default=0.0,
-            id=orders,
-            ood=orders,
-            meaning="which of the 24 orders the sensors stand in",
-        ),
-        *(
-            TaskParameter(
-                name=f"sensor_sign_{name}",
-                unit="",
-                default=1.0,
-                id=either,
-                ood=either,
-                meaning=f"sign of the sensor of {name}",
-            )
-            for name in SENSORS
-        ),
-        *(
-            TaskParameter(
-                name=f"gain_{name}",
-                unit="",
-                default=1.0,
-                id=gains,
-                ood=Uniform(0.25, 0.5, also=((2.0, 4.0),)),
-                physical=(0.01, 100.0),
-                meaning=f"gain of the sensor of {name}",
-            )
-            for name in SENSORS
-        ),
-        TaskParameter(
-            name="delay",
-            unit="steps",
-            default=0.0,
-            id=Choice((0.0, 1.0, 2.0)),
-            ood=Choice((float(LONGEST_DELAY),)),
-            meaning="time between the choice of an action and its push",
-        ),
-    )
-
-
 class ScrambledExpert:
-    """See `Expert`; it is told the wiring, too.
-
-    Args:
-        tasks: K tasks of CartPole behind unknown wiring.
-    """
+    """See `Expert`; it is told the wiring, too."""
 
     def __init__(self, tasks: Tasks) -> None:
         values = tasks.values
@@ -229,6 +167,19 @@ def _chosen(action: Tensor, episode_start: Tensor, ago: int) -> Tensor:
     return code
 
 
+ORDERS, GAINS = Choice(tuple(map(float, range(len(PLACES))))), Uniform(0.5, 2)
+OTHER_GAINS = Uniform(0.25, 0.5, also=((2.0, 4.0),))
+DELAYS, OTHER_DELAYS = Choice((0.0, 1.0, 2.0)), Choice((float(LONGEST_DELAY),))
+WIRES = (
+    TaskParameter("order", "", 0.0, ORDERS, ORDERS,
+                  meaning="which of the 24 orders the sensors stand in"),
+    *(signed(f"sensor_sign_{name}", f"sign of the sensor of {name}") for name in SENSORS),
+    *(TaskParameter(f"gain_{name}", "", 1.0, GAINS, OTHER_GAINS, (0.01, 100.0),
+                    f"gain of the sensor of {name}") for name in SENSORS),
+    TaskParameter("delay", "steps", 0.0, DELAYS, OTHER_DELAYS,
+                  meaning="time between the choice of an action and its push"),
+)  # fmt: skip
+
 CARTPOLE_SCRAMBLED = TaskFamily(
     name="cartpole_scrambled",
     dynamics=CartPoleScrambledDynamics(),
@@ -243,5 +194,5 @@ CARTPOLE_SCRAMBLED = TaskFamily(
     disturbances=CARTPOLE.disturbances,
     experts={"lqr": ScrambledExpert},
     sketch=CARTPOLE.sketch,
-    parameters=(*CARTPOLE.parameters, *_wiring()),
+    parameters=(*CARTPOLE.parameters, *WIRES),
 )

@@ -1,12 +1,8 @@
 """Task families over any Gymnasium environment: an id or a factory, and what varies in it.
 
-Place in the flow: stage 1, behind `TaskFamily.from_gymnasium`. `gymnasium_plant` makes the
-environments, `gymnasium_spaces` says what a policy sees and does there, `gymnasium_verify` whether
-a parameter changes anything.
-
-Everything that no policy fits is refused here, not by a training later on: spaces, a missing time
-limit, a parameter that is not there or no number, a value that the environment cannot be made with,
-an object that tasks would share.
+Place in the flow: stage 1, behind `TaskFamily.from_gymnasium`. Everything that no policy fits is
+refused here, not by a training later on: spaces, a missing time limit, a parameter that is not
+there or no number, a value that no environment can be made with, an object that tasks would share.
 
 Gymnasium is imported inside the functions, to keep ``import ssm_metarl`` cheap.
 """
@@ -14,15 +10,18 @@ Gymnasium is imported inside the functions, to keep ``import ssm_metarl`` cheap.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, parse_path, part
+from ssm_metarl.action_space import ActionSpace
+from ssm_metarl.settings import in_one_line, require
+from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, Setting, parse_path, part
 from ssm_metarl.tasks.gymnasium_spaces import names_of, spaces_of, widest
-from ssm_metarl.tasks.task_family import Choice, Setting, TaskFamily, TaskParameter, Uniform
+from ssm_metarl.tasks.task_parameter import Choice, TaskParameter, Uniform
 
 if TYPE_CHECKING:
     import gymnasium
@@ -30,51 +29,26 @@ if TYPE_CHECKING:
 SUGGESTIONS = 12
 
 
-def plant_of(family: TaskFamily) -> GymnasiumPlant:
-    """The environments of a family.
-
-    Raises:
-        ValueError: It has none.
-    """
-    if family.plant is not None:
-        return family.plant
-    if family.gymnasium_id is None:
-        raise ValueError(
-            f"task family {family.name!r}: expected batched physics or a Gymnasium id, or a "
-            f"factory of environments, received none of them"
-        )
-    return GymnasiumPlant(family.gymnasium_id)
-
-
 def declare(
-    make: str | Callable[..., gymnasium.Env[Any, Any]],
+    plant: GymnasiumPlant,
     parameters: Mapping[str, Uniform | Choice | Setting],
     ood: Mapping[str, Uniform | Choice],
-    kwargs: Mapping[str, Any],
-    name: str | None,
-    fields: Mapping[str, Any],
-) -> TaskFamily:
-    """The body of :meth:`TaskFamily.from_gymnasium`, where arguments and errors are described."""
-    if not (isinstance(make, str) or callable(make)):
-        raise ValueError(
-            f"environment: expected a Gymnasium id, or a callable that returns an environment, "
-            f"received {make!r}"
-        )
-    if unknown := sorted(set(ood) - set(parameters)):
-        raise ValueError(f"ood: expected some of {sorted(parameters)}, received {unknown}")
-    max_episode_steps, obs_scale = fields["max_episode_steps"], fields["obs_scale"]
-    if max_episode_steps is not None and max_episode_steps < 1:
-        raise ValueError(f"max_episode_steps: expected at least 1, received {max_episode_steps}")
-    settings = {n: _setting(n, given) for n, given in parameters.items()}
-    plant = GymnasiumPlant(
-        make,
-        tuple(kwargs.items()),
-        tuple((n, s.at) for n, s in settings.items() if s.at != n),
+    obs_scale: Sequence[float] | None,
+) -> dict[str, Any]:
+    """Fields of the family; arguments and errors are those of :meth:`TaskFamily.from_gymnasium`."""
+    expected = "a Gymnasium id, or a callable that returns an environment"
+    require(
+        isinstance(plant.make, str) or callable(plant.make), "environment", expected, plant.make
     )
+    unknown = sorted(set(ood) - set(parameters))
+    require(not unknown, "ood", f"some of {sorted(parameters)}", unknown)
+    require(plant.limit is None or plant.limit >= 1, "max_episode_steps", "at least 1", plant.limit)
+    settings = {name: _setting(name, given) for name, given in parameters.items()}
+    plant = replace(plant, places=tuple((n, s.at) for n, s in settings.items() if s.at != n))
     with closing(plant.build()) as env:
-        spaces = spaces_of(env, plant.name)
-        names = names_of(env.observation_space)
-        if max_episode_steps is None and own_limit(env) is None:
+        spaces, names = spaces_of(env, plant.name), names_of(env.observation_space)
+        horizon = time_limit(env)
+        if horizon is None:
             raise ValueError(
                 f"max_episode_steps: expected a number for {plant.name}, which has no time limit "
                 f"of its own, received None; pass from_gymnasium(..., max_episode_steps=200)"
@@ -90,29 +64,24 @@ def declare(
             )
             for n, s in settings.items()
         )
-    plant = GymnasiumPlant(plant.make, plant.kwargs, plant.places, _spaces(plant, declared, spaces))
-    if obs_scale is not None:
-        obs_scale = tuple(float(factor) for factor in obs_scale)
-        if len(obs_scale) != spaces[0] or not all(0 < f < float("inf") for f in obs_scale):
-            raise ValueError(
-                f"obs_scale: expected {spaces[0]} numbers above 0, one for each observation, "
-                f"received {obs_scale}"
-            )
-    return TaskFamily(
-        name=name or plant.name,
-        parameters=declared,
-        gymnasium_id=make if isinstance(make, str) else None,
-        plant=plant,
-        **{
-            "obs_names": names if len(set(names)) == len(names) else (),
-            **fields,
-            "obs_scale": obs_scale,
-        },
-    )
+    spaces = widest([("", spaces), *_met(plant, declared)])
+    scale = None if obs_scale is None else tuple(float(factor) for factor in obs_scale)
+    if scale is not None:
+        sound = len(scale) == spaces[0] and all(0 < factor < float("inf") for factor in scale)
+        expected = f"{spaces[0]} numbers above 0, one for each observation"
+        require(sound, "obs_scale", expected, scale)
+    return {
+        "name": plant.name,
+        "gymnasium_id": plant.make if isinstance(plant.make, str) else None,
+        "plant": replace(plant, spaces=spaces, horizon=horizon),
+        "parameters": declared,
+        "obs_names": names if len(set(names)) == len(names) else (),
+        "obs_scale": scale,
+    }
 
 
-def own_limit(env: gymnasium.Env[Any, Any]) -> int | None:
-    """The time limit that an environment comes with; None where it has none."""
+def time_limit(env: gymnasium.Env[Any, Any]) -> int | None:
+    """The time limit that an environment has; None where it has none."""
     from gymnasium.wrappers import TimeLimit
 
     layer: Any = env
@@ -123,29 +92,33 @@ def own_limit(env: gymnasium.Env[Any, Any]) -> int | None:
     return None
 
 
-def _setting(name: str, given: Uniform | Choice | Setting) -> Setting:
+def _setting(name: str, given: object) -> Setting:
     if isinstance(given, (Uniform, Choice)):
         given = Setting(name, given)
     if not isinstance(given, Setting):
         raise ValueError(
             f"parameter {name!r}: expected a Uniform, a Choice or a Setting, received {given!r}"
         )
-    if callable(given.at) and given.default is None:
-        raise ValueError(
-            f"parameter {name!r}: expected Setting(..., default=...) beside a function, which does "
-            f"not tell the value of the unmodified environment, received None"
-        )
+    known = given.default is not None or isinstance(given.at, str)
+    expected = (
+        "Setting(..., default=...) beside a function, which does not tell the value of the "
+        "unmodified environment"
+    )
+    require(known, f"parameter {name!r}", expected, None)
     return given
 
 
-def _spaces(plant: GymnasiumPlant, parameters: tuple[TaskParameter, ...], spaces: Any) -> Any:
-    """What a policy for all tasks sees and does; each end of each ID range is tried."""
-    met = [("", spaces)]
+def _met(
+    plant: GymnasiumPlant, parameters: tuple[TaskParameter, ...]
+) -> list[tuple[str, tuple[int, ActionSpace]]]:
+    """The spaces at each end of each ID range, and what to call them."""
+    met = []
     for parameter in parameters:
+        about = f"parameter {parameter.name!r} of {plant.name}"
         for quantile in (0.0, 1 - 1e-9):
-            value = {parameter.name: parameter.of_kind(parameter.id.at(quantile))}
-            with closing(plant.build(value)) as env:
-                what = f"parameter {parameter.name!r} of {plant.name}, {value[parameter.name]:g}"
+            value = parameter.of_kind(parameter.id.at(quantile))
+            with closing(plant.build({parameter.name: value})) as env:
+                what = f"{about}, {value:g}"
                 met.append((what, spaces_of(env, f"{plant.name} ({what})")))
         place = plant.place(parameter.name)
         if callable(place) or len(parse_path(place)) == 1:
@@ -154,11 +127,11 @@ def _spaces(plant: GymnasiumPlant, parameters: tuple[TaskParameter, ...], spaces
             left = _found(env, plant.name, parameter.name, place)
         if left != parameter.default:
             raise ValueError(
-                f"parameter {parameter.name!r} of {plant.name}: expected an object of each "
-                f"environment's own, received one that all share: it was set to {left:g} in one, "
-                f"and stayed so in the next; set it by a function that makes a copy"
+                f"{about}: expected an object of each environment's own, received one that all "
+                f"share: it was set to {left:g} in one, and stayed so in the next; set it by a "
+                f"function that makes a copy"
             )
-    return widest(met)
+    return met
 
 
 def _default(env: gymnasium.Env[Any, Any], plant: str, name: str, setting: Setting) -> float:
@@ -167,19 +140,17 @@ def _default(env: gymnasium.Env[Any, Any], plant: str, name: str, setting: Setti
     if value is None:
         assert isinstance(setting.at, str)
         value = _found(env, plant, name, setting.at)
+    about = f"parameter {name!r} of {plant}"
     if isinstance(value, (bool, np.bool_)):
         if isinstance(setting.values, Choice) and set(setting.values.values) <= {0, 1}:
             return bool(value)
         raise ValueError(
-            f"parameter {name!r} of {plant}: expected a number, or Choice((False, True)) for "
-            f"a switch, received {value!r} as its value"
+            f"{about}: expected a number, or Choice((False, True)) for a switch, received "
+            f"{value!r} as its value"
         )
     if not _is_number(value):
         hint = f"; name one, such as {name}[0]" if np.ndim(value) else ""
-        raise ValueError(
-            f"parameter {name!r} of {plant}: expected a number, received "
-            f"{' '.join(repr(value).split())[:200]}{hint}"
-        )
+        raise ValueError(f"{about}: expected a number, received {in_one_line(value)}{hint}")
     return int(value) if isinstance(value, (int, np.integer)) else float(value)
 
 
@@ -200,15 +171,14 @@ def _found(env: gymnasium.Env[Any, Any], plant: str, name: str, path: str) -> An
 
 
 def _suggestions(holder: Any, wrong: str) -> list[str]:
-    """Names of numbers that a user may have meant; where there are none, of anything near."""
+    """Names that a user may have meant: near ones, of numbers, and of what holds numbers."""
     if isinstance(holder, Mapping):
         public = {str(key): value for key, value in holder.items()}
     else:
-        names = [n for n in dir(holder) if not n.startswith("_")]
-        public = {n: _quietly(holder, n) for n in names}
+        public = {n: _quietly(holder, n) for n in dir(holder) if not n.startswith("_")}
     near = difflib.get_close_matches(wrong, public, n=3)
-    numbers = [n for n, value in sorted(public.items()) if _is_number(value)]
-    nested = [n for n, value in sorted(public.items()) if _holds_numbers(value)]
+    numbers = [n for n in sorted(public) if _is_number(public[n])]
+    nested = [n for n in sorted(public) if _holds_numbers(public[n])]
     return list(dict.fromkeys([*near, *numbers, *nested]))[:SUGGESTIONS]
 
 
@@ -236,23 +206,19 @@ def _ood_range(
     """The given OOD range, checked, or half the ID range's width on either side of it."""
     if isinstance(id_range, Choice):
         return given or id_range
-    if isinstance(given, Uniform):
-        for low, high in given.intervals:
-            if any(low < b and a < high for a, b in id_range.intervals):
-                raise ValueError(
-                    f"ood range of {name!r}: expected none of the ID range "
-                    f"{list(id_range.intervals)}, received [{low:g}, {high:g}]"
-                )
+    for low, high in given.intervals if isinstance(given, Uniform) else ():
+        if any(low < b and a < high for a, b in id_range.intervals):
+            raise ValueError(
+                f"ood range of {name!r}: expected none of the ID range "
+                f"{list(id_range.intervals)}, received [{low:g}, {high:g}]"
+            )
     if given is not None:
         return given
     low = min(a for a, _ in id_range.intervals)
     high = max(b for _, b in id_range.intervals)
     half_width = (high - low) / 2
     # A mass or a length must not become negative: a range keeps the sign that it has.
-    below = min(half_width, low / 2) if low > 0 else half_width
-    above = min(half_width, -high / 2) if high < 0 else half_width
-    if low == 0:
-        return Uniform(high, high + above, unit=id_range.unit)
-    if high == 0:
-        return Uniform(low - below, low, unit=id_range.unit)
-    return Uniform(low - below, low, unit=id_range.unit, also=((high, high + above),))
+    below = min(half_width, low / 2) if low >= 0 else half_width
+    above = min(half_width, -high / 2) if high <= 0 else half_width
+    around = [(a, b) for a, b in ((low - below, low), (high, high + above)) if a < b]
+    return Uniform(*around[0], unit=id_range.unit, also=tuple(around[1:]))

@@ -1,14 +1,12 @@
 """How a Gymnasium environment is made for a task, and where its parameters stand.
 
-Place in the flow: stage 1, under `gymnasium_family` (what is declared) and `gymnasium_verify`;
-`env_runner.gymnasium_worlds` makes its environments here.
+Place in the flow: stage 1, under `gymnasium_family` (what is declared) and `gymnasium_world`.
 
-Parameters take effect while the environment is built. Set afterwards, they leave what was derived
-from them stale: CartPole's ``total_mass``, the bounds of Pendulum's action space. So while one is
-built, its class has a data descriptor in the attribute's place, which gives the task's value to the
-first assignment inside ``__init__``; whatever is derived from it follows. What is no attribute of
-the environment itself is changed where it hangs: ``model.body_mass[1]`` is set as soon as ``model``
-is assigned, a function ``(env, value)`` is called once everything is built.
+Set on an environment that is built, parameters leave what was derived from them stale: CartPole's
+``total_mass``, the bounds of Pendulum's action space. So while one is built, its class has a data
+descriptor in the attribute's place, which gives the task's value to the first assignment inside
+``__init__``. ``model.body_mass[1]`` is set as soon as ``model`` is assigned, a function
+``(env, value)`` is called once everything is built.
 
 The trap: an entry point may be any function, so the class is known only once it was built; the
 first environment of a plant is built twice.
@@ -24,9 +22,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.action_space import ActionSpace
+from ssm_metarl.tasks.task_parameter import Choice, Uniform
 
 if TYPE_CHECKING:
     import gymnasium
@@ -42,6 +42,19 @@ _BUILDING = threading.RLock()
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A parameter of a Gymnasium environment that does not stand under its own name."""
+
+    at: Place
+    """A path from ``env.unwrapped``, such as ``model.body_mass[1]``; or a function that sets a
+    value on ``env.unwrapped``, which is called once the environment is built."""
+    values: Uniform | Choice
+    """Its ID range."""
+    default: float | None = None
+    """The value of the unmodified environment; None for what stands at the path."""
+
+
+@dataclass(frozen=True)
 class GymnasiumPlant:
     """Environments that differ in declared parameters."""
 
@@ -51,8 +64,12 @@ class GymnasiumPlant:
     """Keyword arguments of both."""
     places: tuple[tuple[str, Place], ...] = ()
     """Where each parameter stands; one that is not listed is an attribute of its name."""
+    limit: int | None = None
+    """Time limit, in place of the environments' own; None for that."""
     spaces: tuple[int, ActionSpace] | None = None
-    """Size of the observations and the actions of its tasks; None for those of one environment."""
+    """Size of the observations and the actions of its tasks, once they are declared."""
+    horizon: int = 0
+    """Most steps of an episode of its tasks, likewise."""
 
     @property
     def name(self) -> str:
@@ -70,7 +87,6 @@ class GymnasiumPlant:
         self,
         values: Mapping[str, Any] | None = None,
         *,
-        max_episode_steps: int | None = None,
         check: bool = False,
         expected: str = "a Gymnasium id such as 'Pendulum-v1'",
     ) -> gymnasium.Env[Any, Any]:
@@ -78,7 +94,6 @@ class GymnasiumPlant:
 
         Args:
             values: Of the parameters.
-            max_episode_steps: Time limit; None for the environment's own.
             check: Keep Gymnasium's checks of every action and observation (slow).
             expected: What the error message says an id should have been.
 
@@ -86,17 +101,17 @@ class GymnasiumPlant:
             ValueError: Gymnasium does not know the id, it cannot be made, or a value cannot be set.
         """
         values = values or {}
-        paths = {n: p for n in values if isinstance(p := self.place(n), str)}
-        given = {name: (parse_path(path), values[name]) for name, path in paths.items()}
+        places = [(self.place(name), value) for name, value in values.items()]
+        given = [(parse_path(at), value) for at, value in places if isinstance(at, str)]
         with _BUILDING:
             kind = _KINDS.get(self.make)
             with _given(kind, given):
-                env = self._make(max_episode_steps, check, expected)
+                env = self._make(check, expected)
             if given and type(env.unwrapped) is not kind:
                 env.close()
                 kind = _KINDS[self.make] = type(env.unwrapped)
                 with _given(kind, given):
-                    env = self._make(max_episode_steps, check, expected)
+                    env = self._make(check, expected)
         try:
             self.set(env, values)
         except BaseException:
@@ -128,17 +143,15 @@ class GymnasiumPlant:
         if values:
             _follow_in_mujoco(plant)
 
-    def _make(self, limit: int | None, check: bool, expected: str) -> gymnasium.Env[Any, Any]:
+    def _make(self, check: bool, expected: str) -> gymnasium.Env[Any, Any]:
         import gymnasium
 
-        kwargs = dict(self.kwargs)
+        make = self.make
+        if isinstance(make, str):
+            make = partial(gymnasium.make, make, max_episode_steps=self.limit,
+                           disable_env_checker=None if check else True)  # fmt: skip
         try:
-            if isinstance(self.make, str):
-                checked = None if check else True
-                return gymnasium.make(
-                    self.make, max_episode_steps=limit, disable_env_checker=checked, **kwargs
-                )
-            env = self.make(**kwargs)
+            env = make(**dict(self.kwargs))
         except gymnasium.error.DependencyNotInstalled:
             raise  # the id is right, and the message says what to install
         except (gymnasium.error.Error, ModuleNotFoundError) as error:
@@ -154,15 +167,13 @@ class GymnasiumPlant:
             raise ValueError(
                 f"environment {self.name}: expected a gymnasium.Env, received {type(env).__name__}"
             )
-        return env if limit is None else gymnasium.wrappers.TimeLimit(env, limit)
+        if self.limit is None or isinstance(self.make, str):
+            return env
+        return gymnasium.wrappers.TimeLimit(env, self.limit)
 
 
 def parse_path(path: str) -> tuple[Step, ...]:
-    """The steps of a path such as ``model.body_mass[1]``, from ``env.unwrapped`` on.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """The steps of a path such as ``model.body_mass[1]``; ValueError where it is none."""
     steps: list[Step] = []
     rest = f".{path}"
     while match := STEP.match(rest):
@@ -219,30 +230,27 @@ def _own(plant: Any, steps: tuple[Step, ...]) -> None:
         setattr(plant, name, copy.deepcopy(shared))
 
 
+Changes = list[tuple[tuple[Step, ...], Any]]
+"""Paths, and the value at the end of each."""
+
+
 class _Given:
     """Stands in an attribute's place while an environment is built.
 
-    Args:
-        name: Of the attribute.
-        changes: Rest of a path from it, and the value at its end.
-        default: What the class itself has under the name; `_Given` where it has nothing.
+    The default is what the class itself has under the name; `_Given` where it has nothing.
     """
 
-    def __init__(
-        self, name: str, changes: list[tuple[tuple[Step, ...], Any]], default: Any
-    ) -> None:
+    def __init__(self, name: str, changes: Changes, default: Any) -> None:
         self._name, self._changes, self._default = name, changes, default
         self._done: set[int] = set()
 
     def __get__(self, plant: Any, kind: type | None = None) -> Any:
-        if plant is None:
-            if self._default is _Given:
-                raise AttributeError(self._name)
-            return self._default
-        held = vars(plant)
+        held = {} if plant is None else vars(plant)
         if self._name not in held:
             if self._default is _Given:
                 raise AttributeError(self._name)
+            if plant is None:
+                return self._default
             held[self._name], _ = self._changed(copy.deepcopy(self._default))
         return held[self._name]
 
@@ -264,14 +272,13 @@ class _Given:
 
 
 @contextlib.contextmanager
-def _given(kind: type | None, values: Mapping[str, tuple[tuple[Step, ...], Any]]) -> Iterator[None]:
+def _given(kind: type | None, values: Changes) -> Iterator[None]:
     """Give the first assignment of these attributes of a class the values of a task."""
-    changes: dict[str, list[tuple[tuple[Step, ...], Any]]] = {}
-    for steps, value in values.values():
+    changes: dict[str, Changes] = {}
+    for steps, value in values if kind is not None else ():
         changes.setdefault(steps[0][1], []).append((steps[1:], value))
-    before: dict[str, Any] = {}
-    try:
-        for name, rest in changes.items() if kind is not None else ():
+    with contextlib.ExitStack() as restored:
+        for name, rest in changes.items():
             default = _class_attribute(kind, name)
             if hasattr(type(default), "__set__"):
                 continue  # a property or a slot, which knows what to do with a value
@@ -280,14 +287,10 @@ def _given(kind: type | None, values: Mapping[str, tuple[tuple[Step, ...], Any]]
                 setattr(kind, name, _Given(name, rest, default))
             except TypeError:  # a class of C
                 continue
-            before[name] = own
+            restored.callback(
+                *((delattr, kind, name) if own is _Given else (setattr, kind, name, own))
+            )
         yield
-    finally:
-        for name, own in before.items():
-            if own is _Given:
-                delattr(kind, name)
-            else:
-                setattr(kind, name, own)
 
 
 def _class_attribute(kind: type | None, name: str) -> Any:

@@ -13,17 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
+from ssm_metarl.settings import in_one_line
 
 if TYPE_CHECKING:
     import gymnasium
 
 
-def spaces_of(env: gymnasium.Env[Any, Any], name: str | None = None) -> tuple[int, ActionSpace]:
-    """Observation size and action space of an environment, as the rest of the package names them.
-
-    Args:
-        env: Which one.
-        name: What to call it in an error; None for its id.
+def spaces_of(env: gymnasium.Env[Any, Any], name: str) -> tuple[int, ActionSpace]:
+    """Observation size and action space of an environment; ``name`` is what an error calls it.
 
     Raises:
         ValueError: Observations that are no numbers; actions that are neither discrete nor a box
@@ -31,15 +28,12 @@ def spaces_of(env: gymnasium.Env[Any, Any], name: str | None = None) -> tuple[in
     """
     from gymnasium import spaces
 
-    name = name or (env.spec.id if env.spec else str(env))
     observations, actions = env.observation_space, env.action_space
-    obs_dim = 0
-    if _is_of_numbers(observations):
-        obs_dim = int(spaces.flatdim(observations))
+    obs_dim = int(spaces.flatdim(observations)) if _is_of_numbers(observations) else 0
     if obs_dim == 0:
         raise ValueError(
             f"observation space of {name}: expected at least one number, in a Box or in what can "
-            f"be flattened to one, received {_in_one_line(observations)}"
+            f"be flattened to one, received {in_one_line(observations)}"
         )
     if isinstance(actions, spaces.Discrete):
         return obs_dim, Discrete(int(actions.n))
@@ -47,14 +41,14 @@ def spaces_of(env: gymnasium.Env[Any, Any], name: str | None = None) -> tuple[in
         if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all()):
             raise ValueError(
                 f"action space of {name}: expected finite bounds, received "
-                f"{_in_one_line(actions)}; wrap it, such as in gymnasium.wrappers.TransformAction "
+                f"{in_one_line(actions)}; wrap it, such as in gymnasium.wrappers.TransformAction "
                 f"with a Box that has bounds"
             )
         low, high = (tuple(np.ravel(x).astype(float).tolist()) for x in (actions.low, actions.high))
         return obs_dim, Continuous(len(low), low, high)
     raise ValueError(
         f"action space of {name}: expected Discrete, or a Box with finite bounds, received "
-        f"{_in_one_line(actions)}"
+        f"{in_one_line(actions)}"
     )
 
 
@@ -78,11 +72,10 @@ def widest(spaces: Iterable[tuple[str, tuple[int, ActionSpace]]]) -> tuple[int, 
                 f"received size {other_dim} and {other}"
             )
         if isinstance(actions, Continuous) and isinstance(other, Continuous):
-            pairs = list(zip(actions.bounds, other.bounds, strict=True))
+            low, high = zip(*actions.bounds, strict=True)
+            lower, higher = zip(*other.bounds, strict=True)
             actions = Continuous(
-                actions.dim,
-                tuple(min(a[0], b[0]) for a, b in pairs),
-                tuple(max(a[1], b[1]) for a, b in pairs),
+                actions.dim, tuple(map(min, low, lower)), tuple(map(max, high, higher))
             )
     return obs_dim, actions
 
@@ -120,15 +113,8 @@ def names_of(space: gymnasium.Space[Any], prefix: str = "") -> tuple[str, ...]:
 def _is_of_numbers(space: object) -> bool:
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Dict):
-        return all(map(_is_of_numbers, space.spaces.values()))
-    if isinstance(space, spaces.Tuple):
-        return all(map(_is_of_numbers, space.spaces))
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        parts = space.values() if isinstance(space, spaces.Dict) else space
+        return all(map(_is_of_numbers, parts))
     numbers = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
     return isinstance(space, numbers)
-
-
-def _in_one_line(space: object) -> str:
-    """A space's own words: the bounds of many numbers take several lines, and are left out."""
-    words = " ".join(str(space).split())
-    return words if len(words) <= 200 else f"{words[:200]}..."

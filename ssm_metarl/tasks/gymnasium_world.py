@@ -14,36 +14,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssm_metarl.tasks.gymnasium_family import own_limit, plant_of
 from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.gymnasium_spaces import flat, spaces_of
 
 if TYPE_CHECKING:
     import gymnasium
 
-    from ssm_metarl.tasks.task_family import TaskFamily
-
 Row = NDArray[Any]
 
 
 class GymnasiumWorld:
-    """An environment in a task of a family.
+    """An environment in a task.
 
     Args:
-        family: Whose environments they are.
+        plant: How it is made.
         values: Of the task's parameters; None for the unmodified environment.
     """
 
-    def __init__(self, family: TaskFamily, values: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, plant: GymnasiumPlant, values: Mapping[str, Any] | None = None) -> None:
         from gymnasium import spaces
 
-        self.plant: GymnasiumPlant = plant_of(family)
-        self.env: gymnasium.Env[Any, Any] = self.plant.build(
-            values, max_episode_steps=family.max_episode_steps
-        )
+        self.plant = plant
+        self.env: gymnasium.Env[Any, Any] = plant.build(values)
         try:
-            self.obs_dim, self.action_space = spaces_of(self.env, self.plant.name)
-            self.max_episode_steps = own_limit(self.env)
+            self.obs_dim, self.action_space = spaces_of(self.env, plant.name)
         except BaseException:
             self.env.close()
             raise
@@ -65,7 +59,7 @@ class GymnasiumWorld:
         """
         try:
             obs, _ = self.env.reset(seed=seed)
-            return self._row(self._flat(obs))
+            return self._row(obs)
         except Exception as error:
             raise self._refusal("reset", error) from error
 
@@ -80,8 +74,7 @@ class GymnasiumWorld:
         """
         try:
             obs, reward, terminated, truncated, _ = self.env.step(action)
-            row = self._row(self._flat(obs))
-            return row, float(reward), bool(terminated), bool(truncated)
+            return self._row(obs), float(reward), bool(terminated), bool(truncated)
         except Exception as error:
             raise self._refusal("step", error) from error
 
@@ -97,28 +90,28 @@ class GymnasiumWorld:
         Raises:
             ValueError: One is not finite.
         """
+        about = f"environment {self.plant.name}: expected"
         wrong = np.flatnonzero(~np.isfinite(obs))
         if wrong.size > 0:
             raise ValueError(
-                f"environment {self.plant.name}: expected finite observations, received "
-                f"{obs[wrong[0]]} as number {wrong[0]} of {obs.size}"
+                f"{about} finite observations, received {obs[wrong[0]]} as number {wrong[0]} of "
+                f"{obs.size}"
             )
         if not np.isfinite(reward):
-            raise ValueError(
-                f"environment {self.plant.name}: expected a finite reward, received {reward}"
-            )
+            raise ValueError(f"{about} a finite reward, received {reward}")
 
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
 
-    def _row(self, obs: Row) -> Row:
-        if obs.size != self.obs_dim:
+    def _row(self, obs: Any) -> Row:
+        row = self._flat(obs)
+        if row.size != self.obs_dim:
             raise ValueError(
                 f"expected observations of {self.obs_dim} numbers, as its space says, received "
-                f"shape {obs.shape}"
+                f"shape {row.shape}"
             )
-        return obs
+        return row
 
     def _refusal(self, what: str, error: Exception) -> ValueError:
         line = " ".join(str(error).split())

@@ -21,91 +21,26 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ssm_metarl.action_space import Continuous
-from ssm_metarl.compiled import compiled, kernels_apply
-from ssm_metarl.entrance import fitted
-from ssm_metarl.tasks.batched import leading, spread
-from ssm_metarl.tasks.control import lqr
+from ssm_metarl.compiled import compiled
+from ssm_metarl.tasks.actuator import flip, signed
+from ssm_metarl.tasks.control import linearised, lqr
+from ssm_metarl.tasks.dynamics import CompiledDynamics, Stepped
 from ssm_metarl.tasks.sketch import Shape, Sketch
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks, Uniform
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import TaskParameter, Uniform
 
 TIME_STEP = 0.05  # s
 MAX_TORQUE = 2.0  # N m, asked for
 MAX_SPEED = 8.0  # rad/s
-PARAMETERS = ("mass", "length", "gravity", "gain", "sign", "damping")
-
-
-class PendulumDynamics:
-    """Batched pendulum. State = (theta [rad], dtheta/dt), observation = (cos, sin, dtheta/dt)."""
-
-    obs_dim = 3
-    action_space = Continuous(1, -MAX_TORQUE, MAX_TORQUE)
-    max_episode_steps = 200
-    push_scale: Sequence[float] = (0.0, 0.5)
-    start_spread: Sequence[float] = (0.0, 4.0)
-
-    def initial_state(self, uniform: Tensor) -> Tensor:
-        """Any angle, and a speed uniform in [-1, 1), as in Gymnasium; shape (..., 2)."""
-        return (2 * uniform - 1) * uniform.new_tensor([math.pi, 1.0])
-
-    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Cosine, sine and speed, in every task, shape (..., 3)."""
-        theta, speed = state.unbind(-1)
-        return torch.stack((torch.cos(theta), torch.sin(theta), speed), dim=-1)
-
-    def step(
-        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of 0.05 s.
-
-        Args:
-            state: Shape (K, N, 2).
-            action: Torque asked for [N m], shape (K, N, 1); clipped to [-2, 2].
-            parameters: mass [kg], length [m], gravity [m/s^2], gain, sign and damping [N m s], each
-                broadcast to (K, N).
-
-        Returns:
-            Next state (K, N, 2), reward (K, N) and terminated (K, N), which is nowhere True.
-
-        Raises:
-            ValueError: A shape does not fit.
-        """
-        lead, kind = leading(state, 2)
-        if state.is_cpu and kernels_apply():
-            state = fitted("state", state, state.shape, kind, "K, N, 2")
-            action = fitted("action", action, (*lead, 1), kind, "K, N, 1")
-            values = spread(PARAMETERS, parameters, lead, kind)
-            after, reward = torch.empty_like(state), state.new_empty(lead)
-            _step(state.numpy(), action.numpy(), *values, after.numpy(), reward.numpy())
-            return after, reward, torch.from_numpy(np.zeros(lead, bool))
-        return self.step_plainly(state, action, parameters)
-
-    def step_plainly(
-        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by PyTorch's own operations, on any device."""
-        theta, speed = state.unbind(-1)
-        torque = action[..., 0].clamp(-MAX_TORQUE, MAX_TORQUE)
-        angle = torch.remainder(theta + math.pi, 2 * math.pi) - math.pi
-        reward = -(angle.square() + 0.1 * speed.square() + 0.001 * torque.square())
-        mass, length = parameters["mass"], parameters["length"]
-        driven = parameters["sign"] * parameters["gain"] * torque - parameters["damping"] * speed
-        acceleration = (
-            1.5 * parameters["gravity"] / length * torch.sin(theta)
-            + 3 / (mass * length.square()) * driven
-        )
-        speed = (speed + TIME_STEP * acceleration).clamp(-MAX_SPEED, MAX_SPEED)
-        state = torch.stack((theta + TIME_STEP * speed, speed), dim=-1)
-        return state, reward, torch.zeros_like(reward, dtype=torch.bool)
 
 
 @compiled
 def _step(  # type: ignore[no-untyped-def]
-    state, action, mass, length, gravity, gain, sign, damping, after, reward
+    state, action, mass, length, gravity, gain, sign, damping, after, reward, terminated
 ):
     """`PendulumDynamics.step_plainly`, number by number."""
     for k in range(state.shape[0]):
@@ -125,6 +60,49 @@ def _step(  # type: ignore[no-untyped-def]
             after[k, n, 1] = speed
 
 
+class PendulumDynamics(CompiledDynamics):
+    """Batched pendulum. State = (theta [rad], dtheta/dt), observation = (cos, sin, dtheta/dt).
+
+    Action: the torque asked for [N m], clipped to [-2, 2]. Parameters: mass [kg], length [m],
+    gravity [m/s^2], gain, sign and damping [N m s]. No episode ends before its time limit.
+    """
+
+    obs_dim = 3
+    action_space = Continuous(1, -MAX_TORQUE, MAX_TORQUE)
+    max_episode_steps = 200
+    push_scale: Sequence[float] = (0.0, 0.5)
+    start_spread: Sequence[float] = (0.0, 4.0)
+    kernel = staticmethod(_step)
+    names = ("mass", "length", "gravity", "gain", "sign", "damping")
+
+    def initial_state(self, uniform: Tensor) -> Tensor:
+        """Any angle, and a speed uniform in [-1, 1), as in Gymnasium; shape (..., 2)."""
+        return (2 * uniform - 1) * uniform.new_tensor([math.pi, 1.0])
+
+    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Cosine, sine and speed, in every task, shape (..., 3)."""
+        theta, speed = state.unbind(-1)
+        return torch.stack((torch.cos(theta), torch.sin(theta), speed), dim=-1)
+
+    def step_plainly(
+        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
+    ) -> Stepped:
+        """See `CompiledDynamics`."""
+        theta, speed = state.unbind(-1)
+        torque = action[..., 0].clamp(-MAX_TORQUE, MAX_TORQUE)
+        angle = torch.remainder(theta + math.pi, 2 * math.pi) - math.pi
+        reward = -(angle.square() + 0.1 * speed.square() + 0.001 * torque.square())
+        mass, length = parameters["mass"], parameters["length"]
+        driven = parameters["sign"] * parameters["gain"] * torque - parameters["damping"] * speed
+        acceleration = (
+            1.5 * parameters["gravity"] / length * torch.sin(theta)
+            + 3 / (mass * length.square()) * driven
+        )
+        speed = (speed + TIME_STEP * acceleration).clamp(-MAX_SPEED, MAX_SPEED)
+        state = torch.stack((theta + TIME_STEP * speed, speed), dim=-1)
+        return state, reward, torch.zeros_like(reward, dtype=torch.bool)
+
+
 STATE_COST = (1.0, 0.1)  # per rad^2, (rad/s)^2: the reward's own
 TORQUE_COST = 0.001  # per (N m)^2
 
@@ -135,28 +113,14 @@ class PendulumExpert:
     Åström & Furuta 2000: torque along the speed while the energy is below that of the upright rest,
     against it while it is above. The regulator takes over where it can hold the pendulum within
     the motor's torque.
-
-    Args:
-        tasks: K pendulums.
     """
 
     def __init__(self, tasks: Tasks) -> None:
         v = tasks.values
         self._inertia = (v["mass"] * v["length"].square() / 3)[:, None]
         self._weight = (v["mass"] * v["gravity"] * v["length"] / 2)[:, None]  # N m
-        self._damping = v["damping"][:, None]
         self._motor = (v["sign"] * v["gain"])[:, None]
-        a = torch.zeros(len(tasks), 2, 2, dtype=torch.float64)
-        a[:, 0, 1] = 1.0
-        a[:, 1, 0] = (self._weight / self._inertia)[:, 0]
-        a[:, 1, 1] = -(self._damping / self._inertia)[:, 0]
-        b = torch.zeros(len(tasks), 2, 1, dtype=torch.float64)
-        b[:, 1, 0] = (self._motor / self._inertia)[:, 0]
-        # Semi-implicit Euler: the new speed moves the angle.
-        step = torch.tensor([[1.0, TIME_STEP], [0.0, 1.0]], dtype=torch.float64)
-        push = torch.tensor([[0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-        a = step @ (torch.eye(2, dtype=torch.float64) + TIME_STEP * push @ a)
-        b = step @ (TIME_STEP * b)
+        a, b = linearised(PendulumDynamics(), v, (0.0, 0.0), (0.0,))
         cost = torch.diag(torch.tensor(STATE_COST, dtype=torch.float64))
         self._gain = lqr(a, b, cost, TORQUE_COST)[:, None]
 
@@ -174,11 +138,6 @@ class PendulumExpert:
         return torque[..., None]
 
 
-def flip(tasks: Tasks) -> Tasks:
-    """The same pendulums, their motors the other way round."""
-    return tasks.changed(sign=-tasks.values["sign"])
-
-
 def draw(state: Sequence[float], parameters: Mapping[str, float]) -> list[Shape]:
     """The rod, in metres, upright at theta = 0."""
     theta, length = state[0], parameters["length"]
@@ -192,6 +151,22 @@ def draw(state: Sequence[float], parameters: Mapping[str, float]) -> list[Shape]
 
 # A swing-up is soon over and its rewards are dense: a shorter sight, and the expert's example.
 LEARNING: dict[str, Any] = {"gamma": 0.95, "gae_lambda": 0.95, "imitation_coef": 0.1}
+
+# fmt: off
+PARAMETERS = (  # name, unit, default, in distribution, out of distribution, what makes sense
+    TaskParameter("mass", "kg", 1.0, Uniform(0.7, 1.3), Uniform(0.5, 0.7, also=((1.3, 1.6),)),
+                  (0.05, 20.0), "mass of the rod"),
+    TaskParameter("length", "m", 1.0, Uniform(0.8, 1.2), Uniform(0.6, 0.8, also=((1.2, 1.4),)),
+                  (0.1, 10.0), "length of the rod"),
+    TaskParameter("gravity", "m/s^2", 10.0, Uniform(8, 12), Uniform(6, 8, also=((12, 14),)),
+                  (0.1, 100.0), "gravitational acceleration"),
+    TaskParameter("gain", "", 1.0, Uniform(0.7, 1.4), Uniform(0.5, 0.7, also=((1.4, 1.8),)),
+                  (0.01, 100.0), "torque of the motor per torque asked for"),
+    signed("sign", "direction in which the motor turns on a positive torque"),
+    TaskParameter("damping", "N m s", 0.0, Uniform(0.0, 0.1), Uniform(0.1, 0.2),
+                  (0.0, 10.0), "friction in the joint"),
+)
+# fmt: on
 
 PENDULUM = TaskFamily(
     name="pendulum",
@@ -219,59 +194,5 @@ PENDULUM = TaskFamily(
     },
     experts={"energy": PendulumExpert},
     sketch=Sketch((-1.7, 1.7, -1.7, 1.7), draw),
-    parameters=(
-        TaskParameter(
-            name="mass",
-            unit="kg",
-            default=1.0,
-            id=Uniform(0.7, 1.3),
-            ood=Uniform(0.5, 0.7, also=((1.3, 1.6),)),
-            physical=(0.05, 20.0),
-            meaning="mass of the rod",
-        ),
-        TaskParameter(
-            name="length",
-            unit="m",
-            default=1.0,
-            id=Uniform(0.8, 1.2),
-            ood=Uniform(0.6, 0.8, also=((1.2, 1.4),)),
-            physical=(0.1, 10.0),
-            meaning="length of the rod",
-        ),
-        TaskParameter(
-            name="gravity",
-            unit="m/s^2",
-            default=10.0,
-            id=Uniform(8, 12),
-            ood=Uniform(6, 8, also=((12, 14),)),
-            physical=(0.1, 100.0),
-            meaning="gravitational acceleration",
-        ),
-        TaskParameter(
-            name="gain",
-            unit="",
-            default=1.0,
-            id=Uniform(0.7, 1.4),
-            ood=Uniform(0.5, 0.7, also=((1.4, 1.8),)),
-            physical=(0.01, 100.0),
-            meaning="torque of the motor per torque asked for",
-        ),
-        TaskParameter(
-            name="sign",
-            unit="",
-            default=1.0,
-            id=Choice((-1.0, 1.0)),
-            ood=Choice((-1.0, 1.0)),
-            meaning="direction in which the motor turns on a positive torque",
-        ),
-        TaskParameter(
-            name="damping",
-            unit="N m s",
-            default=0.0,
-            id=Uniform(0.0, 0.1),
-            ood=Uniform(0.1, 0.2),
-            physical=(0.0, 10.0),
-            meaning="friction in the joint",
-        ),
-    ),
+    parameters=PARAMETERS,
 )

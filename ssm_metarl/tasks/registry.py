@@ -1,15 +1,10 @@
 """The task families that are known by name, and those that a user names.
 
-Place in the flow: stage 1; the command line turns what a user typed into a family here.
-
-- `family_of_env`: by name, or by Gymnasium id: the package's own, and what installed packages offer
-  in the entry point group ``ssm_metarl.families`` (an entry's name is its family's).
-- `named_family`: also ``my_plant.py:FAMILY``, which runs that file.
+Place in the flow: stage 1; the command line turns what a user typed into a family here. A family
+that one declares oneself is passed as an object and needs no registration.
 
 The trap: a checkpoint must never name code to run. What is read from a file goes to `family_of_env`
-alone; `named_family` is for what a person typed, or handed over.
-
-A family that one declares oneself is passed as an object and needs no registration.
+alone; `named_family`, which runs a user's file, is for what a person typed, or handed over.
 """
 
 from __future__ import annotations
@@ -19,6 +14,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -47,7 +43,8 @@ _FROM_FILES: dict[str, TaskFamily] = {}
 def family_of_env(env_id: str, advice: str = DECLARE) -> TaskFamily:
     """The family of a Gymnasium id (``CartPole-v1``) or of a family's own name (``cartpole``).
 
-    With ``_told`` behind the name its tasks are told (``cartpole_told``).
+    With ``_told`` behind the name its tasks are told (``cartpole_told``). Installed packages offer
+    others in the entry point group ``ssm_metarl.families``, where an entry's name is its family's.
 
     Args:
         env_id: The id or the name.
@@ -63,7 +60,7 @@ def family_of_env(env_id: str, advice: str = DECLARE) -> TaskFamily:
             return family
     offered = {entry.name: entry for entry in entry_points(group=GROUP)}
     if env_id in offered:
-        return offered_family(offered[env_id])
+        return _loaded(offered[env_id])
     known = ", ".join(
         [f"{f.name} ({f.gymnasium_id})" if f.gymnasium_id else f.name for f in FAMILIES.values()]
         + sorted(offered)
@@ -100,21 +97,12 @@ def named_family(text: str) -> TaskFamily:
 
 def registered_families() -> dict[str, Callable[[], TaskFamily]]:
     """What gives each family that is known by name; an entry point may raise ValueError."""
-    known: dict[str, Callable[[], TaskFamily]] = {
-        name: lambda family=family: family  # type: ignore[misc]
-        for name, family in FAMILIES.items()
-    }
-    for entry in entry_points(group=GROUP):
-        known.setdefault(entry.name, lambda entry=entry: offered_family(entry))  # type: ignore[misc]
-    return known
+    names = [*FAMILIES, *(entry.name for entry in entry_points(group=GROUP))]
+    return {name: partial(family_of_env, name) for name in names}
 
 
-def offered_family(entry: EntryPoint) -> TaskFamily:
-    """The family of an installed package's entry point.
-
-    Raises:
-        ValueError: It cannot be loaded, is no family, or one of another name.
-    """
+def _loaded(entry: EntryPoint) -> TaskFamily:
+    """The family of an installed package's entry point, which must have its name."""
     what = f"entry point {entry.name} = {entry.value} of {GROUP}"
     try:
         loaded = entry.load()

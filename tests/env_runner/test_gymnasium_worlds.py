@@ -124,8 +124,9 @@ def test_the_time_limit_is_known(recorder_id):
     assert GymnasiumWorlds(task, 1, **options).max_episode_steps == 9
     assert GymnasiumWorlds(task, 1, **options, max_episode_steps=4).max_episode_steps == 4
     gymnasium.registry[recorder_id].max_episode_steps = None
+    assert GymnasiumWorlds(task, 1, **options).max_episode_steps == 9  # as it was declared
     with pytest.raises(ValueError, match=r"max_episode_steps: expected a number for .*Recorder"):
-        GymnasiumWorlds(task, 1, **options)
+        TaskFamily.from_gymnasium(recorder_id, {})
     assert GymnasiumWorlds(task, 1, **options, max_episode_steps=4).max_episode_steps == 4
 
 
@@ -169,7 +170,7 @@ def test_unsupported_spaces(observations, actions, message):
     env.observation_space = observations or env.observation_space
     env.action_space = actions
     with pytest.raises(ValueError, match=message) as error:
-        spaces_of(env)
+        spaces_of(env, "Recorder")
     assert "\n" not in str(error.value)
 
 

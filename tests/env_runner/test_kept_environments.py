@@ -62,13 +62,18 @@ def scaled(env: Any, value: float) -> None:
     env.force *= value
 
 
+def follows(declared: TaskFamily) -> bool:
+    assert declared.plant is not None
+    return follows_afterwards(declared.plant, declared.parameters)
+
+
 def test_what_follows_afterwards() -> None:
-    assert follows_afterwards(family())
-    assert follows_afterwards(family("force"))
-    assert not follows_afterwards(family("mass"))  # its inverse does not
+    assert follows(family())
+    assert follows(family("force"))
+    assert not follows(family("mass"))  # its inverse does not
     set_so = Setting(lambda env, value: setattr(env, "force", value), Uniform(1, 2), default=1.0)
-    assert follows_afterwards(family(push=set_so))
-    assert not follows_afterwards(family(push=Setting(scaled, Uniform(1, 2), default=1.0)))
+    assert follows(family(push=set_so))
+    assert not follows(family(push=Setting(scaled, Uniform(1, 2), default=1.0)))
     assert Cart.opened == 0
 
 

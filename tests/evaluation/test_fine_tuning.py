@@ -18,6 +18,7 @@ from ssm_metarl.evaluation.episodes import run_arm
 from ssm_metarl.evaluation.fine_tuning import FineTuningConfig, FineTuningCurve, fine_tune
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE
+from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import FlatParams, Rollout
 
 TASKS = CARTPOLE.sample("train", 5, seed=77)
@@ -147,7 +148,7 @@ def test_what_cannot_be_fine_tuned_is_refused() -> None:
     remembering = fresh(in_context=True)
     with pytest.raises(ValueError, match="received one that adapts in context"):
         fine_tune(remembering, TASKS, config())
-    other = replace(CARTPOLE, name="other", dynamics=None, gymnasium_id="Acrobot-v1")
+    other = TaskFamily.from_gymnasium("Acrobot-v1", {}, name="other")
     with pytest.raises(ValueError, match="model: expected one for other"):
         fine_tune(fresh(), replace(TASKS, family=other), config())
 

@@ -17,7 +17,6 @@ from ssm_metarl.core.pth_policy import as_policy
 from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.env_runner.trial_worlds import make_trial_worlds
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.animation import can_film, record
 from ssm_metarl.evaluation.episodes import PURPOSE, collect_support, run_arm, run_trials
@@ -165,7 +164,7 @@ def test_every_arm_starts_from_the_same_states(
 def test_trials_of_a_gymnasium_family_start_where_its_episodes_do(pendulum: TaskFamily) -> None:
     tasks = pendulum.sample("id", 2, seed=0)
     side_by_side = make_worlds(tasks, 3, seed=4, purpose="p").reset()
-    worlds = make_trial_worlds(tasks, 3, seed=4, purpose="p")
+    worlds = make_worlds(tasks, 1, seed=4, purpose="p", trial_episodes=3)
     never, first = torch.zeros(2, 1, dtype=torch.bool), torch.tensor([[True], [False]])
     assert torch.equal(worlds.reset()[:, 0], side_by_side[:, 0])
     worlds.reset(never)
@@ -527,7 +526,7 @@ def test_a_trial_is_one_memory_and_its_first_episode_is_a_frozen_one(
     side_by_side = run_arm(tasks, policy.actor(params, 4, 3), config(episodes_per_task=3))
     np.testing.assert_array_equal(three[:, 0], side_by_side[:, 0])
     assert (three[:, 1:] != side_by_side[:, 1:]).any()  # what came before is remembered
-    worlds = make_trial_worlds(tasks, 3, seed=0, purpose=PURPOSE)
+    worlds = make_worlds(tasks, 1, seed=0, purpose=PURPOSE, trial_episodes=3)
     whole = collect_rollout(worlds, policy.actor(params, 4, 1), 400, autoreset=True)
     ends = (whole.terminated | whole.truncated)[:, :, 0]
     for k in range(4):

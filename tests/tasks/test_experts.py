@@ -11,6 +11,7 @@ from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import (
+    CART_MASS,
     CARTPOLE,
     PUSH_COST,
     STATE_COST,
@@ -19,28 +20,48 @@ from ssm_metarl.tasks.cartpole import (
     lqr_gain,
 )
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
-from ssm_metarl.tasks.control import solve_riccati
+from ssm_metarl.tasks.control import linearised, solve_riccati
+from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.tasks.task_family import TaskFamily, teacher
 
 SEED = 3
 
 
 @pytest.mark.parametrize("split", ["id", "ood"])
-def test_linearisation_is_the_derivative_of_the_physics(split):
+def test_a_cart_is_linearised_as_by_hand(split):
     tasks = CARTPOLE.sample(split, 8, seed=SEED)
     a, b = linearised_cartpole(tasks)
-    parameters = {**tasks.values, "sign": torch.ones(8, dtype=torch.float64)}
+    v = tasks.values
+    total_mass = CART_MASS + v["mass"]
+    # Linear in theta and force: theta'' = (g theta - force / M) / inertia,
+    # x'' = force / M - (m l / M) theta''.
+    inertia = v["length"] * (4.0 / 3.0 - v["mass"] / total_mass)
+    coupling = v["mass"] * v["length"] / total_mass
+    expected = torch.eye(4, dtype=torch.float64).repeat(8, 1, 1)
+    expected[:, 0, 1] = expected[:, 2, 3] = 0.02
+    expected[:, 1, 2] = -0.02 * coupling * v["gravity"] / inertia
+    expected[:, 3, 2] = 0.02 * v["gravity"] / inertia
+    torch.testing.assert_close(a, expected)
+    push = v["force"] / total_mass  # x'' of a full push, were there no pole
+    zero = torch.zeros_like(push)
+    slope = torch.stack([zero, push + coupling * push / inertia, zero, -push / inertia], dim=-1)
+    torch.testing.assert_close(b[..., 0], 0.02 * slope)
 
-    def step(state: torch.Tensor, push: torch.Tensor) -> torch.Tensor:
-        # The force as a continuous variable: the physics' own action is one of two.
-        scaled = {**parameters, "force": parameters["force"] * push}
-        action = torch.ones(8, dtype=torch.int64)
-        return CARTPOLE.dynamics.step_plainly(state, action, scaled)[0].sum(0)
 
-    rest = (torch.zeros(8, 4, dtype=torch.float64), torch.zeros(8, dtype=torch.float64))
-    by_state, by_push = torch.autograd.functional.jacobian(step, rest)
-    torch.testing.assert_close(by_state.transpose(0, 1), a)
-    torch.testing.assert_close(by_push.T, b[..., 0])
+@pytest.mark.parametrize("split", ["id", "ood"])
+def test_a_pendulum_is_linearised_as_by_hand_whatever_mode_the_caller_is_in(split):
+    tasks = PENDULUM.sample(split, 8, seed=SEED)
+    v = tasks.values
+    with torch.inference_mode():
+        a, b = linearised(PENDULUM.dynamics, v, (0.0, 0.0), (0.0,))
+    assert not (a.requires_grad or b.requires_grad)
+    # I dtheta'/dt = m g l/2 theta - c dtheta/dt + sign gain u, and the new speed moves the angle
+    inertia = v["mass"] * v["length"] ** 2 / 3
+    lean = 0.05 * v["mass"] * v["gravity"] * v["length"] / 2 / inertia
+    kept, pushed = 1 - 0.05 * v["damping"] / inertia, 0.05 * v["sign"] * v["gain"] / inertia
+    rows = [1 + 0.05 * lean, 0.05 * kept, lean, kept]
+    torch.testing.assert_close(a, torch.stack(rows, dim=-1).view(8, 2, 2))
+    torch.testing.assert_close(b[..., 0], torch.stack([0.05 * pushed, pushed], dim=-1))
 
 
 @pytest.mark.parametrize("split", ["id", "ood"])

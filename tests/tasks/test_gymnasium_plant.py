@@ -16,7 +16,6 @@ from gymnasium import spaces
 
 from ssm_metarl.action_space import Continuous
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds, observation_and_action
-from ssm_metarl.tasks.gymnasium_family import plant_of
 from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, parse_path
 from ssm_metarl.tasks.task_family import Choice, Setting, TaskFamily, Uniform
 
@@ -152,7 +151,7 @@ def test_functions_and_factories_with_arguments() -> None:
         {"scale": 1.0},
     )
     assert family.parameters[0].unit == "kg"
-    with closing(plant_of(family).build({"scale": 2.0})) as env:
+    with closing(family.plant.build({"scale": 2.0})) as env:
         plant: Any = env.unwrapped
         assert plant.model.body_mass.tolist() == [2.0, 4.0, 6.0]
         assert (plant.inertia, plant.label) == (6.0, "x")

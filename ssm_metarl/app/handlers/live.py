@@ -25,7 +25,8 @@ from ssm_metarl.app.handlers.drawing import drawing
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.evaluation.episodes import first_disturbance
-from ssm_metarl.tasks.task_family import Dynamics, TaskFamily, Tasks
+from ssm_metarl.tasks.dynamics import Dynamics
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Actor, RewardedActor
 
 PIECE_STEPS = 100

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ssm_metarl.app import forms
 from ssm_metarl.app.forms import Between, OneOf
 from ssm_metarl.evaluation.episodes import first_disturbance
-from ssm_metarl.tasks.task_family import Choice, TaskFamily, TaskParameter, Tasks
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
+from ssm_metarl.tasks.task_parameter import Choice, TaskParameter
 
 
 @dataclass(frozen=True)

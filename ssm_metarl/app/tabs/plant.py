@@ -16,7 +16,8 @@ from ssm_metarl.app.forms import OneOf
 from ssm_metarl.app.handlers.live import disturbance_name
 from ssm_metarl.app.handlers.plants import Plant, field_of, fields
 from ssm_metarl.app.tabs.parts import text
-from ssm_metarl.tasks.task_family import TaskFamily, TaskParameter
+from ssm_metarl.tasks.task_family import TaskFamily
+from ssm_metarl.tasks.task_parameter import TaskParameter
 
 LEGEND = (
     '<p class="ssm-legend-line"><i data-kind="id"></i> as in training <i data-kind="ood"></i> '
