@@ -69,7 +69,7 @@ def needs_adaptation(policy: Policy | StateSpaceModel, transitions: Rollout) -> 
         )
     check_support(policy, transitions, "prediction")
     spread = calibration.target_spread
-    last = last_steps(transitions, calibration.window)
+    last = _last_steps(transitions, calibration.window)
     silent = silent_dims(policy, last)
     if bool(is_uninformative(silent)):
         return ChangeReport(0.0, False)
@@ -90,43 +90,24 @@ def needs_adaptation(policy: Policy | StateSpaceModel, transitions: Rollout) -> 
 def window_error(
     policy: Policy, params: Params, rollout: Rollout, *, window: int, spread: Tensor | None
 ) -> Tensor:
-    """Prediction error of the last ``window`` steps that each task took in one environment.
+    """Prediction error of the last ``window`` steps that each task took in (T, K, 1), shape (K,).
 
-    The hidden state starts at zero with the window: what came before may be another plant.
-
-    Args:
-        policy: Gives the prediction.
-        params: Shared or per-task parameters.
-        rollout: Shape (T, K, 1).
-        window: Steps that count.
-        spread: Scale of the targets, (K, D); None takes the window's own.
-
-    Returns:
-        Shape (K,).
+    The hidden state starts at zero with the window: what came before may be another plant. A
+    ``spread`` of None takes the window's own; see `prediction_loss`.
 
     Raises:
         ValueError: A task took fewer steps.
     """
-    return prediction_loss(policy, params, last_steps(rollout, window), spread=spread)
+    return prediction_loss(policy, params, _last_steps(rollout, window), spread=spread)
 
 
-def last_steps(rollout: Rollout, window: int) -> Rollout:
-    """The last ``window`` steps that each task took in one environment, (window, K, 1).
-
-    Raises:
-        ValueError: A task took fewer steps.
-    """
+def _last_steps(rollout: Rollout, window: int) -> Rollout:
+    """The last ``window`` steps that each task took in one environment, (window, K, 1)."""
     taken = rollout.mask[:, :, 0]
-    if int(taken.sum(dim=0).min()) < window:
-        raise ValueError(
-            f"transitions: expected at least {window}, received {int(taken.sum(dim=0).min())}"
-        )
+    if (fewest := int(taken.sum(dim=0).min())) < window:
+        raise ValueError(f"transitions: expected at least {window}, received {fewest}")
     # Taken steps sort behind the others and keep their order: the last rows are the window.
-    order = torch.argsort(taken.to(torch.int8), dim=0, stable=True)[-window:]  # (window, K)
+    order = torch.argsort(taken.to(torch.int8), dim=0, stable=True)[-window:, :, None]
     return rollout.map(
-        lambda x: torch.gather(
-            x[:, :, 0],
-            0,
-            order.view(*order.shape, *(1,) * (x.dim() - 3)).expand(*order.shape, *x.shape[3:]),
-        )[:, :, None]
+        lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
     )
