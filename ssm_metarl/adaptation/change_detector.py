@@ -1,16 +1,9 @@
 """Has the plant changed? A look at the latest transitions says whether to adapt (again).
 
-Place in the flow: stage 4, beside the adapters. A running controller asks it now and then:
-
-    score, verdict = needs_adaptation(policy, transitions)
-
-The score is the policy's prediction error on the last ``window`` transitions, over the largest that
-an unchanged plant gives in 99 of 100 such windows (the model's `Calibration`). Above 1 the plant is
-not the one that the policy is adapted to. A meta-trained policy that has not adapted yet predicts
-badly everywhere: its verdict is True.
-
-A sensor that stands still says nothing and is left out. Where half of them do, nothing is known of
-the plant, and nothing is to be adapted to: the score is 0.
+Place in the flow: stage 4, beside the adapters. The score is the policy's prediction error on the
+last ``window`` transitions, over the largest that an unchanged plant gives in 99 of 100 such
+windows (the model's `Calibration`). A sensor that stands still is left out; where half of them do,
+nothing is known of the plant, and the score is 0.
 
 The trap: errors count in units of the targets' spread in the data that the policy was *adapted
 to*, which an `AdaptedPolicy` carries with it. The window's own spread would not do: a pole at rest

@@ -1,10 +1,8 @@
 """Hybrid adaptation: gradient steps on this task's data and on replayed experience.
 
-Place in the flow: stage 4, on `adapter`; the replayed steps are weighed by `propensity`, and an
-anchor holds the parameters back as far as those steps are not trusted (`inner_loop`). Where the
-buffer is empty it equals `standard_adapter`.
-
-The buffer is only read. Experience grows where one adds to it, such as after an adaptation:
+Place in the flow: stage 4, on `adapter`; the replayed steps are weighed by `propensity`. Where the
+buffer is empty it equals `standard_adapter`. The buffer is only read. Experience grows where one
+adds to it, such as after an adaptation:
 
     adapted = HybridAdapter(config).adapt(policy, current_data, buffer)
     buffer.add(current_data, [buffer.next_task_id])
@@ -110,16 +108,16 @@ def check_experience(
         raise ValueError(
             f"experience buffer: expected observations of size {policy.obs_dim}, received {obs_dim}"
         )
-    if isinstance(space, Discrete):
-        whole = not action.is_floating_point() and action.dim() == 1
-        fits = whole and int(action.min()) >= 0 and int(action.max()) < space.n
+    if action.is_floating_point():
+        received = f"numbers of shape {tuple(action.shape[1:])}"
+        fits = not isinstance(space, Discrete) and action.shape[1:] == (space.dim,)
     else:
-        fits = action.is_floating_point() and action.shape[1:] == (space.dim,)
+        lowest, highest = int(action.min()), int(action.max())
+        received = f"whole numbers from {lowest} to {highest}"
+        choices = space.n if isinstance(space, Discrete) and action.dim() == 1 else 0
+        fits = lowest >= 0 and highest < choices
     if not fits:
-        kind = f"numbers of shape {tuple(action.shape[1:])}"
-        if not action.is_floating_point():
-            kind = f"whole numbers from {int(action.min())} to {int(action.max())}"
-        raise ValueError(f"experience buffer: expected actions of {space}, received {kind}")
+        raise ValueError(f"experience buffer: expected actions of {space}, received {received}")
     if objective == "policy_gradient" and not bool(torch.isfinite(held["log_prob"]).all()):
         raise ValueError(
             "experience buffer: expected to know how likely its actions were, for the objective "

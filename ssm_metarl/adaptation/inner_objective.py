@@ -1,13 +1,12 @@
 """What an inner step descends: the objective on this task's data, and on replayed data.
 
-Place in the flow: stage 4. Turns rollouts into the `TaskLoss` that `inner_loop` differentiates;
-meta-training, adapters and evaluator all build it here.
+Place in the flow: stage 4. Turns rollouts into the `TaskLoss` that `inner_loop` differentiates.
 
     L_k = L(current_k) + experience_weight * trust_k * L(replayed; weights_k)
 
-Replay brings a proximal anchor along, which `inner_loop` adds to each step: the less a task trusts
-what it replays, the closer it stays to the meta-parameters (MQL, Fakoor et al. 2020, arXiv
-1910.00125: the weight is one minus the normalised effective sample size).
+Replay brings a proximal anchor along: the less a task trusts what it replays, the closer it stays
+to the meta-parameters (MQL, Fakoor et al. 2020, arXiv 1910.00125: the weight is one minus the
+normalised effective sample size).
 """
 
 from __future__ import annotations
@@ -39,9 +38,8 @@ class Replay:
     trust: Tensor
     """How far each task trusts them, in (0, 1], shape (K,)."""
     experience_weight: float
-    """Weight of the whole term."""
     proximal_weight: float = 0.0
-    """Weight of the anchor."""
+    """Weights of the whole term, and of the anchor."""
 
     @property
     def pull(self) -> Tensor:

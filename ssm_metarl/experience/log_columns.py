@@ -43,12 +43,10 @@ FOREIGN = re.compile(r"(deg|degrees?|°|\udcb0)|(mm|cm)")
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is read."""
+    """A column that is read: its place in the file, from 0, and its name as messages show it."""
 
     index: int
-    """Its place in the file, from 0."""
     name: str
-    """As messages show it."""
     kind: Kind
 
 

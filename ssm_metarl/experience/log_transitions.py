@@ -1,7 +1,7 @@
 """From the rows of a log to its newest transitions.
 
 Place in the flow: `plant_log` gives every row once; what is kept is a few numbers of the last
-``max_rows`` transitions, of which `log_rollout` makes a rollout.
+``max_rows`` transitions.
 
 A row's transition ends in the observation of the next row of its sequence, or in its own columns
 ``next_*`` where there are any. Nothing is made up: an episode's last row has no transition without

@@ -1,22 +1,11 @@
 """A plant's own log, as support data: a CSV or Parquet file in, a `Rollout` out.
 
-Place in the flow: beside `experience_buffer`; ``ssm-metarl adapt --data`` reads its file here.
-A format makes blocks of rows (`FORMATS`), `log_columns` says what they hold, `log_transitions` what
-led to what, `log_rollout` makes the rollout. A log of any length takes the memory of a few blocks.
+Place in the flow: beside `experience_buffer`; ``ssm-metarl adapt --data`` reads its file here. A
+format makes blocks of rows, `log_columns` says what their columns hold, `log_transitions` what led
+to what. A log of any length takes the memory of a few blocks.
 
 A row is one moment: what was observed, and the action that was then taken. What the action led to
-is the next row, so an episode's last row has an observation only, its action empty. Columns, in
-any order, others are ignored and named in a note:
-
-    the observations   the family's names (such as x and x_dot), or obs_0, ...
-    action             0, 1, ... if discrete; action_0, action_1, ... if there are several numbers
-    reward             optional: what the action of this row earned
-    episode            optional: a row with another value than the row before starts an episode;
-                       also episode_id, episode_index, trial, run, traj, ...
-    terminated, truncated, done, terminal, timeout, is_last; is_first
-                       optional, 0 or 1: the row's action ended an episode; the row starts one
-    next_x, ...        optional, all observations: what the action led to, if it is not the next row
-    time               optional: seconds or ISO dates; also t, timestamp, time_ms, ...
+is the next row, so an episode's last row has an observation only.
 """
 
 from __future__ import annotations
@@ -28,19 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.experience.log_cells import Floats, listed
 from ssm_metarl.experience.log_columns import Wanted
 from ssm_metarl.experience.log_csv import CsvTable
 from ssm_metarl.experience.log_parquet import ParquetTable
-from ssm_metarl.experience.log_rollout import build_rollout, find_period
-from ssm_metarl.experience.log_table import Block, Table
+from ssm_metarl.experience.log_table import Block, Bools, Table
 from ssm_metarl.experience.log_transitions import Transitions
 from ssm_metarl.types import Rollout
 
 MAX_ROWS = 20_000
 """Transitions that are kept: a plant drifts, and what counts is how it is now."""
+GAP = 1.5
+"""Periods after which rows are missing."""
+UNITS = ((1.0, "seconds"), (1e-3, "milliseconds"), (1e-6, "microseconds"), (1e-9, "nanoseconds"))
+EPOCH, LONG_PERIOD = (1e9, 3e9), 3600.0
+"""Seconds since 1970, in this century, and a period beyond which numbers are no seconds."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +157,8 @@ class _Reading:
             )
         if found.count > (kept := len(found.kept["step"])):
             notes.append(f"the last {kept:,} of {self.rows:,} rows are used")
-        period, gaps = find_period(found, notes)
-        rollout = build_rollout(found, gaps, notes)
+        period, gaps = _find_period(found, notes)
+        rollout = _build_rollout(found, gaps, notes)
         return PlantLog(
             rollout=rollout,
             num_rows=self.rows,
@@ -172,3 +167,72 @@ class _Reading:
             period=period,
             notes=tuple(notes),
         )
+
+
+def _find_period(found: Transitions, notes: list[str]) -> tuple[float | None, Bools]:
+    """Seconds between rows, None if not known, and where rows are missing, shape (n,).
+
+    What is told about the time column is added to the notes.
+    """
+    steps = found.kept["step"]
+    known = steps[np.isfinite(steps)]
+    if not known.size or found.time is None:
+        return None, np.zeros(len(steps), dtype=bool)
+    median = float(np.median(known))
+    gaps: Bools = steps > GAP * median * (1 + 1e-9)
+    name, scale = found.columns.read[found.time].name, found.columns.seconds
+    if scale is not None:
+        return median * scale, gaps
+    if median == 1 and found.last_time % 1 == 0 and not np.any(known % 1):
+        notes.append(f"column {name} counts rows: how long a row lasts is not known")
+        return None, gaps
+    scale, unit = _unit(found.last_time, median)
+    if unit != "seconds":
+        notes.append(f"column {name} is read in {unit}: rows are {median:g} apart")
+    elif median >= 5:
+        notes.append(f"rows are {median:g} s apart; a column of milliseconds is called {name}_ms")
+    return median * scale, gaps
+
+
+def _unit(time: float, step: float) -> tuple[float, str]:
+    """The unit of a time column that does not tell it, from its last value and its steps."""
+    for scale, unit in UNITS:
+        if EPOCH[0] <= time * scale <= EPOCH[1] and step * scale <= LONG_PERIOD:
+            return scale, unit
+    return UNITS[3 if step >= 1e6 else 2 if step >= 1e4 else 0]
+
+
+def _build_rollout(found: Transitions, gaps: Bools, notes: list[str]) -> Rollout:
+    """What was kept, shape (T, 1, 1), without the transitions that span a gap.
+
+    What is told about gaps and rewards is added to the notes.
+    """
+    kept = found.kept
+    starts = kept["start"] > 0
+    starts[0] = True
+    starts[1:] |= gaps[:-1]
+    if gaps.any():
+        notes.append(f"{int(gaps.sum()):,} gap(s) of over {GAP:g} periods: none is stepped over")
+    stays = ~gaps if found.columns.next_obs is None else np.ones_like(gaps)
+    reward = kept["reward"][stays]
+    if np.isnan(reward).any():
+        if not np.isnan(reward).all():
+            notes.append("rewards are missing in some rows: none is used")
+        reward = np.zeros_like(reward)
+    action = _tensor(kept["action"][stays])
+    mask = torch.ones(len(reward), 1, 1, dtype=torch.bool)
+    return Rollout(
+        obs=_tensor(kept["obs"][stays]),  # (T, 1, 1, O)
+        action=action if found.choices is None else action[..., 0].long(),  # (T, 1, 1[, A])
+        reward=_tensor(reward),  # (T, 1, 1)
+        next_obs=_tensor(kept["next_obs"][stays]),  # (T, 1, 1, O)
+        terminated=_tensor(kept["terminated"][stays]) > 0,
+        truncated=_tensor(kept["truncated"][stays]) > 0,
+        reset=torch.from_numpy(starts[stays])[:, None, None],
+        mask=mask,
+        log_prob=torch.full(mask.shape, torch.nan),
+    )
+
+
+def _tensor(values: Floats) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))[:, None, None]
