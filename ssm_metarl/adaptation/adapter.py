@@ -63,11 +63,7 @@ class AdaptedPolicy(Policy):
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        task_params: Params,
-        report: AdaptationReport,
-        current: Rollout,
+        self, policy: Policy, task_params: Params, report: AdaptationReport, current: Rollout
     ) -> None:
         # A module is what stands in its dictionary. Built anew from a list of its arguments, it
         # would lack whatever the list forgets.

@@ -62,12 +62,7 @@ PURPOSE = "log-check"
 
 
 class LogRefused(ValueError):
-    """A log that no policy should adapt to.
-
-    Args:
-        reason: In a few words, such as "late action".
-        message: The same as a sentence, with what to do.
-    """
+    """A log that no policy should adapt to, for a reason in a few words, such as "late action"."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

@@ -62,11 +62,7 @@ class ExperienceBuffer:
         return max(self.task_ids, default=-1) + 1
 
     def add(self, rollout: Rollout, task_ids: Sequence[int]) -> None:
-        """Store a rollout's episodes, task by task; the oldest sequences make room.
-
-        Args:
-            rollout: K tasks.
-            task_ids: Identity of each task, length K.
+        """Store the episodes of K tasks with these identities; the oldest sequences make room.
 
         Raises:
             ValueError: ``task_ids`` of another length, or steps of another kind than those held.
@@ -101,11 +97,7 @@ class ExperienceBuffer:
             self._size -= self._held.popleft()[1]["reward"].shape[0]
 
     def sample(self, num_sequences: int, rng: np.random.Generator) -> Rollout:
-        """Draw sequences uniformly, with replacement only if there are too few.
-
-        Args:
-            num_sequences: M, at least 1.
-            rng: Where the draw comes from.
+        """Draw M sequences uniformly, with replacement only if there are too few.
 
         Returns:
             A rollout of shape (T, 1, M): padded and masked to the longest sequence drawn.

@@ -115,31 +115,33 @@ class Wanted:
         self, header: Sequence[str], observed: list[int], acted: list[int], led_to: list[int]
     ) -> Columns:
         binary = isinstance(self.action_space, Discrete) and self.action_space.n == 2
-        kinds: dict[int, Kind] = dict.fromkeys(observed, "number")
-        kinds |= dict.fromkeys(acted, "flag" if binary else "number")
-        kinds |= dict.fromkeys(led_to, "number")
-        wanted, seen, done = set(kinds), len(observed), len(observed) + len(acted)
+        read: list[tuple[int, Kind]] = [(i, "number") for i in observed]
+        read += [(i, "flag" if binary else "number") for i in acted]
+        read += [(i, "number") for i in led_to]
+        seen, done = len(observed), len(observed) + len(acted)
         reward = time = seconds = None
         episodes: list[int] = []
         marks: list[tuple[int, Mark]] = []
-        for index, name in enumerate(header):
-            role, place = re.sub(r"[\s-]+", "_", _bare(name)), len(kinds)
-            if index in wanted:
-                continue
+        others = [i for i in range(len(header)) if i not in {i for i, _ in read}]
+        for index in others:
+            role, place = re.sub(r"[\s-]+", "_", _bare(header[index])), len(read)
             if role == "reward" and reward is None:
-                kinds[index], reward = "number", place
+                read.append((index, "number"))
+                reward = place
             elif (found := TIME.fullmatch(role)) and time is None:
-                kinds[index], time = "moment", place
-                unit = UNIT.search(name)
-                seconds = SECONDS.get(unit[1].casefold() if unit else found[1] or "")
+                read.append((index, "moment"))
+                unit = UNIT.search(header[index])
+                time, seconds = place, SECONDS.get(unit[1].casefold() if unit else found[1] or "")
             elif EPISODE.fullmatch(role):
-                kinds[index] = "key"
+                read.append((index, "key"))
                 episodes.append(place)
             elif role in MARKS:
-                kinds[index] = "flag"
+                read.append((index, "flag"))
                 marks.append((place, MARKS[role]))
+        known = {index for index, _ in read}
+        ignored = (header[i].strip() for i in others if i not in known)
         return Columns(
-            read=tuple(Column(i, plain(header[i].strip()), kind) for i, kind in kinds.items()),
+            read=tuple(Column(i, plain(header[i].strip()), kind) for i, kind in read),
             obs=slice(0, seen),
             action=slice(seen, done),
             next_obs=slice(done, done + seen) if led_to else None,
@@ -148,7 +150,7 @@ class Wanted:
             seconds=seconds,
             episodes=tuple(episodes),
             marks=tuple(marks),
-            ignored=tuple(n.strip() for i, n in enumerate(header) if i not in kinds and n.strip()),
+            ignored=tuple(name for name in ignored if name),
         )
 
 

@@ -24,8 +24,8 @@ from ssm_metarl.experience.log_cells import convert, is_number, listed, plain
 from ssm_metarl.experience.log_columns import Columns, Wanted, check_unit
 from ssm_metarl.experience.log_table import Block
 
-BLOCK = 1 << 20
-"""Characters that are read at once, some 15,000 rows."""
+BLOCK = 1 << 16
+"""Characters that are read at once, some 800 rows."""
 LONGEST = 1 << 20
 """Characters that a line may have."""
 DELIMITERS = (",", ";", "\t", "|")

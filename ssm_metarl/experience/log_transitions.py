@@ -73,15 +73,13 @@ class Transitions:
         Raises:
             ValueError: One of them was wrong, or time went backward.
         """
-        if self.error is not None:
-            raise self.error
         if self._backward is not None and self._turns > 1:
-            raise ValueError(
+            self._backward = ValueError(
                 f"{self.table.path}: expected rows in the order of time, received rows in reversed "
                 "order of time"
             )
-        if self._backward is not None:
-            raise self._backward
+        if error := self.error or self._backward:
+            raise error
         if self._held is not None:
             self._append(self._held, np.array([self._held_start]), np.array([np.nan]), 1)
 
@@ -90,14 +88,14 @@ class Transitions:
         starts = block.breaks.copy()
         starts[0] = self._held_start
         sources = self._sources(block)
-        for name, rows, whole in sources:
-            for other, others, _ in sources if whole else ():
-                if (alone := np.flatnonzero(others & ~rows & ~starts[1:])).size:
-                    raise ValueError(
-                        f"{self.table.path}, {self.table.place} {block.lines[alone[0] + 1]}: "
-                        f"expected {name} and {other} to agree where an episode starts, received a "
-                        f"start by {other} alone"
-                    )
+        both = ((a, b) for a in sources if a[2] for b in sources)
+        for (name, rows, _), (other, others, _) in both:
+            if (alone := np.flatnonzero(others & ~rows & ~starts[1:])).size:
+                raise ValueError(
+                    f"{self.table.path}, {self.table.place} {block.lines[alone[0] + 1]}: "
+                    f"expected {name} and {other} to agree where an episode starts, received a "
+                    f"start by {other} alone"
+                )
         for _, rows, _ in sources:
             starts[1:] |= rows
         if self.columns.next_obs is not None:
@@ -165,27 +163,25 @@ class Transitions:
             reward = values[:, columns.reward]
             place = slice(columns.reward, columns.reward + 1)
             self._require(block, place, valid & ~np.isnan(reward[:rows]))
-        marked = {
-            name: np.any([values[:, c] == 1 for c, mark in columns.marks if mark == name], axis=0)
-            for name in ("terminated", "truncated", "done")
-        }
-        truncated = marked["truncated"] & np.ones(len(values), dtype=bool)
+        nowhere = np.zeros(len(values), dtype=bool)
+        marked = {mark: nowhere for mark in ("terminated", "truncated", "done")}
+        for column, mark in columns.marks:
+            marked[mark] = marked.get(mark, nowhere) | (values[:, column] == 1)
         new = {
             "obs": values[:, columns.obs],
             "action": values[:, columns.action],
             "reward": reward,
             "next_obs": led_to,
             "start": starts,
-            "terminated": marked["terminated"] | (marked["done"] & ~truncated),
-            "truncated": truncated,
+            "terminated": marked["terminated"] | (marked["done"] & ~marked["truncated"]),
+            "truncated": marked["truncated"],
             "step": steps,
         }
         self.count += int(valid.sum())
-        for name, column in new.items():
-            column = column[:rows][valid]
-            if name in self.kept:
-                column = np.concatenate([self.kept[name], column])
-            self.kept[name] = column[-self.max_rows :].astype(np.float64)
+        for name, numbers in new.items():
+            parts = [self.kept[name]] if name in self.kept else []
+            joined = np.concatenate([*parts, numbers[:rows][valid]])
+            self.kept[name] = joined[-self.max_rows :].astype(np.float64)
 
     def _require(
         self, block: Block, columns: slice, rows: Bools, choices: int | None = None
@@ -199,10 +195,7 @@ class Transitions:
         if not bad.size:
             return
         row, column = bad[0].tolist()
-        expected, received = "a finite number", None
-        if choices is not None and np.isfinite(values[row, column]):
-            expected, received = (
-                f"a whole number from 0 to {choices - 1}",
-                f"{values[row, column]:g}",
-            )
+        expected, received, value = "a finite number", None, values[row, column]
+        if choices is not None and np.isfinite(value):
+            expected, received = f"a whole number from 0 to {choices - 1}", f"{value:g}"
         raise refusal(self.table, block, row, columns.start + column, expected, received)

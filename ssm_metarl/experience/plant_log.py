@@ -159,14 +159,8 @@ class _Reading:
             notes.append(f"the last {kept:,} of {self.rows:,} rows are used")
         period, gaps = _find_period(found, notes)
         rollout = _build_rollout(found, gaps, notes)
-        return PlantLog(
-            rollout=rollout,
-            num_rows=self.rows,
-            used_rows=rollout.num_steps,
-            num_episodes=int(rollout.reset.sum()),
-            period=period,
-            notes=tuple(notes),
-        )
+        episodes = int(rollout.reset.sum())
+        return PlantLog(rollout, self.rows, rollout.num_steps, episodes, period, tuple(notes))
 
 
 def _find_period(found: Transitions, notes: list[str]) -> tuple[float | None, Bools]:
