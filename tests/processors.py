@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 FILES = (
     *("core", "objectives", "tasks", "env_runner", "test_compiled.py", "test_float32.py"),
     *("adaptation/test_inner_loop.py", "adaptation/test_adapters.py"),
+    "adaptation/test_hybrid_adapter.py",
     *("adaptation/test_propensity.py", "adaptation/test_inner_objective.py"),
     *("adaptation/test_change_detector.py", "meta_rl/test_meta_maml.py", "meta_rl/test_trainer.py"),
     *("meta_rl/test_in_context.py", "benchmarks/test_task_loop.py", "benchmarks/test_gru.py"),

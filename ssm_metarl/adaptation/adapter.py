@@ -1,8 +1,8 @@
 """What both adapters share: a policy and data in, a new policy and a report out.
 
 Place in the flow: stage 4, after `inner_objective`, `inner_loop` and `safeguard`;
-`standard_adapter` and `hybrid_adapter` are its two leaves. ``policy`` is never touched: a new one
-is returned.
+`standard_adapter` and `hybrid_adapter` stand on it. A policy is never touched: a new one is
+returned.
 """
 
 from __future__ import annotations
@@ -63,11 +63,7 @@ class AdaptedPolicy(Policy):
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        task_params: Params,
-        report: AdaptationReport,
-        current: Rollout,
+        self, policy: Policy, task_params: Params, report: AdaptationReport, current: Rollout
     ) -> None:
         # A module is what stands in its dictionary. Built anew from a list of its arguments, it
         # would lack whatever the list forgets.
@@ -112,8 +108,9 @@ def adapt_to_tasks(
     Returns:
         Task parameters, shape (K, ...) each, and a report for each task.
     """
+    learned = config.adapt_lr is None
     # Plain descent goes on from anywhere, and no step leads anywhere.
-    if config.adapt_lr is None and config.num_adapt_steps > 0:
+    if learned and config.num_adapt_steps > 0:
         check_unadapted(policy)
     check_support(policy, current, config.objective)
     silent = None
@@ -130,44 +127,29 @@ def adapt_to_tasks(
     )
     own_loss = loss.own if isinstance(loss, HybridLoss) else loss
     # The limits were set for the learned steps on one objective: of others they know nothing.
-    calibration = policy.calibration if config.adapt_lr is None else None
+    calibration = policy.calibration if learned else None
     if calibration is not None and calibration.objective != config.objective:
         calibration = None
     guard = Safeguard(
         policy, own_loss, current, calibration, silent=silent, rollback=config.rollback
     )
     loss_before = guard.loss
-    step_size: Params | float = (
-        policy.step_sizes() if config.adapt_lr is None else float(config.adapt_lr)
-    )
     task_params, _ = adapt_params(
         policy.meta_params(),
         loss,
-        step_size,
+        policy.step_sizes() if config.adapt_lr is None else float(config.adapt_lr),
         num_tasks=current.num_tasks,
         num_steps=config.num_adapt_steps,
         pull=None if replay is None else replay.pull,
         accept=guard.accept,
     )
-    task_params = task_params.at(task_params.flat.detach())
-    columns = zip(
+    columns = (  # as the report's fields stand
         guard.steps_kept.tolist(), current.steps_taken().tolist(), loss_before.tolist(),
-        guard.loss.tolist(), guard.verdict.tolist(), guard.kl.tolist(),
-        [None] * current.num_tasks if replay is None else replay.trust.tolist(), strict=True,
+        guard.loss.tolist(), map(REASONS.get, guard.verdict.tolist()), guard.kl.tolist(),
+        [None] * current.num_tasks if replay is None else replay.trust.tolist(),
     )  # fmt: skip
-    reports = [
-        AdaptationReport(
-            num_steps=kept,
-            env_steps=env_steps,
-            loss_before=before,
-            loss_after=after,
-            rolled_back=REASONS.get(verdict),
-            kl=kl,
-            replay_trust=trust,
-        )
-        for kept, env_steps, before, after, verdict, kl, trust in columns
-    ]
-    return task_params, reports
+    reports = [AdaptationReport(*row) for row in zip(*columns, strict=True)]
+    return task_params.at(task_params.flat.detach()), reports
 
 
 @threads_for_kernels()
@@ -176,28 +158,27 @@ def in_parts(
     current: Rollout,
     tasks_at_once: int,
 ) -> tuple[FlatParams, list[AdaptationReport]]:
-    """Adapt to some tasks at a time, so that their activations stay in cache.
-
-    Args:
-        adapt: Adapts to all tasks that it is given.
-        current: Support data of any number of tasks, (T, K, N).
-        tasks_at_once: Tasks of a part.
-    """
+    """Adapt to some tasks of (T, K, N) at a time, so that their activations stay in cache."""
     current = current.map(lambda x: x.clone() if x.is_inference() else x)
-    params, reports = [], []
-    for start in range(0, current.num_tasks, tasks_at_once):
-        tasks = slice(start, start + tasks_at_once)
-        part, its_reports = adapt(current.map(lambda x, tasks=tasks: x[:, tasks]))  # type: ignore[misc]
-        params.append(part)
-        reports += its_reports
-    return params[0].at(torch.cat([part.flat for part in params])), reports
+    parts = [
+        adapt(current.map(lambda x, start=start: x[:, start : start + tasks_at_once]))  # type: ignore[misc]
+        for start in range(0, current.num_tasks, tasks_at_once)
+    ]
+    params = parts[0][0].at(torch.cat([part.flat for part, _ in parts]))
+    return params, [report for _, reports in parts for report in reports]
 
 
-def single_task(policy: Policy | StateSpaceModel, current: Rollout) -> Policy:
-    """The policy behind ``policy``, having checked that the data are one task's."""
+def adapt_to_one(
+    adapt_tasks: Callable[[Policy, Rollout], tuple[FlatParams, list[AdaptationReport]]],
+    policy: Policy | StateSpaceModel,
+    current: Rollout,
+) -> AdaptedPolicy:
+    """What a way to adapt to many tasks makes of a single one's data, (T, 1, N)."""
     if current.num_tasks != 1:
         raise ValueError(
             f"support data: expected one task, received {current.num_tasks}; "
             f"adapt_tasks adapts to many"
         )
-    return as_policy(policy)
+    policy = as_policy(policy)
+    task_params, (report,) = adapt_tasks(policy, current)
+    return AdaptedPolicy(policy, task_params, report, current)

@@ -1,16 +1,9 @@
 """Has the plant changed? A look at the latest transitions says whether to adapt (again).
 
-Place in the flow: stage 4, beside the adapters. A running controller asks it now and then:
-
-    score, verdict = needs_adaptation(policy, transitions)
-
-The score is the policy's prediction error on the last ``window`` transitions, over the largest that
-an unchanged plant gives in 99 of 100 such windows (the model's `Calibration`). Above 1 the plant is
-not the one that the policy is adapted to. A meta-trained policy that has not adapted yet predicts
-badly everywhere: its verdict is True.
-
-A sensor that stands still says nothing and is left out. Where half of them do, nothing is known of
-the plant, and nothing is to be adapted to: the score is 0.
+Place in the flow: stage 4, beside the adapters. The score is the policy's prediction error on the
+last ``window`` transitions, over the largest that an unchanged plant gives in 99 of 100 such
+windows (the model's `Calibration`). A sensor that stands still is left out; where half of them do,
+nothing is known of the plant, and the score is 0.
 
 The trap: errors count in units of the targets' spread in the data that the policy was *adapted
 to*, which an `AdaptedPolicy` carries with it. The window's own spread would not do: a pole at rest
@@ -69,7 +62,7 @@ def needs_adaptation(policy: Policy | StateSpaceModel, transitions: Rollout) -> 
         )
     check_support(policy, transitions, "prediction")
     spread = calibration.target_spread
-    last = last_steps(transitions, calibration.window)
+    last = _last_steps(transitions, calibration.window)
     silent = silent_dims(policy, last)
     if bool(is_uninformative(silent)):
         return ChangeReport(0.0, False)
@@ -90,43 +83,24 @@ def needs_adaptation(policy: Policy | StateSpaceModel, transitions: Rollout) -> 
 def window_error(
     policy: Policy, params: Params, rollout: Rollout, *, window: int, spread: Tensor | None
 ) -> Tensor:
-    """Prediction error of the last ``window`` steps that each task took in one environment.
+    """Prediction error of the last ``window`` steps that each task took in (T, K, 1), shape (K,).
 
-    The hidden state starts at zero with the window: what came before may be another plant.
-
-    Args:
-        policy: Gives the prediction.
-        params: Shared or per-task parameters.
-        rollout: Shape (T, K, 1).
-        window: Steps that count.
-        spread: Scale of the targets, (K, D); None takes the window's own.
-
-    Returns:
-        Shape (K,).
+    The hidden state starts at zero with the window: what came before may be another plant. A
+    ``spread`` of None takes the window's own; see `prediction_loss`.
 
     Raises:
         ValueError: A task took fewer steps.
     """
-    return prediction_loss(policy, params, last_steps(rollout, window), spread=spread)
+    return prediction_loss(policy, params, _last_steps(rollout, window), spread=spread)
 
 
-def last_steps(rollout: Rollout, window: int) -> Rollout:
-    """The last ``window`` steps that each task took in one environment, (window, K, 1).
-
-    Raises:
-        ValueError: A task took fewer steps.
-    """
+def _last_steps(rollout: Rollout, window: int) -> Rollout:
+    """The last ``window`` steps that each task took in one environment, (window, K, 1)."""
     taken = rollout.mask[:, :, 0]
-    if int(taken.sum(dim=0).min()) < window:
-        raise ValueError(
-            f"transitions: expected at least {window}, received {int(taken.sum(dim=0).min())}"
-        )
+    if (fewest := int(taken.sum(dim=0).min())) < window:
+        raise ValueError(f"transitions: expected at least {window}, received {fewest}")
     # Taken steps sort behind the others and keep their order: the last rows are the window.
-    order = torch.argsort(taken.to(torch.int8), dim=0, stable=True)[-window:]  # (window, K)
+    order = torch.argsort(taken.to(torch.int8), dim=0, stable=True)[-window:, :, None]
     return rollout.map(
-        lambda x: torch.gather(
-            x[:, :, 0],
-            0,
-            order.view(*order.shape, *(1,) * (x.dim() - 3)).expand(*order.shape, *x.shape[3:]),
-        )[:, :, None]
+        lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
     )

@@ -1,16 +1,16 @@
 """Hybrid adaptation: gradient steps on this task's data and on replayed experience.
 
-Place in the flow: stage 4, a leaf of `adapter`; the replayed steps are weighed by `propensity`, and
-an anchor holds the parameters back as far as those steps are not trusted (`inner_loop`). Its
-sibling is `standard_adapter`, which it equals where the buffer is empty.
-
-The buffer is only read. Experience grows where one adds to it, such as after an adaptation:
+Place in the flow: stage 4, on `adapter`; the replayed steps are weighed by `propensity`. Where the
+buffer is empty it equals `standard_adapter`. The buffer is only read. Experience grows where one
+adds to it, such as after an adaptation:
 
     adapted = HybridAdapter(config).adapt(policy, current_data, buffer)
     buffer.add(current_data, [buffer.next_task_id])
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 
@@ -19,9 +19,9 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.adaptation.adapter import (
     AdaptationReport,
     AdaptedPolicy,
+    adapt_to_one,
     adapt_to_tasks,
     in_parts,
-    single_task,
 )
 from ssm_metarl.adaptation.inner_objective import check_support, weigh_replay
 from ssm_metarl.compiled import usual_modes
@@ -58,9 +58,8 @@ class HybridAdapter:
         Returns:
             A new policy, with ``.report``.
         """
-        policy = single_task(policy, current_data)
-        task_params, reports = self.adapt_tasks(policy, current_data, experience_buffer)
-        return AdaptedPolicy(policy, task_params, reports[0], current_data)
+        adapt_tasks = partial(self.adapt_tasks, experience_buffer=experience_buffer)
+        return adapt_to_one(adapt_tasks, policy, current_data)
 
     @usual_modes()
     def adapt_tasks(
@@ -73,33 +72,28 @@ class HybridAdapter:
 
         All tasks replay the same sequences, so memory grows with K times the replayed steps.
         """
-        policy = as_policy(policy)
-        check_support(policy, current_data, self.config.objective)
-        check_experience(policy, experience_buffer, self.config.objective)
-        replayed, config = self._draw(experience_buffer), self.config
+        policy, config = as_policy(policy), self.config
+        check_support(policy, current_data, config.objective)
+        check_experience(policy, experience_buffer, config.objective)
+        if len(experience_buffer) == 0 or config.experience_weight == 0:
+            return in_parts(
+                partial(adapt_to_tasks, policy, config=config), current_data, TASKS_AT_ONCE
+            )
+        rng = seeding.generator(config.seed, "replay")
+        replayed = experience_buffer.sample(config.num_replay_sequences, rng)  # (T, 1, M)
 
         def adapt(current: Rollout) -> tuple[FlatParams, list[AdaptationReport]]:
-            replay = None
-            if replayed is not None:
-                replay = weigh_replay(
-                    policy,
-                    current,
-                    replayed,
-                    experience_weight=config.experience_weight,
-                    proximal_weight=config.proximal_weight,
-                    replay=config.replay,
-                )
+            replay = weigh_replay(
+                policy,
+                current,
+                replayed,
+                experience_weight=config.experience_weight,
+                proximal_weight=config.proximal_weight,
+                replay=config.replay,
+            )
             return adapt_to_tasks(policy, current, config, replay=replay)
 
         return in_parts(adapt, current_data, TASKS_AT_ONCE)
-
-    def _draw(self, experience_buffer: ExperienceBuffer) -> Rollout | None:
-        """The sequences to replay, (T, 1, M); None where there are none, or they weigh nothing."""
-        config = self.config
-        if len(experience_buffer) == 0 or config.experience_weight == 0:
-            return None
-        rng = seeding.generator(config.seed, "replay")
-        return experience_buffer.sample(config.num_replay_sequences, rng)
 
 
 def check_experience(
@@ -114,16 +108,16 @@ def check_experience(
         raise ValueError(
             f"experience buffer: expected observations of size {policy.obs_dim}, received {obs_dim}"
         )
-    if isinstance(space, Discrete):
-        whole = not action.is_floating_point() and action.dim() == 1
-        fits = whole and int(action.min()) >= 0 and int(action.max()) < space.n
+    if action.is_floating_point():
+        received = f"numbers of shape {tuple(action.shape[1:])}"
+        fits = not isinstance(space, Discrete) and action.shape[1:] == (space.dim,)
     else:
-        fits = action.is_floating_point() and action.shape[1:] == (space.dim,)
+        lowest, highest = int(action.min()), int(action.max())
+        received = f"whole numbers from {lowest} to {highest}"
+        choices = space.n if isinstance(space, Discrete) and action.dim() == 1 else 0
+        fits = lowest >= 0 and highest < choices
     if not fits:
-        kind = f"numbers of shape {tuple(action.shape[1:])}"
-        if not action.is_floating_point():
-            kind = f"whole numbers from {int(action.min())} to {int(action.max())}"
-        raise ValueError(f"experience buffer: expected actions of {space}, received {kind}")
+        raise ValueError(f"experience buffer: expected actions of {space}, received {received}")
     if objective == "policy_gradient" and not bool(torch.isfinite(held["log_prob"]).all()):
         raise ValueError(
             "experience buffer: expected to know how likely its actions were, for the objective "

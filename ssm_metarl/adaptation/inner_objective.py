@@ -1,13 +1,12 @@
 """What an inner step descends: the objective on this task's data, and on replayed data.
 
-Place in the flow: stage 4. Turns rollouts into the `TaskLoss` that `inner_loop` differentiates;
-meta-training, adapters and evaluator all build it here.
+Place in the flow: stage 4. Turns rollouts into the `TaskLoss` that `inner_loop` differentiates.
 
     L_k = L(current_k) + experience_weight * trust_k * L(replayed; weights_k)
 
-Replay brings a proximal anchor along, which `inner_loop` adds to each step: the less a task trusts
-what it replays, the closer it stays to the meta-parameters (MQL, Fakoor et al. 2020, arXiv
-1910.00125: the weight is one minus the normalised effective sample size).
+Replay brings a proximal anchor along: the less a task trusts what it replays, the closer it stays
+to the meta-parameters (MQL, Fakoor et al. 2020, arXiv 1910.00125: the weight is one minus the
+normalised effective sample size).
 """
 
 from __future__ import annotations
@@ -40,9 +39,8 @@ class Replay:
     trust: Tensor
     """How far each task trusts them, in (0, 1], shape (K,)."""
     experience_weight: float
-    """Weight of the whole term."""
     proximal_weight: float = 0.0
-    """Weight of the anchor."""
+    """Weights of the whole term, and of the anchor."""
 
     @property
     def pull(self) -> Tensor:
@@ -69,15 +67,10 @@ def weigh_replay(
     proximal_weight: float = 0.0,
     replay: ReplayWeights = "propensity",
 ) -> Replay:
-    """Weigh replayed sequences by how well they match each of the K current tasks.
+    """Weigh replayed sequences (T', 1, M) by how well they match each of the K current tasks.
 
-    Args:
-        policy: As in `propensity_weights`.
-        current: Support data, (T, K, N).
-        replayed: The same sequences for every task, (T', 1, M).
-        experience_weight: Of the replayed data's loss.
-        proximal_weight: Of the anchor.
-        replay: "propensity", or "uniform": every step weighs 1 and is trusted fully.
+    With ``replay`` "uniform" every step weighs 1 and is trusted fully. The other arguments are as
+    in `propensity_weights` and `Replay`.
     """
     shared = replayed.map(lambda x: x.expand(-1, current.num_tasks, *x.shape[2:]))
     if replay == "uniform":
@@ -110,31 +103,28 @@ def task_loss(
         replay: Replayed experience, for hybrid adaptation.
         silent: Dimensions of this task's data without weight, shape (K, D) (prediction).
     """
-    if objective == "prediction":
-        if not policy.heads.predicted_dims:
-            raise ValueError(
-                "objective: expected 'policy_gradient' for a model without prediction outputs, "
-                "received 'prediction'"
-            )
-        spread = target_spread(policy, current)
-
-        def make(rollout: Rollout, weight: Tensor | None) -> WatchedLoss:
-            return PredictionLoss(policy, rollout, spread=spread, weight=weight, silent=silent)
-
-    elif objective == "policy_gradient":
-
-        def make(rollout: Rollout, weight: Tensor | None) -> WatchedLoss:
-            advantage = advantages(
-                rollout, gamma=gamma, gae_lambda=gae_lambda, obs_scale=policy.obs_scale
-            )
-            # the ratio inside is the (clipped) importance weight of the replayed behaviour
-            weighted = advantage if weight is None else advantage * weight
-            return PolicyGradientLoss(policy, rollout, weighted)
-
-    else:
+    if objective not in ("prediction", "policy_gradient"):
         raise ValueError(
             f"objective: expected 'prediction' or 'policy_gradient', received {objective!r}"
         )
+    if objective == "prediction" and not policy.heads.predicted_dims:
+        raise ValueError(
+            "objective: expected 'policy_gradient' for a model without prediction outputs, "
+            "received 'prediction'"
+        )
+    spread = target_spread(policy, current) if objective == "prediction" else None
+
+    def make(rollout: Rollout, weight: Tensor | None) -> WatchedLoss:
+        if objective == "prediction":
+            return PredictionLoss(policy, rollout, spread=spread, weight=weight, silent=silent)
+        advantage = advantages(
+            rollout, gamma=gamma, gae_lambda=gae_lambda, obs_scale=policy.obs_scale
+        )
+        # the ratio inside is the (clipped) importance weight of the replayed behaviour
+        return PolicyGradientLoss(
+            policy, rollout, advantage if weight is None else advantage * weight
+        )
+
     own = make(current, None)
     return own if replay is None else HybridLoss(own, replay, make(replay.rollout, replay.weights))
 

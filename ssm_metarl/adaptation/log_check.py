@@ -1,26 +1,11 @@
 """Is this log what it says? Explanations of a plant's log, compared before anything adapts to it.
 
-Place in the flow: stage 4, in front of an adapter, where a plant's own log is given:
-
-    findings = check_log(family, read_plant_log(...))
-    adapted = StandardAdapter().adapt(policy, findings.log)
-
-A log may be spoilt in ways that an inner loss cannot see: it is in units of the data's own spread,
-and a wrong model of the actuator explains swapped actions as well as the right one explains true
-ones. So the log is put to the `plant_prior` as it stands, and under each of the explanations below.
-One that fits *decisively* better wins. Some are mended, for they lose nothing:
-
-    delayed plant       an action acts some steps later; actions are moved to where they act
-    old velocities      what actions move at once is one row old, as differences of positions are;
-                        these columns are moved by a row
-
-and the others are refused, by name: a late action, reversed time, another rate, a mirrored sensor,
-another unit. Before that, two kinds of rows are left out: those before the plant's last change, and
-single ones that no neighbour explains (a sensor that froze for a while, a lost row, a spike).
-
-What "decisively" is was measured on the family itself: a margin for each explanation that none of
-its honest, simulated logs reaches. So an explanation that the family contains, such as unknown
-signs of its sensors, is never accused.
+Place in the flow: stage 4, in front of an adapter. A wrong model of the actuator explains a spoilt
+log as well as the right one a true log, and no inner loss can tell. So the log is put to the
+`plant_prior` as it stands and under each of the `log_explanations`. One wins if it fits better by
+more than any honest, simulated log of the family ever made it: the family is never accused of what
+it contains. Rows before the plant's last change, and single ones that no neighbour explains, are
+left out.
 
 The trap: a log whose actions are coded the other way round is a log of the mirrored plant, and
 nothing in it can tell. `LogFindings.effects` says what it took the actions to do, for a person to
@@ -31,21 +16,24 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.adaptation.log_explanations import MIRRORED, Explanation, explanations_for, kept
-from ssm_metarl.adaptation.plant_prior import RANGES, Array, Fit, PlantPrior, prior_of
-from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
-from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.seeding import TaskNoise
+from ssm_metarl.adaptation.plant_prior import (
+    RANGES,
+    Array,
+    Bools,
+    Fit,
+    PlantPrior,
+    prior_of,
+    random_rollout,
+)
 from ssm_metarl.tasks.task_family import TaskFamily
 from ssm_metarl.types import Rollout
 
@@ -74,12 +62,7 @@ PURPOSE = "log-check"
 
 
 class LogRefused(ValueError):
-    """A log that no policy should adapt to.
-
-    Args:
-        reason: In a few words, such as "late action".
-        message: The same as a sentence, with what to do.
-    """
+    """A log that no policy should adapt to, for a reason in a few words, such as "late action"."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -116,28 +99,25 @@ def check_log(family: TaskFamily, log: Rollout, *, period: float | None = None) 
             f"time: expected a row every {step:g} s, the time step of {family.name}, received one "
             f"every {period:g} s; log at that rate, or resample (hold actions, do not look ahead)",
         )
-    prior, notes = prior_of(family), []
+    judge, notes = _judge_of(family), []
     if log.num_steps > MOST_ROWS:
         notes.append(f"the last {MOST_ROWS:,} of {log.num_steps:,} transitions are used")
         log = log.map(lambda x: x[-MOST_ROWS:])
-    if prior is None:
+    if judge is None:
         return LogFindings(log, tuple(notes), "")
-    names = family.obs_names or tuple(f"obs_{i}" for i in range(len(prior.scale)))
-    silent = _silent(prior, log)
-    if silent.any():
-        still = ", ".join(n for n, s in zip(names, silent, strict=True) if s)
-        _refuse_without_excitation(family, prior, silent, still)
+    if still := judge.silent(log):
         notes.append(
             f"{still}: never changes (a frozen or missing sensor?), and carries no "
             "weight; nothing else was looked at"
         )
         return LogFindings(log, tuple(notes), "")
-    log, frozen = _without_frozen_rows(prior, log)
-    if log.num_steps == 0:
+    change = (log.next_obs - log.obs)[:, 0, 0, torch.from_numpy(judge.prior.moving)]
+    moves = (change != 0).any(dim=1)
+    if not moves.any():
         raise LogRefused("no excitation", "frozen or missing sensor: nothing moves in the log")
-    if frozen:
-        notes.append(f"{frozen} rows in which no sensor moves are left out")
-    verdict, log, changed = _explained(family, prior, log)
+    if not moves.all():
+        notes.append(f"{int((~moves).sum())} rows in which no sensor moves are left out")
+    verdict, log, changed = judge.explained(kept(log, moves))
     explanation = verdict.explanation
     if explanation is not None:
         if not explanation.mended:
@@ -149,233 +129,215 @@ def check_log(family: TaskFamily, log: Rollout, *, period: float | None = None) 
         notes.append(
             f"the plant changed within the log: the {log.num_steps} transitions after it are used"
         )
-    rate = 1.0 if explanation is None else explanation.rate
-    log, fit, dropped = _without_outliers(family, prior, log, rate)
-    if dropped:
-        notes.append(f"{dropped} rows that no plant of the family explains are left out")
-    return LogFindings(log, tuple(notes), _effects(prior, fit, names))
-
-
-def _silent(prior: PlantPrior, log: Rollout) -> NDArray[np.bool_]:
-    """Dimensions that move in the family and stand still in a log of two or more steps, (O,)."""
-    seen = torch.cat([log.obs, log.next_obs])[:, 0, 0].double().numpy() * prior.scale
-    still: NDArray[np.bool_] = prior.moving & (np.ptp(seen, axis=0) < STILL) & (log.num_steps > 1)
-    return still
-
-
-def _refuse_without_excitation(
-    family: TaskFamily, prior: PlantPrior, silent: NDArray[np.bool_], still: str
-) -> None:
-    moved = family.effect_dims or tuple(np.flatnonzero(prior.moving))
-    if all(silent[i] for i in moved) or 2 * silent.sum() >= prior.moving.sum():
-        raise LogRefused(
-            "no excitation",
-            f"frozen or missing sensor: {still} never changes, so the log does not tell what an "
-            f"action does",
-        )
-
-
-def _without_frozen_rows(prior: PlantPrior, log: Rollout) -> tuple[Rollout, int]:
-    """The log without the steps in which nothing moves at all, and how many those were."""
-    change = (log.next_obs - log.obs)[:, 0, 0, torch.from_numpy(prior.moving)]
-    moves = (change != 0).any(dim=1)
-    return kept(log, moves), int((~moves).sum())
+    fit, out = judge.outliers(log, 1.0 if explanation is None else explanation.rate)
+    if out.any():
+        notes.append(f"{out.sum()} rows that no plant of the family explains are left out")
+    return LogFindings(kept(log, torch.from_numpy(~out)), tuple(notes), judge.effects(fit))
 
 
 class _Verdict(NamedTuple):
     """The outcome of a comparison of explanations."""
 
-    explanation: Explanation | None
+    explanation: Explanation | None = None
     """The one that fits decisively better than the log as it stands."""
-    gain: float
+    gain: float = 0.0
     """Its log odds."""
-    doubt: str
+    doubt: str = ""
     """What may be as well, where the log is long enough to tell and does not."""
 
 
-def _explained(
-    family: TaskFamily, prior: PlantPrior, log: Rollout
-) -> tuple[_Verdict, Rollout, bool]:
-    """The best explanation, the log as it should have been, and whether it was cut at a change.
+@dataclass(frozen=True)
+class _Judge:
+    """Knows what the plants of a family do, and what honest logs of them look like."""
 
-    What explains more goes first: a spoilt log, or a plant that changed.
-    """
-    verdict = _best(family, prior, log)
-    split, gain_of_change = _last_change(family, prior, log)
-    changed = split > 0 and gain_of_change > verdict.gain
-    if changed:
-        log = _since_last_change(family, prior, kept(log, torch.arange(log.num_steps) >= split))
-        verdict = _Verdict(None, 0.0, "")
-        if log.num_steps >= LENGTHS[1]:  # a shorter one may look spoilt by coincidence
-            verdict = _best(family, prior, log)
-    if verdict.explanation is None:
-        return verdict, log, changed
-    mended, _ = verdict.explanation.undo(log)
-    last = _since_last_change(family, prior, mended) if verdict.explanation.rate == 1 else mended
-    return verdict, last, changed or last.num_steps < mended.num_steps
+    family: TaskFamily
+    prior: PlantPrior
+    explanations: list[Explanation]
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the observations."""
+        return self.family.obs_names or tuple(f"obs_{i}" for i in range(len(self.prior.scale)))
 
-def _since_last_change(family: TaskFamily, prior: PlantPrior, log: Rollout) -> Rollout:
-    """The part of a log after the plant's last change."""
-    for _ in range(MOST_CHANGES):
-        split, _ = _last_change(family, prior, log)
-        if split == 0:
-            break
-        log = kept(log, torch.arange(log.num_steps) >= split)
-    return log
+    @cached_property
+    def honest(self) -> tuple[list[Array], float]:
+        """What honest, simulated logs give.
 
+        Returns:
+            The largest log odds of each explanation, for each of `LENGTHS`, and the largest share
+            of the movement that is left unexplained.
+        """
+        largest, left = [], 0.0
+        for steps in LENGTHS:
+            gains = []
+            for split in RANGES:
+                tasks = self.family.sample(split, HONEST_LOGS, seed=0, stream=PURPOSE)
+                _, logs = random_rollout(tasks, 1, steps, PURPOSE)
+                for k in range(logs.num_tasks):
+                    x, y = self.prior.rows(logs.task(k))
+                    left = max(left, self._unexplained(self.prior.fit(x, y), y))
+                    gains.append(self._gains(logs.task(k)))
+            largest.append(np.max(gains, axis=0))
+        return largest, left
 
-def _last_change(family: TaskFamily, prior: PlantPrior, log: Rollout) -> tuple[int, float]:
-    """The row from which on another plant explains a log decisively better, and its log odds.
+    def silent(self, log: Rollout) -> str:
+        """The dimensions that move in the family and stand still in a log of two or more steps.
 
-    Two plants are fitted, and the split moved to where their scores say, in turns, from several
-    first guesses. 0 where one plant will do.
-    """
-    x, y = prior.rows(log)
-    steps, single, best, found = len(y), prior.fit(x, y).score, CHANGE_MARGIN, 0
-    for guess in sorted({steps - 5, steps - 10, steps - 20, steps - 40, steps // 2, steps // 4}):
-        split = guess
-        for _ in range(4):
-            if not SHORTEST_PART <= split <= steps - SHORTEST_PART:
-                break
-            parts = [(x[:split], y[:split]), (x[split:], y[split:])]
-            head, tail = prior.fit_all(parts, [1.0, 1.0])
-            gain = head.score + tail.score - single
-            explained = (
-                _explains(family, prior, fit, changes)
-                for fit, (_, changes) in zip((head, tail), parts, strict=True)
+        Raises:
+            LogRefused: Those that actions move are among them, or half of all.
+        """
+        seen = torch.cat([log.obs, log.next_obs])[:, 0, 0].double().numpy() * self.prior.scale
+        moving = self.prior.moving
+        silent = moving & (np.ptp(seen, axis=0) < STILL) & (log.num_steps > 1)
+        still = ", ".join(n for n, s in zip(self.names, silent, strict=True) if s)
+        moved = self.family.effect_dims or tuple(np.flatnonzero(moving))
+        if still and (all(silent[i] for i in moved) or 2 * silent.sum() >= moving.sum()):
+            raise LogRefused(
+                "no excitation",
+                f"frozen or missing sensor: {still} never changes, so the log does not tell what "
+                f"an action does",
             )
-            if gain > best and all(explained):
-                best, found = gain, split
-            lead = prior.row_scores(head.weights, head.scale, x, y)
-            lead = np.cumsum(lead - prior.row_scores(tail.weights, tail.scale, x, y))
-            moved = int(np.argmax(lead[SHORTEST_PART - 1 : steps - SHORTEST_PART]) + SHORTEST_PART)
-            if moved == split:
+        return still
+
+    def explained(self, log: Rollout) -> tuple[_Verdict, Rollout, bool]:
+        """The best explanation, the log as it should have been, and whether it was cut at a change.
+
+        What explains more goes first: a spoilt log, or a plant that changed.
+        """
+        verdict = self._best(log)
+        split, gain_of_change = self._last_change(log)
+        changed = split > 0 and gain_of_change > verdict.gain
+        if changed:
+            log = self._since_last_change(kept(log, torch.arange(log.num_steps) >= split))
+            # a shorter one may look spoilt by coincidence
+            verdict = self._best(log) if log.num_steps >= LENGTHS[1] else _Verdict()
+        if verdict.explanation is None:
+            return verdict, log, changed
+        mended, _ = verdict.explanation.undo(log)
+        last = self._since_last_change(mended) if verdict.explanation.rate == 1 else mended
+        return verdict, last, changed or last.num_steps < mended.num_steps
+
+    def _since_last_change(self, log: Rollout) -> Rollout:
+        """The part of a log after the plant's last change."""
+        for _ in range(MOST_CHANGES):
+            split, _ = self._last_change(log)
+            if split == 0:
                 break
-            split = moved
-    return found, best if found else 0.0
+            log = kept(log, torch.arange(log.num_steps) >= split)
+        return log
 
+    def _last_change(self, log: Rollout) -> tuple[int, float]:
+        """The row from which on another plant explains a log decisively better, and its log odds.
 
-def _best(family: TaskFamily, prior: PlantPrior, log: Rollout) -> _Verdict:
-    """Compare explanations with the log as it stands."""
-    explanations = explanations_for(family, prior)
-    gains = _gains(family, prior, explanations, log)
-    if (gains > MARGIN).any():  # otherwise there is no need to know what honest logs give
-        winners = np.flatnonzero(gains > least_gains(family, log.num_steps))
-        if len(winners):
-            best = winners[np.argmax(gains[winners])]
-            return _Verdict(explanations[best], float(gains[best]), "")
-    close = int(np.argmax(gains))
-    in_doubt = gains[close] > -MARGIN and explanations[close].name == MIRRORED
-    doubt = explanations[close].remedy if in_doubt and log.num_steps >= LENGTHS[1] else ""
-    return _Verdict(None, 0.0, doubt)
+        Two plants are fitted, and the split moved to where their scores say, in turns, from several
+        first guesses. 0 where one plant will do.
+        """
+        prior, (x, y) = self.prior, self.prior.rows(log)
+        steps, single, best, found = len(y), prior.fit(x, y).score, CHANGE_MARGIN, 0
+        for split in sorted({*(steps - n for n in (5, 10, 20, 40)), steps // 2, steps // 4}):
+            for _ in range(4):
+                if not SHORTEST_PART <= split <= steps - SHORTEST_PART:
+                    break
+                parts = [(x[:split], y[:split]), (x[split:], y[split:])]
+                fits = head, tail = prior.fit_all(parts, [1.0, 1.0])
+                gain = head.score + tail.score - single
+                if gain > best and all(map(self._explains, fits, (y[:split], y[split:]))):
+                    best, found = gain, split
+                lead = prior.row_scores(head.weights, head.scale, x, y)
+                lead = np.cumsum(lead - prior.row_scores(tail.weights, tail.scale, x, y))
+                before = split
+                split = SHORTEST_PART + int(
+                    np.argmax(lead[SHORTEST_PART - 1 : steps - SHORTEST_PART])
+                )
+                if split == before:
+                    break
+        return found, best if found else 0.0
 
+    def _best(self, log: Rollout) -> _Verdict:
+        """Compare explanations with the log as it stands."""
+        gains = self._gains(log)
+        if (gains > MARGIN).any():  # otherwise there is no need to know what honest logs give
+            length = max(bisect_right(LENGTHS, log.num_steps) - 1, 0)
+            winners = np.flatnonzero(gains > np.maximum(self.honest[0][length], 0) + MARGIN)
+            if len(winners):
+                best = winners[np.argmax(gains[winners])]
+                return _Verdict(self.explanations[best], float(gains[best]))
+        close = int(np.argmax(gains))
+        in_doubt = gains[close] > -MARGIN and self.explanations[close].name == MIRRORED
+        if in_doubt and log.num_steps >= LENGTHS[1]:
+            return _Verdict(doubt=self.explanations[close].remedy)
+        return _Verdict()
 
-def _gains(
-    family: TaskFamily, prior: PlantPrior, explanations: Sequence[Explanation], log: Rollout
-) -> Array:
-    """Log odds of each explanation against the log as it stands."""
-    undone = [explanation.undo(log) for explanation in explanations]
-    possible = [i for i, (other, _) in enumerate(undone) if other.num_steps > 0]
-    rows = [prior.rows(log), *(prior.rows(undone[i][0]) for i in possible)]
-    plain, *fits = prior.fit_all(rows, [1.0, *(explanations[i].rate for i in possible)])
-    gains = np.full(len(explanations), -math.inf)
-    for i, fit in zip(possible, fits, strict=True):
-        changes = rows[1 + possible.index(i)][1]
-        if _explains(family, prior, fit, changes):
-            same_rows = float(plain.row_score[undone[i][1].numpy()].sum())
-            stretch = explanations[i].stretch * len(fit.row_score)
-            gains[i] = fit.score + stretch - (same_rows - plain.penalty)
-    return gains
+    def _gains(self, log: Rollout) -> Array:
+        """Log odds of each explanation against the log as it stands."""
+        undone = [explanation.undo(log) for explanation in self.explanations]
+        possible = [i for i, (other, _) in enumerate(undone) if other.num_steps > 0]
+        rows = [self.prior.rows(other) for other in (log, *(undone[i][0] for i in possible))]
+        rates = [1.0, *(self.explanations[i].rate for i in possible)]
+        plain, *fits = self.prior.fit_all(rows, rates)
+        gains = np.full(len(self.explanations), -math.inf)
+        for i, fit, (_, changes) in zip(possible, fits, rows[1:], strict=True):
+            if self._explains(fit, changes):
+                same_rows = float(plain.row_score[undone[i][1].numpy()].sum())
+                stretch = self.explanations[i].stretch * len(fit.row_score)
+                gains[i] = fit.score + stretch - (same_rows - plain.penalty)
+        return gains
 
+    def outliers(self, log: Rollout, rate: float) -> tuple[Fit, Bools]:
+        """The plant that fits a log, and the rows that it does not explain, shape (T,).
 
-def least_gains(family: TaskFamily, num_steps: int) -> Array:
-    """The log odds that each explanation of a log must reach to be believed."""
-    length = max(bisect_right(LENGTHS, num_steps) - 1, 0)
-    least: Array = np.maximum(_honest(family)[0][length], 0) + MARGIN
-    return least
+        Raises:
+            LogRefused: Those are many, or it explains little.
+        """
+        x, y = self.prior.rows(log)
+        fit = self.prior.fit(x, y, rate)
+        out = _outliers(fit)
+        share, what = self._unexplained(fit, y), ""
+        if out.sum() > OUTLIER_SHARE * len(out):
+            what = f"{out.sum()} of {len(out)} transitions fit no plant of the family"
+        elif share > MOST_UNEXPLAINED and share > 1.5 * self.honest[1]:
+            share_of = f"{100 * share:.0f} % of what happened after the actions"
+            what = f"no plant of the family explains {share_of}"
+        if what:
+            raise LogRefused("another plant", f"another plant, or several faults at once: {what}")
+        return fit, out
+
+    def _unexplained(self, fit: Fit, y: Array) -> float:
+        """Share of the movement, of what actions move at once, that a fit leaves over."""
+        moving = np.flatnonzero(self.prior.moving).tolist()
+        dims = [moving.index(i) for i in self.family.effect_dims if i in moving]
+        dims, inside = dims or list(range(len(moving))), ~_outliers(fit)
+        left = np.square(fit.residual[inside][:, dims]).sum(axis=0)
+        return float(np.mean(left / np.maximum(np.square(y[inside][:, dims]).sum(axis=0), 1e-12)))
+
+    def _explains(self, fit: Fit, y: Array) -> bool:
+        """Whether a fit leaves few rows out and little over: luck with some rows does not count."""
+        if _outliers(fit).mean() > CLEAN_SHARE:
+            return False
+        return self._unexplained(fit, y) <= MOST_UNEXPLAINED
+
+    def effects(self, fit: Fit) -> str:
+        """What the largest action adds to each observation in a step, in words."""
+        space = self.prior.action_space
+        if space.code_dim != 1:
+            return ""
+        last = fit.weights[-1]
+        effect = last / self.prior.scale[self.prior.moving]
+        names = [n for n, moves in zip(self.names, self.prior.moving, strict=True) if moves]
+        felt = [i for i in range(len(names)) if abs(last[i]) > LEAST_EFFECT]
+        parts = ", ".join(f"{names[i]} {effect[i]:+.2g}" for i in felt)
+        action = "action 1" if isinstance(space, Discrete) else f"action {space.high:g}"
+        return f"in this log {action} adds {parts or 'nothing'} in a step"
 
 
 @lru_cache(maxsize=8)
-def _honest(family: TaskFamily) -> tuple[tuple[Array, ...], float]:
-    """What honest, simulated logs of the family give.
-
-    Returns:
-        The largest log odds of each explanation, for each of `LENGTHS`, and the largest share of
-        the movement that is left unexplained.
-    """
+def _judge_of(family: TaskFamily) -> _Judge | None:
+    """None where the observations are too many to be judged together."""
     prior = prior_of(family)
-    assert prior is not None
-    explanations, largest, left = explanations_for(family, prior), [], 0.0
-    for steps in LENGTHS:
-        gains = []
-        for split in RANGES:
-            tasks = family.sample(split, HONEST_LOGS, seed=0, stream=PURPOSE)
-            worlds = make_worlds(tasks, 1, seed=0, purpose=PURPOSE)
-            noise = TaskNoise(0, f"{PURPOSE}-action", tasks.indices)
-            actor = random_actor(worlds, noise, steps)
-            logs = collect_rollout(worlds, actor, steps, autoreset=True)
-            for k in range(logs.num_tasks):
-                x, y = prior.rows(logs.task(k))
-                left = max(left, _unexplained(family, prior, prior.fit(x, y), y))
-                gains.append(_gains(family, prior, explanations, logs.task(k)))
-        largest.append(np.max(gains, axis=0))
-    return tuple(largest), left
+    return None if prior is None else _Judge(family, prior, explanations_for(family, prior))
 
 
-def _without_outliers(
-    family: TaskFamily, prior: PlantPrior, log: Rollout, rate: float
-) -> tuple[Rollout, Fit, int]:
-    """The log without the rows that its other rows contradict, the fit, and how many those were."""
-    x, y = prior.rows(log)
-    fit = prior.fit(x, y, rate)
-    out = _outliers(fit)
-    if out.sum() > OUTLIER_SHARE * len(out):
-        raise LogRefused(
-            "another plant",
-            f"another plant, or several faults at once: {out.sum()} of {len(out)} transitions fit "
-            f"no plant of the family",
-        )
-    share = _unexplained(family, prior, fit, y)
-    if share > MOST_UNEXPLAINED and share > 1.5 * _honest(family)[1]:
-        raise LogRefused(
-            "another plant",
-            f"another plant, or several faults at once: no plant of the family explains "
-            f"{100 * share:.0f} % of what happened after the actions",
-        )
-    return kept(log, torch.from_numpy(~out)), fit, int(out.sum())
-
-
-def _unexplained(family: TaskFamily, prior: PlantPrior, fit: Fit, y: Array) -> float:
-    """Share of the movement, of what actions move at once, that a fit leaves over."""
-    moving = np.flatnonzero(prior.moving).tolist()
-    dims = [moving.index(i) for i in family.effect_dims if i in moving] or list(range(len(moving)))
-    inside = ~_outliers(fit)
-    left = np.square(fit.residual[inside][:, dims]).sum(axis=0)
-    return float(np.mean(left / np.maximum(np.square(y[inside][:, dims]).sum(axis=0), 1e-12)))
-
-
-def _outliers(fit: Fit) -> NDArray[np.bool_]:
+def _outliers(fit: Fit) -> Bools:
     """Rows that the plant of the other rows does not explain, shape (T,)."""
-    far = np.abs(fit.residual) > OUTLIER * fit.scale
+    far: Bools = np.abs(fit.residual) > OUTLIER * fit.scale
     return np.asarray(far.any(axis=1))
-
-
-def _explains(family: TaskFamily, prior: PlantPrior, fit: Fit, y: Array) -> bool:
-    """Whether a fit leaves few rows out and little over: luck with some rows does not count."""
-    if _outliers(fit).mean() > CLEAN_SHARE:
-        return False
-    return _unexplained(family, prior, fit, y) <= MOST_UNEXPLAINED
-
-
-def _effects(prior: PlantPrior, fit: Fit, names: Sequence[str]) -> str:
-    """What the largest action adds to each observation in a step, in words."""
-    space = prior.action_space
-    if space.code_dim != 1:
-        return ""
-    effect = fit.weights[-1] / prior.scale[prior.moving]
-    felt = np.abs(fit.weights[-1]) > LEAST_EFFECT
-    moving = [n for n, moves in zip(names, prior.moving, strict=True) if moves]
-    parts = [f"{n} {e:+.2g}" for n, e, is_felt in zip(moving, effect, felt, strict=True) if is_felt]
-    action = "action 1" if isinstance(space, Discrete) else f"action {space.high:g}"
-    return f"in this log {action} adds {', '.join(parts) or 'nothing'} in a step"

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -53,58 +54,44 @@ def explanations_for(family: TaskFamily, prior: PlantPrior) -> list[Explanation]
         Explanation("late action", _late_action, remedy="each action stands one row too late in "
                     "the log; write it beside the observation that it was chosen from"),
         Explanation("reversed time", _reversed, remedy="the rows stand in reversed order of time"),
+        *(
+            Explanation("delayed plant", partial(_delayed_plant, delay=delay),
+                        mended=f"actions act {delay} step(s) late on this plant, which the policy "
+                        f"does not know: each was moved to where it acts")
+            for delay in range(1, LONGEST_DELAY + 1)
+        ),
     ]  # fmt: skip
-    for delay in range(1, LONGEST_DELAY + 1):
-        found.append(
-            Explanation(
-                "delayed plant",
-                lambda log, delay=delay: _delayed_plant(log, delay),  # type: ignore[misc]
-                mended=f"actions act {delay} step(s) late on this plant, which the policy does not "
-                f"know: each was moved to where it acts",
-            )
-        )
     if family.effect_dims:
         old = ", ".join(names[i] for i in family.effect_dims)
-        found.append(
-            Explanation(
-                "old velocities",
-                lambda log: _old_columns(log, family.effect_dims),
-                mended=f"{old} are one row old, as differences of positions are: moved by a row",
-            )
-        )
+        mended = f"{old} are one row old, as differences of positions are: moved by a row"
+        undo = partial(_old_columns, dims=list(family.effect_dims))
+        found.append(Explanation("old velocities", undo, mended=mended))
     for rate in RATES:
-        near = NEAR_RATES[0] <= rate <= NEAR_RATES[1]
+        lasts = f"a row lasts about {rate:g} time steps of {family.name}{step}"
         found.append(
             Explanation(
                 "another rate",
-                lambda log: (log, _every_row(log)),
+                _as_it_is,
                 rate,
-                mended=f"a row lasts about {rate:g} time steps of {family.name}{step}" * near,
-                remedy=f"a row lasts about {rate:g} time steps of {family.name}{step}; log at that "
-                f"rate, or resample (hold actions, do not look ahead)",
+                mended=lasts if NEAR_RATES[0] <= rate <= NEAR_RATES[1] else "",
+                remedy=f"{lasts}; log at that rate, or resample (hold actions, do not look ahead)",
             )
         )
-    for size in (1, 2):
-        for some in itertools.combinations(dims, size):
-            if size == len(dims):  # all mirrored is the mirrored plant
-                continue
-            which = ", ".join(names[i] for i in some)
+    for some in (*itertools.combinations(dims, 1), *itertools.combinations(dims, 2)):
+        if len(some) == len(dims):  # all mirrored is the mirrored plant
+            continue
+        which = ", ".join(names[i] for i in some)
+        undo, remedy = partial(_scaled, dims=some, factor=-1.0), "is the other way round"
+        found.append(Explanation(MIRRORED, undo, remedy=f"the sign of {which} {remedy}"))
+        for unit, factor in UNITS.items():
             found.append(
                 Explanation(
-                    MIRRORED,
-                    lambda log, some=some: _scaled(log, some, -1.0),  # type: ignore[misc]
-                    remedy=f"the sign of {which} is the other way round",
+                    "another unit",
+                    partial(_scaled, dims=some, factor=factor),
+                    stretch=len(some) * math.log(factor),
+                    remedy=f"{which} look like {unit} of the family's unit",
                 )
             )
-            for unit, factor in UNITS.items():
-                found.append(
-                    Explanation(
-                        "another unit",
-                        lambda log, some=some, factor=factor: _scaled(log, some, factor),  # type: ignore[misc]
-                        stretch=size * math.log(factor),
-                        remedy=f"{which} look like {unit} of the family's unit",
-                    )
-                )
     return found
 
 
@@ -117,17 +104,21 @@ def kept(log: Rollout, keep: Tensor) -> Rollout:
 
 def _follows(log: Rollout) -> Tensor:
     """Whether each step goes on from the one before it, shape (T,)."""
-    follows = ~log.reset[:, 0, 0].clone()
+    follows = ~log.reset[:, 0, 0]
     follows[:1] = False
     return follows
 
 
+def _is_followed(log: Rollout) -> Tensor:
+    """Whether the step after each one goes on from it, shape (T,)."""
+    follows = _follows(log)
+    return torch.cat([follows[1:], follows[:1]])
+
+
 def _late_action(log: Rollout) -> tuple[Rollout, Tensor]:
     """Each action stood one row late: it belongs to the row before."""
-    follows = _follows(log)
-    moved = replace(log, action=torch.cat([log.action[1:], log.action[:1]]))
-    keep = torch.cat([follows[1:], follows[:1] & False])
-    return kept(moved, keep), keep
+    keep = _is_followed(log)
+    return kept(replace(log, action=log.action.roll(-1, 0)), keep), keep
 
 
 def _delayed_plant(log: Rollout, delay: int) -> tuple[Rollout, Tensor]:
@@ -135,30 +126,28 @@ def _delayed_plant(log: Rollout, delay: int) -> tuple[Rollout, Tensor]:
     follows, keep = _follows(log), torch.ones(log.num_steps, dtype=torch.bool)
     for ago in range(delay):
         keep = keep & torch.cat([torch.zeros(ago, dtype=torch.bool), follows])[: len(follows)]
-    moved = torch.cat([log.action[:delay], log.action[:-delay]])[: log.num_steps]
-    return kept(replace(log, action=moved), keep), keep
+    return kept(replace(log, action=log.action.roll(delay, 0)), keep), keep
 
 
-def _old_columns(log: Rollout, dims: Sequence[int]) -> tuple[Rollout, Tensor]:
+def _old_columns(log: Rollout, dims: list[int]) -> tuple[Rollout, Tensor]:
     """Some columns stood one row late: each value belongs to the row before."""
-    follows = _follows(log)
-    obs, after = log.obs.clone(), log.next_obs.clone()
-    obs[..., list(dims)] = log.next_obs[..., list(dims)]
-    after[:-1, ..., list(dims)] = log.next_obs[1:, ..., list(dims)]
-    keep = torch.cat([follows[1:], follows[:1] & False])
+    obs, after, keep = log.obs.clone(), log.next_obs.clone(), _is_followed(log)
+    obs[..., dims] = log.next_obs[..., dims]
+    after[:-1, ..., dims] = log.next_obs[1:, ..., dims]
     return kept(replace(log, obs=obs, next_obs=after), keep), keep
 
 
 def _reversed(log: Rollout) -> tuple[Rollout, Tensor]:
     """Time ran backwards."""
-    return replace(log, obs=log.next_obs, next_obs=log.obs), _every_row(log)
+    return _as_it_is(replace(log, obs=log.next_obs, next_obs=log.obs))
 
 
 def _scaled(log: Rollout, dims: Sequence[int], factor: float) -> tuple[Rollout, Tensor]:
+    """Some columns were in another unit, or had another sign."""
     scale = torch.ones(log.obs.shape[-1], dtype=log.obs.dtype)
     scale[list(dims)] = factor
-    return replace(log, obs=log.obs * scale, next_obs=log.next_obs * scale), _every_row(log)
+    return _as_it_is(replace(log, obs=log.obs * scale, next_obs=log.next_obs * scale))
 
 
-def _every_row(log: Rollout) -> Tensor:
-    return torch.ones(log.num_steps, dtype=torch.bool)
+def _as_it_is(log: Rollout) -> tuple[Rollout, Tensor]:
+    return log, torch.ones(log.num_steps, dtype=torch.bool)

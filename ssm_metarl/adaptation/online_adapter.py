@@ -5,24 +5,16 @@ chooses actions, sees what they did at its next call, and keeps parameters of it
 
     rollout = collect_rollout(worlds, OnlineAdapter(policy, num_tasks=K), num_steps)
 
-Every transition is compared with the policy's prediction of it. Once the predictions of the last
-``detect_steps`` are little better than predicting no change, these transitions are taken for the
-first ones of another plant. The policy then adapts to all transitions since, again with each new
-one, until there are ``window``. It starts like that too: an unadapted policy knows no plant.
-
-Each adaptation starts from the meta-parameters, and the hidden state is recomputed under the
-adapted ones, from zero at the window's first transition: what came before was another plant.
+Once the predictions of the last ``detect_steps`` transitions are little better than predicting no
+change, these are taken for the first ones of another plant. The policy adapts to all transitions
+since, again with each new one, until there are ``window``: each time from the meta-parameters, with
+a hidden state recomputed from zero. It starts like that too: an unadapted policy knows no plant.
 
 A policy that adapts in context is watched by the prediction that least squares makes over its trial
-(`core.identification`), which needs no training. Once that fails, a new trial begins on the spot:
-old evidence speaks against the new, and takes hundreds of steps to fade. With ``num_adapt_steps`` 0
-that is all, and all that a model trained in context alone is prepared for; one trained for both
-takes its gradient steps on the transitions of the new trial.
-
-A sensor that gives no number stops nothing here: its last good reading is acted on, the event "bad
-reading" tells of it, and the transitions to and from it say nothing about the plant. The same goes
-for a reading that no plant gives (`core.readings.WILD`). A reward that is no number is taken for
-the last one that was: predictions need none.
+(`core.identification`). Once that fails, a new trial begins on the spot, as old evidence speaks
+against the new; with ``num_adapt_steps`` 0 that is all. A reading that is no number, or that no
+plant gives (`core.readings.WILD`), stops nothing: the last good one is acted on, the event "bad
+reading" tells of it, and the transitions to and from it say nothing about the plant.
 
 The trap: a change that the predictions survive is not noticed. A flipped actuator is; a force that
 doubles need not be, and the policy need not adapt to it either.
@@ -49,16 +41,17 @@ from ssm_metarl.entrance import counts, shaped
 from ssm_metarl.objectives.prediction import MIN_SPREAD, target_spread
 from ssm_metarl.types import Rollout, flatten
 
+Kind = Literal["changed", "settled", "bad reading"]
+"""The plant was found to be another one, or adapting to it ended; or a sensor gave no number, after
+a reading that was good."""
+
 
 class OnlineEvent(NamedTuple):
-    """Something that an `OnlineAdapter` noticed or did."""
+    """Something that an `OnlineAdapter` noticed or did, after ``step`` actions."""
 
     step: int
-    """Actions chosen before."""
     task: int
-    kind: Literal["changed", "settled", "bad reading"]
-    """The plant was found to be another one, or adapting to it ended; or a sensor gave no number,
-    after a reading that was good."""
+    kind: Kind
 
 
 class _Step(NamedTuple):
@@ -193,8 +186,8 @@ class OnlineAdapter:
             predicted = self.policy.predict(output, code)[0, :, 0]  # (K, D), in spreads
             change = (obs - before)[:, 0, list(self.policy.heads.predicted_dims)] / self._spread
             error, size = (predicted - change).square().sum(-1), change.square().sum(-1)
-        reward = self._reward
-        self._history.append(_Step(before, action, reward, obs, first, known, error, size))
+        step = _Step(before, action, self._reward, obs, first, known, error, size)
+        self._history.append(step)
         self._since += 1
 
     def _notice(self) -> Tensor:
@@ -249,16 +242,19 @@ class OnlineAdapter:
         What is not known stays in the observations that the state is recomputed from: there, a
         held reading is closer to the truth than none.
         """
+        obs, action, reward, next_obs, reset = (  # as a step begins
+            torch.stack(column)[:, chosen] for column in list(zip(*steps, strict=True))[:5]
+        )
         never = torch.zeros_like(mask)
         starts = torch.arange(len(steps))[:, None, None] == first[:, None]
         rollout = Rollout(
-            obs=torch.stack([step.obs[chosen] for step in steps]),
-            action=torch.stack([step.action[chosen] for step in steps]),
-            reward=torch.stack([step.reward[chosen] for step in steps]),
-            next_obs=torch.stack([step.next_obs[chosen] for step in steps]),
+            obs=obs,
+            action=action,
+            reward=reward,
+            next_obs=next_obs,
             terminated=never,
             truncated=never,
-            reset=torch.stack([step.reset[chosen] for step in steps]) | starts,
+            reset=reset | starts,
             mask=mask,
             log_prob=torch.zeros(mask.shape),
         )
@@ -271,6 +267,6 @@ class OnlineAdapter:
             lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
         )
 
-    def _record(self, where: Tensor, kind: Literal["changed", "settled", "bad reading"]) -> None:
+    def _record(self, where: Tensor, kind: Kind) -> None:
         tasks = where.nonzero()[:, 0].tolist()
         self.events += [OnlineEvent(self._num_calls, task, kind) for task in tasks]

@@ -1,19 +1,14 @@
 """What plants of a family move like: a prior over their linearised dynamics, to judge a log by.
 
 Place in the flow: stage 4, beside the adapters; `log_check` compares explanations of a log by it.
-
-With z the scaled observation and c the code of the action, a step of a plant is about::
+With z the scaled observation and c the code of the action, a step of a plant is about
 
     z_{t+1} - z_t = W' [1, z_t, c_t] + noise
 
-W differs from task to task, but not freely: a position always moves by its velocity times the time
-step, whatever the plant. So W of many simulated tasks, each fitted by least squares, gives a
-normal distribution; one for each combination of the family's categories and for each of its
-ranges, since the mean of "pushes right" and "pushes left" is neither. A log is fitted under that
-prior with Student's t errors (Lange, Little & Taylor 1989), which a few spoilt rows cannot bend.
-
-Only simulated training data are used, drawn from a stream of their own; nothing is learned from
-the log's own plant, and no policy is asked.
+W of many simulated training tasks, each fitted by least squares, gives a normal distribution; one
+for each combination of the family's categories and for each of its ranges, since the mean of
+"pushes right" and "pushes left" is neither. A log is fitted under it with Student's t errors
+(Lange, Little & Taylor 1989), which a few spoilt rows cannot bend.
 """
 
 from __future__ import annotations
@@ -37,6 +32,7 @@ from ssm_metarl.tasks.task_parameter import Choice
 from ssm_metarl.types import Rollout
 
 Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 PURPOSE = "plant-prior"
 RANGES: tuple[Split, ...] = ("train", "ood")
@@ -61,16 +57,11 @@ OUTLIERS, WILD = 0.05, 20.0
 class Fit:
     """A log under the component that explains it best."""
 
-    weights: Array
-    """W, shape (F, O)."""
-    scale: Array
-    """Scale of the errors, shape (O,)."""
-    residual: Array
-    """Shape (T, O)."""
-    row_score: Array
-    """Log density of each row, shape (T,)."""
-    penalty: float
-    """Minus the log density of W under the prior, up to a constant."""
+    weights: Array  # W, (F, O)
+    scale: Array  # of the errors, (O,)
+    residual: Array  # (T, O)
+    row_score: Array  # log density of each row, (T,)
+    penalty: float  # minus the log density of W under the prior, up to a constant
 
     @property
     def score(self) -> float:
@@ -86,18 +77,12 @@ class PlantPrior:
     """
 
     action_space: ActionSpace
-    scale: Array
-    """Brings an observation to about [-1, 1], shape (O_all,)."""
-    moving: NDArray[np.bool_]
-    """The O observation dimensions that change at all within an episode, shape (O_all,)."""
-    spread: Array
-    """Root mean square change of them in a step, shape (O,)."""
-    mean: Array
-    """Shape (C, O, F)."""
-    covariance: Array
-    """Shape (C, O F, O F)."""
-    noise: Array
-    """Least scale of the errors, shape (C, O)."""
+    scale: Array  # brings an observation to about [-1, 1], (O_all,)
+    moving: Bools  # the O observation dimensions that change within an episode, (O_all,)
+    spread: Array  # root mean square change of them in a step, (O,)
+    mean: Array  # (C, O, F)
+    covariance: Array  # (C, O F, O F)
+    noise: Array  # least scale of the errors, (C, O)
 
     def rows(self, log: Rollout) -> tuple[Array, Array]:
         """Regressors (T, F) and changes (T, O) of a log of shape (T, 1, 1), scaled."""
@@ -112,11 +97,9 @@ class PlantPrior:
         return self.fit_all([(x, y)], [rate])[0]
 
     def fit_all(self, logs: Sequence[tuple[Array, Array]], rates: Sequence[float]) -> list[Fit]:
-        """Fit logs, each under every component; the best of a log's fits is kept.
+        """Fit logs, rows x (T, F) and y (T, O) of each, under every component; keep the best.
 
-        Args:
-            logs: Rows x (T, F) and y (T, O) of each; T may differ.
-            rates: How many time steps of the family a row of each lasts.
+        A row of each lasts its rate's number of time steps of the family.
         """
         steps = max(len(y) for _, y in logs)
         x, y = (
@@ -214,26 +197,25 @@ def prior_of(family: TaskFamily) -> PlantPrior | None:
     Returns:
         None where the observations are too many to be judged together (`WIDEST`).
     """
-    groups = [
-        _simulated(family, split, categories)
-        for split in RANGES
-        for categories in _combinations(family)
+    drawn = [
+        tasks.changed(**{n: torch.full((TASKS,), v, dtype=torch.float64) for n, v in given.items()})
+        for tasks in (family.sample(split, TASKS, seed=0, stream=PURPOSE) for split in RANGES)
+        for given in _combinations(family)
     ]
-    space, obs_dim = groups[0][0], groups[0][1].obs.shape[-1]
-    changes = [(r.next_obs - r.obs).double().numpy() for _, r in groups]
+    spaces, groups = zip(*(random_rollout(t, ENVS, STEPS, PURPOSE) for t in drawn), strict=True)
+    changes = [(r.next_obs - r.obs).double().numpy() for r in groups]
     spread = np.sqrt(np.mean([np.square(c).mean(axis=(0, 1, 2)) for c in changes], axis=0))
     moving = spread > 0
     if not moving.any() or int(moving.sum()) > WIDEST:
         return None
-    scale = np.ones(obs_dim)
     if family.obs_scale is not None:
         scale = np.array(family.obs_scale, dtype=np.float64)
     else:
-        size = np.max([r.obs.abs().amax(dim=(0, 1, 2)).double().numpy() for _, r in groups], axis=0)
+        size = np.max([r.obs.abs().amax(dim=(0, 1, 2)).double().numpy() for r in groups], axis=0)
         scale = 1 / np.maximum(size, 1e-12)
     empty = np.zeros(0)
-    shell = PlantPrior(space, scale, moving, (spread * scale)[moving], empty, empty, empty)
-    parts = [_component(shell, rollout) for _, rollout in groups]
+    shell = PlantPrior(spaces[0], scale, moving, (spread * scale)[moving], empty, empty, empty)
+    parts = [_component(shell, rollout) for rollout in groups]
     mean, covariance, noise = (np.stack(part) for part in zip(*parts, strict=True))
     return replace(shell, mean=mean, covariance=covariance, noise=noise)
 
@@ -247,17 +229,13 @@ def _combinations(family: TaskFamily) -> list[dict[str, float]]:
     return every if len(every) <= MOST_COMBINATIONS else [{}]
 
 
-def _simulated(
-    family: TaskFamily, split: Split, categories: dict[str, float]
+def random_rollout(
+    tasks: Tasks, num_envs: int, steps: int, purpose: str
 ) -> tuple[ActionSpace, Rollout]:
-    """Random actions in tasks of a range, with some categories given."""
-    tasks = family.sample(split, TASKS, seed=0, stream=PURPOSE)
-    given = {name: torch.full((TASKS,), v, dtype=torch.float64) for name, v in categories.items()}
-    tasks = Tasks(family, {**tasks.values, **given}, tasks.indices)
-    worlds = make_worlds(tasks, ENVS, seed=0, purpose=PURPOSE)
-    noise = TaskNoise(0, f"{PURPOSE}-action", tasks.indices)
-    rollout = collect_rollout(worlds, random_actor(worlds, noise, STEPS), STEPS, autoreset=True)
-    return worlds.action_space, rollout
+    """Random actions in every task, from streams of their own, (steps, K, num_envs)."""
+    worlds = make_worlds(tasks, num_envs, seed=0, purpose=purpose)
+    actor = random_actor(worlds, TaskNoise(0, f"{purpose}-action", tasks.indices), steps)
+    return worlds.action_space, collect_rollout(worlds, actor, steps, autoreset=True)
 
 
 def _component(prior: PlantPrior, rollout: Rollout) -> tuple[Array, Array, Array]:

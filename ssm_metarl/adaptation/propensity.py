@@ -1,18 +1,15 @@
 """How far replayed experience fits the present task: a small classifier, and how far to trust it.
 
-Place in the flow: stage 4, used by `inner_objective` where experience is replayed.
-
-Uniform replay of other tasks is biased: half of the replayed transitions may come from plants
-whose actuator is mounted the other way round. As in MQL (Fakoor et al. 2020, arXiv 1910.00125,
-section 4), a logistic classifier tells this task's transitions (label 1) from the buffer's
-(label 0); its odds are the importance weights beta(s, a, s') = p / (1 - p). How far to trust the M
-replayed steps:
+Place in the flow: stage 4, used by `inner_objective` where experience is replayed. As in MQL
+(Fakoor et al. 2020, arXiv 1910.00125, section 4), a logistic classifier tells this task's
+transitions (label 1) from the buffer's (label 0); its odds are the importance weights
+beta(s, a, s') = p / (1 - p). How far to trust the M replayed steps:
 
     trust = (sum beta)^2 / (M sum beta^2) * min(1, sum beta / M)
 
 The first factor is the normalised effective sample size. The second is a deviation from MQL: a
-density ratio averages 1 over experience that covers the task, and far less where nothing fits.
-Without it, a buffer that fits the task nowhere, evenly, would be trusted more than one that does.
+density ratio averages 1 over experience that covers the task. Without it, a buffer that fits the
+task nowhere, evenly, would be trusted more than one that does.
 """
 
 from __future__ import annotations
@@ -48,8 +45,7 @@ def propensity_weights(
     shared = replayed.map(lambda x: x.expand(-1, num_tasks, *x.shape[2:]))
     present = _features(policy, current, spread)
     past = _features(policy, shared, spread)
-    taken = torch.cat([current.mask.transpose(0, 1).flatten(1),
-                       shared.mask.transpose(0, 1).flatten(1)], dim=1)  # fmt: skip
+    taken = torch.cat([r.mask.transpose(0, 1).flatten(1) for r in (current, shared)], dim=1)
     label = torch.cat([torch.ones_like(present[..., 0]), torch.zeros_like(past[..., 0])], dim=1)
     features = torch.cat([present, past], dim=1)
     # Both classes weigh the same, so that the odds are a density ratio.
@@ -79,16 +75,7 @@ def _features(policy: Policy, rollout: Rollout, spread: Tensor) -> Tensor:
 
 
 def _logistic_regression(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """Ridge-regularised logistic regression by Newton's method, for K problems at once.
-
-    Args:
-        x: Features, shape (K, S, F).
-        y: Labels 0 or 1, shape (K, S).
-        weight: Weights of the samples, shape (K, S).
-
-    Returns:
-        Coefficients, shape (K, F, 1).
-    """
+    """Coefficients (K, F, 1) for features (K, S, F), labels and weights (K, S), by Newton."""
     coefficients = x.new_zeros(x.shape[0], x.shape[2], 1)
     ridge = RIDGE * torch.eye(x.shape[2], dtype=x.dtype)
     for _ in range(NEWTON_STEPS):

@@ -1,20 +1,16 @@
 """The rule that adaptation does not hurt: which gradient steps a task keeps.
 
 Place in the flow: stage 4, asked by `inner_loop.adapt_params` after each step of an adapter.
-Meta-training does not ask: it must feel the steps that go wrong.
-
-A step is undone, and the task takes no more, unless
+Meta-training does not ask: it must feel the steps that go wrong. A step is undone, and the task
+takes no more, unless
 
     0. these data tell what an action does: half of what is predicted moves in them, or more, and
     1. the inner loss on this task's own data is finite and has fallen, and
-    2. it is at most ``max_loss`` for data of this length: data that the adapted model cannot
-       explain (a broken log, a plant unlike any in training) are no reason to move, and
-    3. KL(adapted || meta) on these data is at most ``max_kl``: a bound on the whole change.
+    2. it is at most ``max_loss`` for data of this length, and
+    3. KL(adapted || meta) on these data is at most ``max_kl``.
 
-The limits in 2 and 3 are a model's `Calibration`, set on meta-training tasks so that the return
-falls after a kept (standard) step on at most 5 % of them (`evaluation.calibration`). Without one,
-or with a step size (``adapt_lr``) or objective that it was not made for, rules 0 and 1 decide.
-Adaptation may thus end where it began; the report says so, and why.
+The limits are a model's `Calibration` (`evaluation.calibration`). Without one, or with a step size
+(``adapt_lr``) or objective that it was not made for, rules 0 and 1 decide.
 
 The trap: a falling loss by itself is no evidence. On shuffled actions the first step always lowers
 it, and turns a third of the tasks for the worse.
@@ -27,7 +23,6 @@ from torch import Tensor
 
 from ssm_metarl.adaptation.inner_objective import WatchedLoss
 from ssm_metarl.config import Calibration
-from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.objectives.prediction import is_uninformative
 from ssm_metarl.types import Params, Rollout
@@ -66,7 +61,8 @@ class Safeguard:
     ) -> None:
         self._loss, self._taken = loss, current.mask
         self._calibration, self._rollback = calibration, rollback
-        self.loss, self._reference = self._look(policy.meta_params())
+        with torch.no_grad():
+            self.loss, self._reference = loss.look(policy.meta_params())
         """Inner loss by now, shape (K,)."""
         if calibration is not None:
             device = current.mask.device
@@ -85,15 +81,8 @@ class Safeguard:
 
     @torch.no_grad()
     def accept(self, candidate: Params) -> Tensor:
-        """Judge one more step of every task that has not been refused yet.
-
-        Args:
-            candidate: The parameters after it, shape (K, ...) each.
-
-        Returns:
-            Whether each task keeps it, shape (K,), bool.
-        """
-        loss, distribution = self._look(candidate)
+        """Whether each task keeps a step to a candidate (K, ...), shape (K,), bool."""
+        loss, distribution = self._loss.look(candidate)
         kl = torch.where(self._taken, distribution.kl(self._reference), 0.0).sum(dim=(0, 2))
         kl = kl / self._taken.sum(dim=(0, 2))  # KL(adapted || meta), mean over the data's steps
         verdict = torch.where(loss < self.loss, KEPT, LOSS_ROSE)  # NaN is not less
@@ -109,7 +98,3 @@ class Safeguard:
         self.kl = torch.where(kept, kl, self.kl)
         self.steps_kept = self.steps_kept + kept
         return kept
-
-    def _look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
-        with torch.no_grad():
-            return self._loss.look(params)

@@ -1,6 +1,6 @@
 """Standard adaptation: gradient steps on this task's data alone.
 
-Place in the flow: stage 4, a leaf of `adapter`. Its sibling is `hybrid_adapter`.
+Place in the flow: stage 4, on `adapter`. Its sibling is `hybrid_adapter`.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from functools import partial
 from ssm_metarl.adaptation.adapter import (
     AdaptationReport,
     AdaptedPolicy,
+    adapt_to_one,
     adapt_to_tasks,
     in_parts,
-    single_task,
 )
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import StandardAdaptationConfig
@@ -41,9 +41,7 @@ class StandardAdapter:
         Returns:
             A new policy, with ``.report``.
         """
-        policy = single_task(policy, current_data)
-        task_params, reports = self.adapt_tasks(policy, current_data)
-        return AdaptedPolicy(policy, task_params, reports[0], current_data)
+        return adapt_to_one(self.adapt_tasks, policy, current_data)
 
     @usual_modes()
     def adapt_tasks(

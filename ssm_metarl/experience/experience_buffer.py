@@ -39,8 +39,7 @@ class ExperienceBuffer:
         if max_size < 1:
             raise ValueError(f"max_size: expected at least 1, received {max_size}")
         self.max_size, self.family = max_size, family
-        self._sequences: deque[dict[str, Tensor]] = deque()
-        self._task_ids: deque[int] = deque()
+        self._held: deque[tuple[int, dict[str, Tensor]]] = deque()  # task and steps, oldest first
         self._size = 0
 
     def __len__(self) -> int:
@@ -50,24 +49,20 @@ class ExperienceBuffer:
     @property
     def num_sequences(self) -> int:
         """Sequences held."""
-        return len(self._sequences)
+        return len(self._held)
 
     @property
     def task_ids(self) -> tuple[int, ...]:
         """The task each sequence came from, oldest first."""
-        return tuple(self._task_ids)
+        return tuple(task_id for task_id, _ in self._held)
 
     @property
     def next_task_id(self) -> int:
         """An identity that no task held has."""
-        return max(self._task_ids, default=-1) + 1
+        return max(self.task_ids, default=-1) + 1
 
     def add(self, rollout: Rollout, task_ids: Sequence[int]) -> None:
-        """Store a rollout's episodes, task by task; the oldest sequences make room.
-
-        Args:
-            rollout: K tasks.
-            task_ids: Identity of each task, length K.
+        """Store the episodes of K tasks with these identities; the oldest sequences make room.
 
         Raises:
             ValueError: ``task_ids`` of another length, or steps of another kind than those held.
@@ -77,7 +72,7 @@ class ExperienceBuffer:
                 f"task_ids: expected {rollout.num_tasks}, one a task, received {len(task_ids)}"
             )
         stored = {name: getattr(rollout, name).detach().cpu() for name in STORED}
-        for name, held in self._sequences[0].items() if self._sequences else ():
+        for name, held in self._held[0][1].items() if self._held else ():
             expected, received = _kind(held[0]), _kind(stored[name][0, 0, 0])
             if expected != received:
                 raise ValueError(
@@ -96,19 +91,13 @@ class ExperienceBuffer:
         length = sequence["reward"].shape[0]
         if length > self.max_size:
             return  # it could only stay by breaking the bound
-        self._sequences.append(sequence)
-        self._task_ids.append(task_id)
+        self._held.append((task_id, sequence))
         self._size += length
         while self._size > self.max_size:
-            self._size -= self._sequences.popleft()["reward"].shape[0]
-            self._task_ids.popleft()
+            self._size -= self._held.popleft()[1]["reward"].shape[0]
 
     def sample(self, num_sequences: int, rng: np.random.Generator) -> Rollout:
-        """Draw sequences uniformly, with replacement only if there are too few.
-
-        Args:
-            num_sequences: M, at least 1.
-            rng: Where the draw comes from.
+        """Draw M sequences uniformly, with replacement only if there are too few.
 
         Returns:
             A rollout of shape (T, 1, M): padded and masked to the longest sequence drawn.
@@ -118,20 +107,20 @@ class ExperienceBuffer:
         """
         if num_sequences < 1:
             raise ValueError(f"num_sequences: expected at least 1, received {num_sequences}")
-        if not self._sequences:
+        if not self._held:
             raise ValueError("experience buffer: expected at least one sequence, received none")
-        chosen = rng.choice(
-            len(self._sequences), num_sequences, replace=num_sequences > len(self._sequences)
-        )
-        return _padded([self._sequences[int(i)] for i in chosen])
+        count = len(self._held)
+        chosen = rng.choice(count, num_sequences, replace=num_sequences > count)
+        return _padded([self._held[int(i)][1] for i in chosen])
 
     def tensors(self) -> dict[str, Tensor]:
         """The content as flat tensors, for checkpoints; empty if the buffer is."""
-        if not self._sequences:
+        if not self._held:
             return {}
-        joined = {name: torch.cat([s[name] for s in self._sequences]) for name in STORED}
-        joined["length"] = torch.tensor([s["reward"].shape[0] for s in self._sequences])
-        joined["task_id"] = torch.tensor(list(self._task_ids))
+        sequences = [sequence for _, sequence in self._held]
+        joined = {name: torch.cat([s[name] for s in sequences]) for name in STORED}
+        joined["length"] = torch.tensor([s["reward"].shape[0] for s in sequences])
+        joined["task_id"] = torch.tensor(self.task_ids)
         return joined
 
     def restore(self, tensors: dict[str, Tensor]) -> ExperienceBuffer:
@@ -151,8 +140,7 @@ class ExperienceBuffer:
                     raise ValueError(
                         f"experience.{name}: expected {count} rows, received {len(tensors[name])}"
                     )
-        self._sequences.clear()
-        self._task_ids.clear()
+        self._held.clear()
         self._size = 0
         if tensors:
             pieces = {name: tensors[name].split(lengths) for name in STORED}

@@ -1,6 +1,6 @@
-"""A log's cells as numbers.
+"""A log's cells as numbers, and as they stand in messages.
 
-Place in the flow: the bottom of `plant_log`: `log_csv` and `log_parquet` convert columns here.
+Place in the flow: the bottom of `plant_log`; every format converts the cells of its columns here.
 
 Every cell becomes one float64, so that a block of a log is one array: NaN where the cell is empty,
 an infinity where it is not understood. Both are refused where a number is needed.
@@ -23,13 +23,12 @@ Kind = Literal["number", "flag", "moment", "key"]
 
 LARGEST = float(np.finfo(np.float32).max)
 """Beyond it a number is infinite to a policy, whose parameters are float32."""
-
 LONGEST = 60
 """Characters of a cell that a message shows."""
-
+MOST_NAMES = 20
+"""Columns that a message names."""
 DECIMAL_COMMA = str.maketrans({",": ".", ".": "_"})
 """Makes a decimal comma a point, and a point, which then marks thousands, what no number has."""
-
 WORDS = {"true": 1.0, "false": 0.0}
 
 
@@ -43,17 +42,16 @@ def convert(cells: Sequence[str], kind: Kind, *, decimal_comma: bool = False) ->
         decimal_comma: Whether 0,5 is a half.
     """
     points = [cell.translate(DECIMAL_COMMA) for cell in cells] if decimal_comma else cells
-    values = _numbers(points)
+    try:
+        if not _is_plain("".join(points)):
+            raise ValueError
+        values = np.array(list(map(float, points)), dtype=np.float64)
+    except ValueError:  # one by one, then
+        values = np.array([_number(cell) for cell in points], dtype=np.float64)
     if kind != "number":
         for i in np.flatnonzero(np.isinf(values)).tolist():
             values[i] = _word(cells[i].strip(), kind)
     return values
-
-
-def convert_one(text: str, kind: Kind) -> float:
-    """A single cell, as :func:`convert` does it."""
-    value = _number(text)
-    return _word(text.strip(), kind) if np.isinf(value) and kind != "number" else value
 
 
 def is_number(text: str) -> bool:
@@ -63,7 +61,7 @@ def is_number(text: str) -> bool:
 
 def shown(text: str) -> str:
     """A cell for a message, in quotes: on one line, and no longer than one can read."""
-    return repr(_short(text))
+    return repr(_short(text or "nothing"))
 
 
 def plain(text: str) -> str:
@@ -73,28 +71,24 @@ def plain(text: str) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Names of columns for a message: on one line, the first twenty of them."""
-    first = [plain(name) for name in names[:20]]
-    return ", ".join(first + [f"and {len(names) - 20} more"] * (len(names) > 20))
+    more = len(names) - MOST_NAMES
+    return ", ".join([*map(plain, names[:MOST_NAMES]), *[f"and {more} more"] * (more > 0)])
 
 
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def _numbers(cells: Sequence[str]) -> Floats:
-    text = "".join(cells)
-    if text.isascii() and "_" not in text:
-        with suppress(ValueError):
-            return np.array(list(map(float, cells)), dtype=np.float64)
-    return np.array([_number(cell) for cell in cells], dtype=np.float64)
+def _is_plain(text: str) -> bool:
+    """Whether a float is what it seems: Python reads 1_0 as 10, and the digits of every script."""
+    return text.isascii() and "_" not in text
 
 
 def _number(text: str) -> float:
-    """A float; Python's own reading takes 1_0 for 10, and the digits of every script."""
     text = text.strip()
     if not text:
         return np.nan
-    if text.isascii() and "_" not in text:
+    if _is_plain(text):
         with suppress(ValueError):
             return float(text)
     return np.inf
@@ -104,18 +98,12 @@ def _word(text: str, kind: Kind) -> float:
     """What is no number, as one."""
     if kind == "flag":
         return WORDS.get(text.casefold(), np.inf)
-    return _seconds(text) if kind == "moment" else _name(text)
-
-
-def _seconds(text: str) -> float:
-    """Seconds of an ISO date and time; one without a zone is taken for UTC, which has no jumps."""
+    if kind == "key":
+        digest = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=6).digest()
+        return -1.5 - int.from_bytes(digest, "big")
     try:
         moment = datetime.fromisoformat(text)
+        # one without a zone is taken for UTC, which has no jumps
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return np.inf
-
-
-def _name(text: str) -> float:
-    digest = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=6).digest()
-    return -1.5 - int.from_bytes(digest, "big")

@@ -1,7 +1,6 @@
 """Which columns of a log hold what.
 
-Place in the flow: `log_csv` and `log_parquet` ask with their header; `log_transitions` reads the
-columns that were found.
+Place in the flow: every format asks with its header; `log_transitions` reads what was found.
 
 Names count without regard to case, surrounding spaces and a unit in brackets. What a policy
 observes and does is looked for first, so that an observation may be called ``t`` or ``run``.
@@ -29,11 +28,8 @@ SECONDS = {"s": 1.0, "sec": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-
 
 Mark = Literal["terminated", "truncated", "done", "last", "first"]
 MARKS: dict[str, Mark] = {
-    "terminated": "terminated",
-    "terminal": "terminated",
-    "is_terminal": "terminated",
-    "truncated": "truncated",
-    "timeout": "truncated",
+    **dict.fromkeys(("terminated", "terminal", "is_terminal"), "terminated"),
+    **dict.fromkeys(("truncated", "timeout"), "truncated"),
     "done": "done",
     "is_last": "last",
     "is_first": "first",
@@ -47,12 +43,10 @@ FOREIGN = re.compile(r"(deg|degrees?|°|\udcb0)|(mm|cm)")
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is read."""
+    """A column that is read: its place in the file, from 0, and its name as messages show it."""
 
     index: int
-    """Its place in the file, from 0."""
     name: str
-    """As messages show it."""
     kind: Kind
 
 
@@ -107,17 +101,57 @@ class Wanted:
         acted = _places(header, self.actions)
         for names in (self.obs_names, self.numbered):
             observed = _places(header, names) if names else None
-            if observed is not None and acted is not None and not set(observed) & set(acted):
-                led_to = _places(header, [f"next_{name}" for name in names])
-                for place in (*observed, *(led_to or ())):
-                    unit = UNIT.search(header[place])
-                    if unit and header[place].strip() not in names:
-                        check_unit(header[place].strip(), unit[1])
-                binary = isinstance(self.action_space, Discrete) and self.action_space.n == 2
-                return _columns(
-                    header, observed, acted, led_to or [], "flag" if binary else "number"
-                )
+            if observed is None or acted is None or set(observed) & set(acted):
+                continue
+            led_to = _places(header, [f"next_{name}" for name in names]) or []
+            for place in (*observed, *led_to):
+                unit = UNIT.search(header[place])
+                if unit and header[place].strip() not in names:
+                    check_unit(header[place].strip(), unit[1])
+            return self._columns(header, observed, acted, led_to)
         return None
+
+    def _columns(
+        self, header: Sequence[str], observed: list[int], acted: list[int], led_to: list[int]
+    ) -> Columns:
+        binary = isinstance(self.action_space, Discrete) and self.action_space.n == 2
+        read: list[tuple[int, Kind]] = [(i, "number") for i in observed]
+        read += [(i, "flag" if binary else "number") for i in acted]
+        read += [(i, "number") for i in led_to]
+        seen, done = len(observed), len(observed) + len(acted)
+        reward = time = seconds = None
+        episodes: list[int] = []
+        marks: list[tuple[int, Mark]] = []
+        others = [i for i in range(len(header)) if i not in {i for i, _ in read}]
+        for index in others:
+            role, place = re.sub(r"[\s-]+", "_", _bare(header[index])), len(read)
+            if role == "reward" and reward is None:
+                read.append((index, "number"))
+                reward = place
+            elif (found := TIME.fullmatch(role)) and time is None:
+                read.append((index, "moment"))
+                unit = UNIT.search(header[index])
+                time, seconds = place, SECONDS.get(unit[1].casefold() if unit else found[1] or "")
+            elif EPISODE.fullmatch(role):
+                read.append((index, "key"))
+                episodes.append(place)
+            elif role in MARKS:
+                read.append((index, "flag"))
+                marks.append((place, MARKS[role]))
+        known = {index for index, _ in read}
+        ignored = (header[i].strip() for i in others if i not in known)
+        return Columns(
+            read=tuple(Column(i, plain(header[i].strip()), kind) for i, kind in read),
+            obs=slice(0, seen),
+            action=slice(seen, done),
+            next_obs=slice(done, done + seen) if led_to else None,
+            reward=reward,
+            time=time,
+            seconds=seconds,
+            episodes=tuple(episodes),
+            marks=tuple(marks),
+            ignored=tuple(name for name in ignored if name),
+        )
 
 
 def check_unit(name: str, unit: str) -> None:
@@ -150,54 +184,3 @@ def _places(header: Sequence[str], names: Sequence[str]) -> list[int] | None:
             return None
         found += places
     return found
-
-
-def _columns(
-    header: Sequence[str],
-    observed: Sequence[int],
-    acted: Sequence[int],
-    led_to: Sequence[int],
-    action_kind: Kind,
-) -> Columns:
-    read = [Column(i, plain(header[i].strip()), "number") for i in observed]
-    read += [Column(i, plain(header[i].strip()), action_kind) for i in acted]
-    read += [Column(i, plain(header[i].strip()), "number") for i in led_to]
-    reward = time = seconds = None
-    episodes: list[int] = []
-    marks: list[tuple[int, Mark]] = []
-    ignored: list[str] = []
-    taken = {column.index for column in read}
-    for index, name in enumerate(header):
-        if index in taken:
-            continue
-        role = re.sub(r"[\s-]+", "_", _bare(name))
-        kind: Kind | None = None
-        if role == "reward" and reward is None:
-            kind, reward = "number", len(read)
-        elif (found := TIME.fullmatch(role)) and time is None:
-            kind, time = "moment", len(read)
-            unit = UNIT.search(name)
-            seconds = SECONDS.get(unit[1].casefold() if unit else found[1] or "")
-        elif EPISODE.fullmatch(role):
-            kind = "key"
-            episodes.append(len(read))
-        elif role in MARKS:
-            kind = "flag"
-            marks.append((len(read), MARKS[role]))
-        if kind is not None:
-            read.append(Column(index, plain(name.strip()), kind))
-        elif name.strip():
-            ignored.append(name.strip())
-    seen, done = len(observed), len(observed) + len(acted)
-    return Columns(
-        read=tuple(read),
-        obs=slice(0, seen),
-        action=slice(seen, done),
-        next_obs=slice(done, done + seen) if led_to else None,
-        reward=reward,
-        time=time,
-        seconds=seconds,
-        episodes=tuple(episodes),
-        marks=tuple(marks),
-        ignored=tuple(ignored),
-    )

@@ -5,6 +5,7 @@ Place in the flow: a `log_table.Table` of `plant_log`; needs pyarrow (the extra 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssm_metarl.experience.log_cells import Floats, convert, listed, plain
-from ssm_metarl.experience.log_columns import Column, Wanted
+from ssm_metarl.experience.log_columns import SECONDS, Column, Wanted
 from ssm_metarl.experience.log_table import Block
 
 if TYPE_CHECKING:
@@ -25,13 +26,17 @@ ROWS = 1 << 14
 """Rows that are read at once."""
 PAGES = 1 << 20
 """Bytes of a column that are read at once: row groups may be as large as the file."""
+NUMBERS = ("integer", "floating", "boolean", "decimal", "null", "string", "large_string")
+MOMENTS = ("timestamp", "duration")
+"""Types of columns that are read, as `pyarrow.types` names them."""
 
 
 class ParquetTable:
     """A log in a Parquet file; its rows are counted from 1.
 
     Args:
-        path: The file.
+        path: Its name, for messages.
+        raw: The file.
         wanted: What is to be read.
 
     Raises:
@@ -41,7 +46,7 @@ class ParquetTable:
 
     place = "row"
 
-    def __init__(self, path: Path, wanted: Wanted) -> None:
+    def __init__(self, path: Path, raw: io.BufferedReader, wanted: Wanted) -> None:
         try:
             from pyarrow import parquet
         except ImportError:
@@ -51,35 +56,30 @@ class ParquetTable:
             ) from None
         self.path, self.notes = path, list[str]()
         with self._one_line():
-            self._file = parquet.ParquetFile(path, buffer_size=PAGES, pre_buffer=False)
-            header = self._file.schema_arrow.names
+            self._file = parquet.ParquetFile(raw, buffer_size=PAGES, pre_buffer=False)
+            schema = self._file.schema_arrow
         try:
-            columns = wanted.find(header)
+            columns = wanted.find(schema.names)
             if columns is None:
-                names = listed(header) or "no columns"
+                names = listed(schema.names) or "no columns"
                 raise ValueError(f"expected columns {wanted}, received {names}")
             for column in columns.read:
-                _check_type(column, self._file.schema_arrow.field(column.index).type)
+                _check_type(column, schema.field(column.index).type)
         except ValueError as error:
-            self.close()
             raise ValueError(f"{path}: {error}") from None
-        if columns.time is not None:
-            kind = self._file.schema_arrow.field(columns.read[columns.time].index).type
-            if _is_moment(kind):  # the type tells more than the name
-                columns = replace(columns, seconds=1.0)
+        if columns.time is not None and _is(
+            schema.field(columns.read[columns.time].index).type, *MOMENTS
+        ):
+            columns = replace(columns, seconds=1.0)  # the type tells more than the name
         self.columns = columns
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close(force=True)
 
     def blocks(self) -> Iterator[Block]:
         """All rows, in order."""
         header = self._file.schema_arrow.names
         # Two columns may share a name, which stands for both of them here, in their order.
         names = list(dict.fromkeys(header[column.index] for column in self.columns.read))
-        batches = self._file.iter_batches(ROWS, columns=names, use_threads=False)
         places = [i for name in names for i, other in enumerate(header) if other == name]
+        batches = self._file.iter_batches(ROWS, columns=names, use_threads=False)
         row = 1
         while True:
             with self._one_line():
@@ -91,15 +91,10 @@ class ParquetTable:
                     _values(column, array)
                     for column, array in zip(self.columns.read, arrays, strict=True)
                 ]
-            n = len(batch)
-            if n:
-                yield Block(
-                    np.stack(values, axis=1),
-                    np.arange(row, row + n),
-                    np.zeros(n, dtype=bool),
-                    partial(_text, arrays),
-                )
-            row += n
+            if n := len(batch):
+                lines, breaks = np.arange(row, row + n), np.zeros(n, dtype=bool)
+                yield Block(np.stack(values, axis=1), lines, breaks, partial(_text, arrays))
+                row += n
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
@@ -115,48 +110,34 @@ class ParquetTable:
             ) from None
 
 
-def _check_type(column: Column, kind: pyarrow.DataType) -> None:
+def _is(kind: pyarrow.DataType, *names: str) -> bool:
     from pyarrow import types
 
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    known = (
-        types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_boolean(kind)
-        or types.is_decimal(kind)
-        or types.is_null(kind)
-        or types.is_string(kind)
-        or types.is_large_string(kind)
-        or (_is_moment(kind) and column.kind in ("moment", "key"))
-    )
-    if not known:
+    return any(getattr(types, f"is_{name}")(kind) for name in names)
+
+
+def _check_type(column: Column, kind: pyarrow.DataType) -> None:
+    kind = kind.value_type if _is(kind, "dictionary") else kind
+    moments = MOMENTS if column.kind in ("moment", "key") else ()
+    if not _is(kind, *NUMBERS, *moments):
         raise ValueError(
             f"{column.name}: expected a column of numbers, received one of {plain(str(kind))}"
         )
 
 
-def _is_moment(kind: pyarrow.DataType) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_timestamp(kind) or types.is_duration(kind))
-
-
 def _values(column: Column, array: pyarrow.Array) -> Floats:
     """A column of a batch as float64: NaN for null, inf for what is not understood."""
-    import pyarrow
-    from pyarrow import types
-
-    if types.is_dictionary(array.type):
+    if _is(array.type, "dictionary"):
         array = array.dictionary_decode()
-    if types.is_string(array.type) or types.is_large_string(array.type):
+    if _is(array.type, "string", "large_string"):
         return convert([text or "" for text in array.to_pylist()], column.kind)
     scale = 1.0
-    if _is_moment(array.type):
-        scale = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}[array.type.unit]
-        array = array.cast(pyarrow.int64())
-    elif types.is_boolean(array.type):
-        array = array.cast(pyarrow.int8())
-    values: Floats = array.cast(pyarrow.float64(), safe=False).to_numpy(zero_copy_only=False)
+    if _is(array.type, *MOMENTS):
+        scale = SECONDS[array.type.unit]
+        array = array.cast("int64")
+    elif _is(array.type, "boolean"):
+        array = array.cast("int8")
+    values: Floats = array.cast("float64", safe=False).to_numpy(zero_copy_only=False)
     return values * scale
 
 

@@ -1,7 +1,7 @@
 """A log as a table: blocks of rows, one after another, never the whole file.
 
-Place in the flow: `log_csv` and `log_parquet` make the blocks, `plant_log` and `log_transitions`
-read them.
+Place in the flow: a format of log is one `Table`: it finds the columns of its header with
+`log_columns`, and yields them in blocks. `plant_log` and `log_transitions` read these.
 """
 
 from __future__ import annotations
@@ -49,12 +49,8 @@ class Block:
         """The last row alone, which keeps nothing of the others."""
         row = len(self) - 1
         texts = [self.cell(row, column) for column in range(self.values.shape[1])]
-        return Block(
-            self.values[row:].copy(),
-            self.lines[row:].copy(),
-            self.breaks[row:].copy(),
-            lambda _, column: texts[column],
-        )
+        alone = self.values[row:].copy(), self.lines[row:].copy(), self.breaks[row:].copy()
+        return Block(*alone, lambda _, column: texts[column])
 
     def after(self, before: Block) -> Block:
         """The rows of another block, then these."""
@@ -84,17 +80,12 @@ class Table(Protocol):
             ValueError: A row is not one.
         """
 
-    def close(self) -> None:
-        """Close the file."""
-
 
 def refusal(
     table: Table, block: Block, row: int, column: int, expected: str, received: str | None = None
 ) -> ValueError:
     """An error that names a row and a column; ``received`` is the cell unless given."""
-    name = table.columns.read[column].name
-    text = received if received is not None else shown(block.cell(row, column) or "nothing")
     return ValueError(
-        f"{table.path}, {table.place} {block.lines[row]}: {name}: expected "
-        f"{expected}, received {text}"
+        f"{table.path}, {table.place} {block.lines[row]}: {table.columns.read[column].name}: "
+        f"expected {expected}, received {received or shown(block.cell(row, column))}"
     )

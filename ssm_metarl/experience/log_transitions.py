@@ -28,23 +28,20 @@ class Transitions:
     """
 
     def __init__(self, table: Table, wanted: Wanted, max_rows: int) -> None:
-        self.table, self.wanted, self.max_rows = table, wanted, max_rows
-        columns = table.columns
-        self.time = columns.time
-        sizes = [columns.obs.stop, len(wanted.actions), 1, columns.obs.stop, 1, 1, 1, 1]
-        stops = np.cumsum(sizes).tolist()
-        places = [slice(stop - size, stop) for size, stop in zip(sizes, stops, strict=True)]
-        self.obs, self.action, self.reward, self.next_obs = places[:4]
-        self.start, self.terminated, self.truncated, self.step = places[4:]
-        self.kept: Floats = np.empty((0, stops[-1]))
-        """Columns obs, action, reward (NaN: none), next_obs, whether it starts an episode, ends it
-        by a mark, by a time limit, and time up to the next row (NaN: none), shape (n, ...)."""
+        self.table, self.columns, self.max_rows = table, table.columns, max_rows
+        self.choices = wanted.action_space.n if isinstance(wanted.action_space, Discrete) else None
+        self.time = table.columns.time
+        self.kept: dict[str, Floats] = {}
+        """obs, next_obs (n, O), action (n, A), and (n,): reward (NaN: none), start of an episode,
+        terminated, truncated, step: the time up to the next row (NaN: none)."""
         self.count = 0
         """Transitions that were found."""
         self.unlinked = 0
         """Rows that do not go on where the row before led to."""
+        self.error: ValueError | None = None
+        """Why a row contradicts another, or lacks what its place in an episode needs."""
         self.last_time = np.nan
-        self.notes: tuple[str, ...] = ()
+        self.notes: list[str] = []
         self._held: Block | None = None  # the last row: what follows it is not known yet
         self._held_start = True
         self._forward = False  # whether time went forward anywhere
@@ -52,60 +49,58 @@ class Transitions:
         self._turns = 0  # how often it went backward
 
     def add(self, block: Block) -> None:
-        """Take the next rows.
-
-        Raises:
-            ValueError: A row contradicts another, or lacks what its place in an episode needs.
-        """
-        if not len(block):
+        """Take the next rows; none once there is an error."""
+        if self.error is not None or not len(block):
             return
-        if self._held is not None:
-            block = block.after(self._held)
-        elif self.time is not None and not np.isfinite(block.values[0, self.time]):
-            text = shown(block.cell(0, self.time) or "nothing")
-            name = self.table.columns.read[self.time].name
-            self.notes += (f"column {name} is ignored: {text} is no time",)
-            self.time = None
-        starts = self._starts(block)
-        steps = self._steps(block, starts)
-        self._append(block, starts, steps, len(block) - 1)
-        self._held, self._held_start = block.last(), bool(starts[-1])
+        try:
+            self._require(block, self.columns.obs, np.ones(len(block), dtype=bool))
+            if self._held is not None:
+                block = block.after(self._held)
+            elif self.time is not None and not np.isfinite(block.values[0, self.time]):
+                text = shown(block.cell(0, self.time))
+                name = self.columns.read[self.time].name
+                self.notes.append(f"column {name} is ignored: {text} is no time")
+                self.time = None
+            starts = self._starts(block)
+            self._append(block, starts, self._steps(block, starts), len(block) - 1)
+            self._held, self._held_start = block.last(), bool(starts[-1])
+        except ValueError as error:
+            self.error = error
 
     def end(self) -> None:
         """No rows follow.
 
         Raises:
-            ValueError: Time went backward.
+            ValueError: One of them was wrong, or time went backward.
         """
         if self._backward is not None and self._turns > 1:
-            raise ValueError(
+            self._backward = ValueError(
                 f"{self.table.path}: expected rows in the order of time, received rows in reversed "
                 "order of time"
             )
-        if self._backward is not None:
-            raise self._backward
+        if error := self.error or self._backward:
+            raise error
         if self._held is not None:
             self._append(self._held, np.array([self._held_start]), np.array([np.nan]), 1)
 
     def _starts(self, block: Block) -> Bools:
         """Which rows start a sequence, shape (n,)."""
-        values, columns = block.values, self.table.columns
         starts = block.breaks.copy()
         starts[0] = self._held_start
         sources = self._sources(block)
-        agreed = np.zeros(len(block) - 1, dtype=bool)
-        for name, rows, whole in sources:
-            agreed |= rows
-            for other, others, _ in sources if whole else ():
-                if (alone := np.flatnonzero(others & ~rows & ~starts[1:])).size:
-                    raise ValueError(
-                        f"{self.table.path}, {self.table.place} {block.lines[alone[0] + 1]}: "
-                        f"expected {name} and {other} to agree where an episode starts, received a "
-                        f"start by {other} alone"
-                    )
-        starts[1:] |= agreed
-        if columns.next_obs is not None:
-            led_to, found = values[:-1, columns.next_obs], values[1:, columns.obs]
+        both = ((a, b) for a in sources if a[2] for b in sources)
+        for (name, rows, _), (other, others, _) in both:
+            if (alone := np.flatnonzero(others & ~rows & ~starts[1:])).size:
+                raise ValueError(
+                    f"{self.table.path}, {self.table.place} {block.lines[alone[0] + 1]}: "
+                    f"expected {name} and {other} to agree where an episode starts, received a "
+                    f"start by {other} alone"
+                )
+        for _, rows, _ in sources:
+            starts[1:] |= rows
+        if self.columns.next_obs is not None:
+            led_to = block.values[:-1, self.columns.next_obs]
+            found = block.values[1:, self.columns.obs]
             apart = ~np.isclose(led_to, found, rtol=1e-5, atol=1e-8).all(1) & ~starts[1:]
             apart &= np.isfinite(led_to).all(1)
             self.unlinked += int(apart.sum())
@@ -114,7 +109,7 @@ class Transitions:
 
     def _sources(self, block: Block) -> list[tuple[str, Bools, bool]]:
         """What tells where episodes start: its name, rows 1 to n - 1, whether it tells of all."""
-        columns, values = self.table.columns, block.values
+        columns, values = self.columns, block.values
         sources: list[tuple[str, Bools, bool]] = []
         if columns.episodes:  # one may lie within another: runs, and their episodes
             numbers = values[:, columns.episodes]
@@ -136,17 +131,15 @@ class Transitions:
             return steps
         times = block.values[:, self.time]
         if (odd := np.flatnonzero(~np.isfinite(times))).size:
-            raise refusal(
-                self.table, block, odd[0], self.time, "seconds, or a date and time in ISO form"
-            )
+            expected = "seconds, or a date and time in ISO form"
+            raise refusal(self.table, block, odd[0], self.time, expected)
         steps[:-1] = np.where(starts[1:], np.nan, np.diff(times))
         turns = np.flatnonzero(steps <= 0)
         self._forward |= bool((steps > 0).any())
         self._turns += int((steps < 0).sum())
         if turns.size and self._backward is None:
-            self._backward = refusal(
-                self.table, block, turns[0] + 1, self.time, "a later time than in the row before"
-            )
+            expected = "a later time than in the row before"
+            self._backward = refusal(self.table, block, turns[0] + 1, self.time, expected)
         if self._backward is not None and self._forward:
             raise self._backward
         self.last_time = float(times[-1])
@@ -154,7 +147,7 @@ class Transitions:
 
     def _append(self, block: Block, starts: Bools, steps: Floats, rows: int) -> None:
         """Keep the transitions of the first ``rows`` rows."""
-        columns, values = self.table.columns, block.values
+        columns, values = self.columns, block.values
         valid = np.append(~starts[1:], False)
         if columns.next_obs is None:
             led_to = np.roll(values[:, columns.obs], -1, axis=0)
@@ -164,39 +157,37 @@ class Transitions:
             self._require(block, columns.next_obs, ~missing[:rows])
             valid = ~missing
         valid = valid[:rows]
-        self._require(block, columns.action, valid)
+        self._require(block, columns.action, valid, self.choices)
+        reward = np.full(len(values), np.nan)
         if columns.reward is not None:
+            reward = values[:, columns.reward]
             place = slice(columns.reward, columns.reward + 1)
-            self._require(block, place, valid & ~np.isnan(values[:rows, columns.reward]))
-        new = np.full((rows, self.kept.shape[1]), np.nan)
-        new[:, self.obs] = values[:rows, columns.obs]
-        new[:, self.action] = values[:rows, columns.action]
-        if columns.reward is not None:
-            new[:, self.reward] = values[:rows, [columns.reward]]
-        new[:, self.next_obs] = led_to[:rows]
-        new[:, self.start] = starts[:rows, None]
-        ends = self._ends(values[:rows])
-        new[:, self.terminated], new[:, self.truncated] = ends[0][:, None], ends[1][:, None]
-        new[:, self.step] = steps[:rows, None]
-        new = new[valid]
-        self.count += len(new)
-        self.kept = np.concatenate([self.kept, new])[-self.max_rows :].copy()
+            self._require(block, place, valid & ~np.isnan(reward[:rows]))
+        nowhere = np.zeros(len(values), dtype=bool)
+        marked = {mark: nowhere for mark in ("terminated", "truncated", "done")}
+        for column, mark in columns.marks:
+            marked[mark] = marked.get(mark, nowhere) | (values[:, column] == 1)
+        new = {
+            "obs": values[:, columns.obs],
+            "action": values[:, columns.action],
+            "reward": reward,
+            "next_obs": led_to,
+            "start": starts,
+            "terminated": marked["terminated"] | (marked["done"] & ~marked["truncated"]),
+            "truncated": marked["truncated"],
+            "step": steps,
+        }
+        self.count += int(valid.sum())
+        for name, numbers in new.items():
+            parts = [self.kept[name]] if name in self.kept else []
+            joined = np.concatenate([*parts, numbers[:rows][valid]])
+            self.kept[name] = joined[-self.max_rows :].astype(np.float64)
 
-    def _ends(self, values: Floats) -> tuple[Bools, Bools]:
-        """Which rows' actions ended an episode for good, and which by a time limit."""
-        marked = {"terminated": np.zeros(len(values), dtype=bool)}
-        for column, mark in self.table.columns.marks:
-            marked[mark] = marked.get(mark, False) | (values[:, column] == 1)
-        truncated = marked.get("truncated", np.zeros_like(marked["terminated"]))
-        return marked["terminated"] | (marked.get("done", truncated) & ~truncated), truncated
-
-    def _require(self, block: Block, columns: slice, rows: Bools) -> None:
+    def _require(
+        self, block: Block, columns: slice, rows: Bools, choices: int | None = None
+    ) -> None:
         """Refuse what is no number a policy can take in the first rows where ``rows`` says so."""
         values = block.values[: len(rows), columns]
-        space = self.wanted.action_space
-        choices = None
-        if isinstance(space, Discrete) and columns == self.table.columns.action:
-            choices = space.n
         good = np.abs(values) <= LARGEST
         if choices is not None:
             good &= np.isin(values, np.arange(choices))
@@ -204,10 +195,7 @@ class Transitions:
         if not bad.size:
             return
         row, column = bad[0].tolist()
-        number = values[row, column]
-        if choices is not None and np.isfinite(number):
-            raise refusal(
-                self.table, block, row, columns.start + column,
-                f"a whole number from 0 to {choices - 1}", f"{number:g}",
-            )  # fmt: skip
-        raise refusal(self.table, block, row, columns.start + column, "a finite number")
+        expected, received, value = "a finite number", None, values[row, column]
+        if choices is not None and np.isfinite(value):
+            expected, received = f"a whole number from 0 to {choices - 1}", f"{value:g}"
+        raise refusal(self.table, block, row, columns.start + column, expected, received)

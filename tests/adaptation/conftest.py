@@ -12,6 +12,7 @@ from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
+from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import Tasks
@@ -56,6 +57,14 @@ def make_support() -> Callable[..., Rollout]:
         return collect_rollout(worlds, actor, steps, autoreset=True)
 
     return make
+
+
+@pytest.fixture
+def buffer(make_support: Callable[..., Rollout]) -> ExperienceBuffer:
+    """Experience of eight training tasks."""
+    buffer = ExperienceBuffer(1000)
+    buffer.add(make_support(8, seed=7), range(8))
+    return buffer
 
 
 @pytest.fixture

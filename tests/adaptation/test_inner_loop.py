@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from float32 import assert_identity
-from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params, expand_to_tasks, inner_step
+from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
 from ssm_metarl.adaptation.inner_objective import task_loss
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.core.policy import Policy, build_policy
@@ -344,6 +344,7 @@ class TestGraph:
         torch.testing.assert_close(through, torch.ones(2).double())
 
     def test_the_report_of_losses_carries_no_graph(self) -> None:
-        task_params = expand_to_tasks(start(), 2)
-        _, losses, _ = inner_step(task_params, quadratic, 0.1, create_graph=True)
+        _, losses = adapt_params(
+            start(), quadratic, 0.1, num_tasks=2, num_steps=1, second_order=True
+        )
         assert not losses.requires_grad
