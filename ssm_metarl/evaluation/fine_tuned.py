@@ -25,13 +25,9 @@ class FineTuned(Method):
     label = "fine-tuned"
     definition = "plain training on whole episodes of the task alone, from the model's weights"
     color = ORANGE
+    cost = Cost(own_steps=True)
     pairs = ("frozen",)
     adapts = True
-
-    @property
-    def cost(self) -> Cost:
-        """Episodes of its own, and their rewards where the objective asks for those."""
-        return Cost(own_steps=True, reward=self.config.objective == "policy_gradient")
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:
         """Where the policy starts every episode anew, and has the outputs for the objective."""

@@ -7,7 +7,7 @@ draws. A method that does not apply is absent, and ``absent`` says why.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -159,7 +159,7 @@ def _by_episode(returns: np.ndarray, seed: int) -> list[Summary]:
     return [summarize(episode[:, None], seed=seed) for episode in returns.T]
 
 
-def _adaptation(reports: list[AdaptationReport], num_steps: int) -> dict[str, Any]:
+def _adaptation(reports: Sequence[AdaptationReport], num_steps: int) -> dict[str, Any]:
     trusts = [r.replay_trust for r in reports if r.replay_trust is not None]
     return {
         "num_steps": num_steps,

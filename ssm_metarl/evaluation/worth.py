@@ -22,7 +22,7 @@ import numpy as np
 
 from ssm_metarl.evaluation.score import Score, Table
 from ssm_metarl.evaluation.statistics import paired_interval, ratio_interval
-from ssm_metarl.methods.fixed_policy import Fixed
+from ssm_metarl.methods.fixed_policy import FixedPolicy
 from ssm_metarl.methods.frozen import Frozen
 from ssm_metarl.methods.probe import Probed
 from ssm_metarl.methods.random import Random
@@ -56,13 +56,13 @@ def measure_worth(table: Table, *, seed: int) -> dict[str, Any]:
         A JSON-ready object: ``gap``, ``arms``, ``best``, ``worth_it``, ``verdict`` and
         ``definitions``.
     """
-    fixed = table[Fixed.name].per_task
+    fixed = table[FixedPolicy.name].per_task
     told = next((row for row in table.scores if row.method.cost.told), None)
     probe = next((row for row in table.scores if isinstance(row.method, Probed)), None)
     gap = None if told is None else _difference(told.per_task - fixed, seed)
     arms: dict[str, Any] = {}
     for row in table.scores:
-        if isinstance(row.method, (Fixed, Random)) or row.method.cost.told:
+        if isinstance(row.method, (FixedPolicy, Random)) or row.method.cost.told:
             continue
         gain = row.per_task - fixed
         share = None

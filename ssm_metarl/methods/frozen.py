@@ -24,7 +24,7 @@ class Frozen(Method):
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """The meta-parameters."""
         policy = model.policy
-        return Prepared(policy.actor(policy.meta_params(), len(tasks), data.num_envs), [])
+        return Prepared(policy.actor(policy.meta_params(), len(tasks), data.num_envs))
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,6 @@ class AdaptedTo(Method):
         """What they were adapted to."""
         return self.adapted_to
 
-    @property
-    def label(self) -> str:
-        """Likewise."""
-        return self.adapted_to
-
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """The parameters as they are."""
-        return Prepared(model.policy.actor(self.params, len(tasks), data.num_envs), [])
+        return Prepared(model.policy.actor(self.params, len(tasks), data.num_envs))

@@ -19,21 +19,9 @@ class Probed(Method):
     probe: Probe
 
     cost = Cost(support=True)
-
-    @property
-    def name(self) -> str:
-        """The probe's own."""
-        return self.probe.name
-
-    @property
-    def label(self) -> str:
-        """The probe's own."""
-        return self.probe.label
-
-    @property
-    def definition(self) -> str:
-        """The probe's own."""
-        return self.probe.definition
+    name = property(lambda self: self.probe.name)
+    label = property(lambda self: self.probe.label)
+    definition = property(lambda self: self.probe.definition)
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:
         """Where the family has that probe."""
@@ -41,4 +29,4 @@ class Probed(Method):
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """The controller, told what the support data show."""
-        return Prepared(self.probe.controller(data.rollout(), data.num_envs), [])
+        return Prepared(self.probe.controller(data.rollout(), data.num_envs))

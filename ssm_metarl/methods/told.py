@@ -50,7 +50,7 @@ class Told(Method):
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """The expert of these tasks."""
         expert = tasks.family.experts[self.expert](tasks)
-        return Prepared(ExpertActor(expert, tasks, data.num_envs), [])
+        return Prepared(ExpertActor(expert, tasks, data.num_envs))
 
 
 class ExpertActor:
@@ -66,12 +66,12 @@ class ExpertActor:
         self._expert = expert
         _, space = observation_and_action(tasks.family)
         shape = (tasks.family.dead_time, len(tasks), num_envs)
-        self._nothing = (
-            torch.zeros(1, *shape[1:], dtype=torch.int64)
+        self._actions = (
+            torch.zeros(shape, dtype=torch.int64)
             if isinstance(space, Discrete)
-            else torch.zeros(1, *shape[1:], space.dim)
+            else torch.zeros(*shape, space.dim)
         )
-        self._actions = self._nothing.repeat(shape[0], *(1,) * (self._nothing.dim() - 1))
+        self._nothing = self._actions.new_zeros(1, *self._actions.shape[1:])
         self._starts = torch.ones(shape, dtype=torch.bool)
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:

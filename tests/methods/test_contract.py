@@ -26,16 +26,14 @@ from ssm_metarl.evaluation.fine_tuning import FineTuningConfig
 from ssm_metarl.evaluation.score import Score, score
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
-from ssm_metarl.methods.both import Both
-from ssm_metarl.methods.fixed_policy import Effort, Fixed, search_fixed_policy
+from ssm_metarl.methods.fixed_policy import Effort, search_fixed_policy
 from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.hybrid import Hybrid
 from ssm_metarl.methods.in_context import InContext
 from ssm_metarl.methods.method import Data, Method, Model
 from ssm_metarl.methods.online import BothOnline, Online, Restarted
 from ssm_metarl.methods.random import Random
 from ssm_metarl.methods.registry import applying, in_order, known_methods, yardsticks
-from ssm_metarl.methods.standard import Standard
+from ssm_metarl.methods.standard import Both, Hybrid, Standard
 from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Rollout
@@ -75,7 +73,7 @@ def methods(family_name: str) -> tuple[Method, ...]:
         Frozen(), InContext(), Standard(StandardAdaptationConfig(**STEP)),
         Hybrid(HybridAdaptationConfig(**STEP)), Both(StandardAdaptationConfig(**STEP)),
         Online(short), Restarted(short), BothOnline(short), Random(), *yardsticks(family),
-        Fixed(search_fixed_policy(family, seed=0, effort=effort)),
+        search_fixed_policy(family, seed=0, effort=effort),
         FineTuned(FineTuningConfig(rounds=(1,), lr=1e-3, update_epochs=2)),
     )  # fmt: skip
 
