@@ -26,8 +26,7 @@ from ssm_metarl.evaluation.statistics import Summary, paired_interval, summarize
 from ssm_metarl.evaluation.worth import measure_worth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.methods.fixed_policy import FixedPolicy
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Method, Model
 from ssm_metarl.methods.registry import applying, methods_for

@@ -24,8 +24,8 @@ from ssm_metarl.evaluation.score import Score, Table
 from ssm_metarl.evaluation.statistics import paired_interval, ratio_interval
 from ssm_metarl.methods.fixed_policy import FixedPolicy
 from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.probe import Probed
 from ssm_metarl.methods.random import Random
+from ssm_metarl.methods.told import Probed
 
 Scores = np.ndarray
 """One score a task, (K,)."""

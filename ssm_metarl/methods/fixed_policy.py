@@ -1,10 +1,8 @@
 """The best fixed policy that a search finds: what one gets without adapting to anything.
 
 Place in the flow: stage 7, a leaf of `method`, a yardstick; `worth` measures against it what
-adapting is for. The search sees tasks of the *training* split only, from a stream of their own.
-
-A fixed policy knows no task and remembers nothing but its last three actions. With z the
-observation over its root mean square under uniform actions, and u the codes of those actions::
+adapting is for. A fixed policy knows no task and remembers nothing but its last three actions. With
+z the observation over its root mean square under uniform actions, and u those actions' codes::
 
     score_t = W (z_t, u_{t-1}, u_{t-2}, u_{t-3}, 1)
 
@@ -12,7 +10,7 @@ acts by the sign of the score (two actions), by its largest entry (several), or 
 bounds (continuous). W is found by the cross-entropy method (de Boer et al. 2005, doi
 10.1007/s10479-005-5724-z) with noise that keeps it from settling early (Szita & Lorincz 2006, doi
 10.1162/neco.2006.18.12.2936), from several starts; what those end with is compared on tasks that
-the search has not seen.
+the search has not seen, of the *training* split, too.
 
 The trap: a lower bound. A better fixed policy may exist, and then adapting is worth less than
 `worth` says.
@@ -54,14 +52,10 @@ class Effort(NamedTuple):
 
     starts: int
     generations: int
-    population: int
-    """Policies in a generation."""
-    elites: int
-    """The best of them, from which the next generation is drawn."""
-    tasks: int
-    """Tasks that each of them acts in, an episode each; other ones in every generation."""
-    judged_on: int
-    """Tasks that tell which of the last ones is best."""
+    population: int  # policies in a generation
+    elites: int  # the best of them, from which the next generation is drawn
+    tasks: int  # that each policy acts in, an episode each; other ones in every generation
+    judged_on: int  # tasks that tell which of the last ones is best
 
 
 BATCHED = Effort(3, 16, 64, 8, 48, 400)
@@ -114,14 +108,7 @@ class FixedPolicy(Method):
 
 
 class FixedActor:
-    """See `ssm_metarl.types.Actor`; greedy.
-
-    Args:
-        weights: W of each environment, shape (N, F, C), or of all, (1, F, C).
-        spread: Root mean square of each observation dimension, shape (O,).
-        action_space: Of the worlds.
-        shape: K, N.
-    """
+    """Acts in ``shape`` = (K, N) environments, each by its own W, (N, F, C), or all by one."""
 
     def __init__(
         self, weights: Tensor, spread: Tensor, action_space: ActionSpace, shape: tuple[int, int]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.config import OnlineAdaptationConfig
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.frozen import InContext
 from ssm_metarl.methods.method import BLUE, ORANGE, PURPLE, Data, Method, Model, Prepared
 from ssm_metarl.methods.standard import no_gradient
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks

@@ -10,15 +10,13 @@ from collections.abc import Iterable, Sequence
 
 from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.methods.fixed_policy import FixedPolicy
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.least_squares import LeastSquares
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Method, Model
-from ssm_metarl.methods.probe import Probed
 from ssm_metarl.methods.random import Random
 from ssm_metarl.methods.standard import Both, Hybrid, Standard
-from ssm_metarl.methods.told import Told
+from ssm_metarl.methods.told import Probed, Told
 from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.task_family import TaskFamily
 

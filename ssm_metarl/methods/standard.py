@@ -11,7 +11,7 @@ from typing import ClassVar
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import HybridAdaptationConfig, StandardAdaptationConfig
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.frozen import InContext
 from ssm_metarl.methods.meta_trained import can_adapt
 from ssm_metarl.methods.method import BLUE, GREEN, PURPLE, Cost, Data, Method, Model, Prepared
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks

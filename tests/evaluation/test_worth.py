@@ -14,8 +14,7 @@ from ssm_metarl.evaluation.episodes import Episodes
 from ssm_metarl.evaluation.score import Score, Table
 from ssm_metarl.evaluation.worth import measure_worth
 from ssm_metarl.methods.fixed_policy import FixedPolicy
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.method import Method
 from ssm_metarl.methods.registry import yardsticks
 from ssm_metarl.methods.standard import Both, Hybrid, Standard

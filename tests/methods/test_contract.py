@@ -25,10 +25,9 @@ from ssm_metarl.evaluation.fine_tuned import FineTuned
 from ssm_metarl.evaluation.fine_tuning import FineTuningConfig
 from ssm_metarl.evaluation.score import Score, score
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.methods.fixed_policy import Effort, search_fixed_policy
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.method import Data, Method, Model
 from ssm_metarl.methods.online import BothOnline, Online, Restarted
 from ssm_metarl.methods.random import Random
@@ -49,7 +48,7 @@ def models(family_name: str) -> dict[str, Model]:
     plain = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
     trial = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
     made = {
-        "plain": architecture(plain, family), "remembering": in_context_architecture(trial, family)
+        "plain": architecture(plain, family), "remembering": architecture(trial, family)
     }  # fmt: skip
     found = {}
     for name, config in made.items():
