@@ -31,8 +31,7 @@ from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.evaluation.episodes import PURPOSE, Episodes
 from ssm_metarl.evaluation.score import score, step_for, support_if_used
 from ssm_metarl.evaluation.statistics import share_interval
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Data, Method, Model, Prepared
 from ssm_metarl.methods.online import BothOnline, Online, Restarted

@@ -26,8 +26,7 @@ from ssm_metarl.evaluation.statistics import mean_and_worst, mean_difference, su
 from ssm_metarl.evaluation.worth import measure_worth
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.methods.fixed_policy import FixedPolicy
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Method, Model
 from ssm_metarl.methods.registry import applying, methods_for
@@ -158,7 +157,7 @@ def _by_episode(row: Score, seed: int) -> list[dict[str, Any]]:
     return [summarize(episode[:, None], seed=seed) for episode in row.returns.T]
 
 
-def _adaptation(reports: list[AdaptationReport], num_steps: int) -> dict[str, Any]:
+def _adaptation(reports: Sequence[AdaptationReport], num_steps: int) -> dict[str, Any]:
     trusts = [r.replay_trust for r in reports if r.replay_trust is not None]
     means: dict[str, Sequence[float]] = {
         "steps_kept": [r.num_steps for r in reports],

@@ -12,7 +12,7 @@ The trap: `score` runs what it is given. Whether a method applies, `registry.app
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ class Score:
     method: Method
     episodes: Episodes
     """Returns and lengths, shape (K, E) each."""
-    reports: list[AdaptationReport]
+    reports: Sequence[AdaptationReport]
     """Of adapting, one a task; empty for a method that does nothing beforehand."""
     env_steps: np.ndarray
     """Environment steps spent on each task beforehand, shape (K,), int64."""

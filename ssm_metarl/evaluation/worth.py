@@ -20,10 +20,10 @@ from typing import Any
 
 from ssm_metarl.evaluation.score import Table
 from ssm_metarl.evaluation.statistics import mean_difference, ratio_interval
-from ssm_metarl.methods.fixed_policy import Fixed
+from ssm_metarl.methods.fixed_policy import FixedPolicy
 from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.probe import Probed
 from ssm_metarl.methods.random import Random
+from ssm_metarl.methods.told import Probed
 
 DEFINITIONS = {
     "fixed": "best fixed policy that a search on training tasks found: linear in the observation "
@@ -51,14 +51,14 @@ def measure_worth(table: Table, *, seed: int) -> dict[str, Any]:
         A JSON-ready object: ``gap``, ``arms``, ``best``, ``worth_it``, ``verdict`` and
         ``definitions``.
     """
-    fixed = table[Fixed.name].per_task
-    told = next((row for row in table.scores if row.method.cost.told), None)
-    probe = next((row for row in table.scores if isinstance(row.method, Probed)), None)
+    fixed = table[FixedPolicy.name].per_task
+    told = next((row for row in table.values() if row.method.cost.told), None)
+    probe = next((row for row in table.values() if isinstance(row.method, Probed)), None)
     whole = None if told is None else told.per_task - fixed
     gap = None if whole is None else mean_difference(whole, seed=seed)
     arms: dict[str, Any] = {}
     for name, row in table.items():
-        if isinstance(row.method, (Fixed, Random)) or row.method.cost.told:
+        if isinstance(row.method, (FixedPolicy, Random)) or row.method.cost.told:
             continue
         gain, share = row.per_task - fixed, None
         if whole is not None and gap is not None and gap["ci95"][0] > 0:
@@ -67,7 +67,7 @@ def measure_worth(table: Table, *, seed: int) -> dict[str, Any]:
                 "ci95": list(ratio_interval(gain, whole, seed=seed)),
             }
         arms[name] = {"over_fixed": mean_difference(gain, seed=seed), "share": share}
-    adapting = [row for row in table.scores if row.method.adapts]
+    adapting = [row for row in table.values() if row.method.adapts]
     best = max(adapting, key=lambda row: float(row.per_task.mean()), default=None)
     over_probe = None
     if best is not None and probe is not None:

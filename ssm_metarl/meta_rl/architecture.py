@@ -1,6 +1,6 @@
 """Which policy a training builds for a family.
 
-Place in the flow: stage 5, the first thing that `trainer` and `single_task` do.
+Place in the flow: stage 5, the first thing that a trainer does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_IDENTIFIED = 16
 
 
 def architecture(
-    config: MetaTrainingConfig | SingleTaskConfig,
+    config: MetaTrainingConfig | InContextConfig | SingleTaskConfig,
     family: TaskFamily,
     *,
     like: PolicyConfig | None = None,
@@ -38,28 +38,28 @@ def architecture(
         family: Whose observations and actions it has.
         like: The architecture of weights that are to go on: what the family does not declare stays
             as it is there.
-
     """
+    if isinstance(config, InContextConfig):
+        config = MetaTrainingConfig(
+            state_dim=config.state_dim,
+            hidden_dim=config.hidden_dim,
+            num_layers=config.num_layers,
+            in_context=True,
+        )
+    meta = config if isinstance(config, MetaTrainingConfig) else MetaTrainingConfig()
     obs_dim, space = observation_and_action(family)
     nonlinear = config.core == "state_space"
-    meta = config if isinstance(config, MetaTrainingConfig) else MetaTrainingConfig()
-    effects = space.code_dim * len(family.effect_dims)
-    actions: dict[str, Any] = (
-        {"num_actions": space.n}
-        if isinstance(space, Discrete)
-        else {
-            "action_dim": space.dim,
-            "action_low": space.low,
-            "action_high": space.high,
-            "action_scaled": True if like is None else like.action_scaled,
-        }
-    )
-    told: dict[str, Any] = {}
+    fitted: dict[str, Any] = {}
+    if isinstance(space, Discrete):
+        fitted["num_actions"] = space.n
+    else:
+        fitted |= {"action_dim": space.dim, "action_low": space.low, "action_high": space.high}
+        fitted["action_scaled"] = like is None or like.action_scaled
     if meta.in_context and like is not None and like.in_context:
-        told = {n: getattr(like, n) for n in ("actions_seen", "identifies", "foresees")}
+        fitted |= {n: getattr(like, n) for n in ("actions_seen", "identifies", "foresees")}
     elif meta.in_context:
-        told["actions_seen"] = max(ACTIONS_SEEN, family.dead_time + 1)
-        told["identifies"] = told["foresees"] = obs_dim <= MAX_IDENTIFIED
+        fitted["actions_seen"] = max(ACTIONS_SEEN, family.dead_time + 1)
+        fitted["identifies"] = fitted["foresees"] = obs_dim <= MAX_IDENTIFIED
     obs_limit = family.limits
     if nonlinear:
         obs_scale = (1.0,) * obs_dim
@@ -75,7 +75,7 @@ def architecture(
         hidden_dim=config.width,
         num_layers=config.num_layers,
         norm_dim=meta.norm_dim,
-        output_dim=space.logits_dim + effects,
+        output_dim=space.logits_dim + space.code_dim * len(family.effect_dims),
         obs_scale=obs_scale,
         obs_limit=obs_limit,
         predicted_dims=family.effect_dims if nonlinear else (),
@@ -84,19 +84,5 @@ def architecture(
         in_context=meta.in_context,
         memory=meta.memory,
         told_dims=family.told_dims,
-        **actions,
-        **told,
+        **fitted,
     )
-
-
-def in_context_architecture(
-    config: InContextConfig, family: TaskFamily, *, like: PolicyConfig | None = None
-) -> PolicyConfig:
-    """The architecture of an in-context policy for a family, as :func:`architecture` makes it."""
-    sizes = MetaTrainingConfig(
-        state_dim=config.state_dim,
-        hidden_dim=config.hidden_dim,
-        num_layers=config.num_layers,
-        in_context=True,
-    )
-    return architecture(sizes, family, like=like)

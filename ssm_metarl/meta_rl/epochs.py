@@ -5,32 +5,70 @@ Place in the flow: the base of `trainer` and of `in_context`; `training_run` giv
 
 from __future__ import annotations
 
+import copy
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from ssm_metarl.config import MetaTrainingConfig
+from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.core.policy import Policy
+from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.kept_environments import kept_environments
+from ssm_metarl.env_runner.worlds import fingerprint
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.gradient_steps import GradientSteps
-from ssm_metarl.tasks.task_family import TaskFamily, teacher
+from ssm_metarl.tasks.registry import family_of_env
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks, teacher
+from ssm_metarl.types import Rollout
 
-Metrics = TypeVar("Metrics")
+
+@dataclass(frozen=True, kw_only=True)
+class EpochMetrics:
+    """What one epoch did: a line of the training log."""
+
+    epoch: int
+    """Epochs finished."""
+    env_steps: int
+    """Environment steps taken since the start, all data together."""
+    average_return: float
+    """Mean undiscounted return of the episodes that were learnt from, as they were cut."""
+    recent_return: float
+    """Exponential average of ``average_return`` over about ten epochs."""
+    grad_norm: float
+    """Norm of the gradient before clipping, at the last step."""
+    seconds: float
+    """Wall time of the epoch."""
+
+
+Metrics = TypeVar("Metrics", bound=EpochMetrics)
 Config = TypeVar("Config", MetaTrainingConfig, InContextConfig)
 
 
-class EpochTrainer(ABC, Generic[Metrics]):
+class EpochTrainer(ABC, Generic[Config, Metrics]):
     """A training that can be stopped after any epoch and go on from there."""
 
-    config: MetaTrainingConfig | InContextConfig
-    policy: Policy
     steps: GradientSteps
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        config: Config,
+        family: TaskFamily | None,
+        *,
+        inner_lr: float,
+        policy: Policy | None = None,
+        like: PolicyConfig | None = None,
+    ) -> None:
+        self.family = family or family_of_env(config.family)
+        self.config: Config = on_family(config, self.family)  # what a checkpoint says it is
+        self.policy_config = architecture(config, self.family, like=like)
+        self.policy = policy or build_policy(
+            self.policy_config, seed=config.seed, inner_lr=inner_lr
+        )
+        self.policy.trained_on = (self.family.name, fingerprint(self.family))
         self.epoch = 0
         """Epochs finished."""
         self.env_steps = 0
@@ -53,7 +91,7 @@ class EpochTrainer(ABC, Generic[Metrics]):
 
     def policy_on_cpu(self) -> Policy:
         """The policy, or a copy where it lives elsewhere: evaluations run on the processor."""
-        return self.policy
+        return self.policy if self.policy.step_size.is_cpu else copy.deepcopy(self.policy).cpu()
 
     @property
     def progress(self) -> float:
@@ -65,12 +103,25 @@ class EpochTrainer(ABC, Generic[Metrics]):
             shares.append(self.env_steps / self.config.env_step_limit)
         return min(1.0, max(shares))
 
-    def count(self, env_steps: int, average_return: float) -> None:
-        """One more epoch is finished."""
+    def draw_tasks(self) -> Tasks:
+        """The training tasks of the epoch that comes."""
+        count = self.config.tasks_per_epoch
+        return self.family.sample("train", count, seed=self.config.seed, start=self.epoch * count)
+
+    def expert(self, tasks: Tasks, rollout: Rollout) -> Tensor | None:
+        """What the told expert would have done in a rollout's steps, where it is imitated."""
+        if self.config.imitation_coef == 0:
+            return None
+        return teacher(tasks)(rollout.obs, rollout.action, rollout.reset)
+
+    def finished(self, env_steps: int, average_return: float, started: float) -> dict[str, Any]:
+        """Count one more epoch; gives what the metrics of all of them tell."""
         self.epoch += 1
         self.env_steps += env_steps
         decay = min(0.9, (self.epoch - 1) / self.epoch)
         self.recent_return = decay * self.recent_return + (1 - decay) * average_return
+        told = {"average_return": average_return, "seconds": time.perf_counter() - started}
+        return EpochTrainer.counters(self) | told
 
     def counters(self) -> dict[str, int | float]:
         """The numbers that a resumed training starts from."""

@@ -11,6 +11,7 @@ that what diverged leaves the parameters as they were.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -89,15 +90,13 @@ class GradientSteps:
         taken: StepsTaken | None = None
         for backward in backwards:
             self.optimizer.zero_grad(set_to_none=True)
-            loss = float(backward())
-            norm = float(self._clip())
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            taken = StepsTaken(float(backward()), float(self._clip()))
+            if not (math.isfinite(taken.loss) and math.isfinite(taken.grad_norm)):
                 raise TrainingDiverged(
-                    f"expected a finite loss and gradient, received loss {loss:g} and gradient "
-                    f"norm {norm:g}"
+                    f"expected a finite loss and gradient, received loss {taken.loss:g} and "
+                    f"gradient norm {taken.grad_norm:g}"
                 )
             self.optimizer.step()
-            taken = StepsTaken(loss, norm)
         if taken is None:
             raise ValueError("backwards: expected at least one loss, received none")
         return taken
@@ -119,25 +118,18 @@ class GradientSteps:
     def tensors(self) -> dict[str, Tensor]:
         """The optimiser's moments by ``parameter.moment``, which PyTorch only numbers."""
         names = list(self.parameters)
-        state = self.optimizer.state_dict()["state"]
         return {
             f"{names[index]}.{key}": torch.as_tensor(value).clone()
-            for index, values in state.items()
+            for index, values in self.optimizer.state_dict()["state"].items()
             for key, value in values.items()
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`tensors` gave."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for index, name in enumerate(self.parameters):
-            prefix = f"{name}."
-            values = {
-                key[len(prefix) :]: value.clone()  # the optimiser would go on in the caller's
-                for key, value in tensors.items()
-                if key.startswith(prefix) and "." not in key[len(prefix) :]
-            }
-            if values:
-                state[index] = values
-        content = self.optimizer.state_dict()
-        content["state"] = state
-        self.optimizer.load_state_dict(content)
+        """Put back what :meth:`tensors` gave; what belongs to no parameter is left out."""
+        indices = {name: index for index, name in enumerate(self.parameters)}
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for place, value in tensors.items():
+            name, _, key = place.rpartition(".")
+            if name in indices:
+                state[indices[name]][key] = value.clone()  # not to go on in the caller's
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": dict(state)})

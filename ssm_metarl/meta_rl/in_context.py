@@ -9,9 +9,8 @@ Place in the flow: stage 5, a sibling of `trainer` behind the same interface. On
 arXiv 1707.06347). The policy is told what it did and what came of it (`core.trial_input`); adapting
 is what its hidden state does, and at test time no weight changes.
 
-Where the family has a regulator that is told the task (`TaskFamily.experts`), the policy may also
-imitate it in the states that it gets into itself (Ross et al. 2011, arXiv 1011.0686): the
-parameters are known in training, and a label at every step says more than the episode's length.
+Where the family has an expert, the policy may also imitate it, told the task, in the states that it
+gets into itself (Ross et al. 2011, arXiv 1011.0686): a label at every step says more than a return.
 
 Two kinds of end. An episode's end is an input. A trial's end clears the memory and cuts the
 advantage. Every number belongs to (seed, purpose, task or epoch), as in `trainer`.
@@ -21,8 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -33,84 +31,54 @@ from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config import PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.heads import LinearHeads
-from ssm_metarl.core.policy import Policy, build_policy
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.core.trial_input import trial_starts
-from ssm_metarl.env_runner.rollout import collect_rollout
-from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
-from ssm_metarl.meta_rl.architecture import in_context_architecture
-from ssm_metarl.meta_rl.epochs import EpochTrainer, on_family
-from ssm_metarl.meta_rl.gradient_steps import GradientSteps
+from ssm_metarl.meta_rl.epochs import EpochMetrics, EpochTrainer
+from ssm_metarl.meta_rl.gradient_steps import GradientSteps, StepsTaken
+from ssm_metarl.meta_rl.training_data import steps_in
 from ssm_metarl.meta_rl.value_scale import ValueScale
 from ssm_metarl.objectives.gae import trial_advantage
 from ssm_metarl.objectives.ppo import clipped_gain, value_loss
-from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.tasks.registry import family_of_env
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks, teacher
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Rollout
 
 INNER_LR = 0.01
 """Step size of a gradient step, for which this training does not prepare."""
 
 
-@dataclass(frozen=True)
-class InContextMetrics:
-    """What one epoch did: a line of the training log."""
+@dataclass(frozen=True, kw_only=True)
+class InContextMetrics(EpochMetrics):
+    """See `EpochMetrics`; the last episode of each environment is cut short."""
 
-    epoch: int
-    """Epochs finished."""
-    env_steps: int
-    """Environment steps taken since the start."""
     loss: float
     """PPO's loss at the last gradient step."""
-    average_return: float
-    """Mean undiscounted return of the episodes, the last one of each environment cut short."""
-    recent_return: float
-    """Exponential average of ``average_return`` over about ten epochs."""
     entropy: float
     """Mean entropy of the policy in nats, at the last gradient step."""
     value_error: float
     """Share of the returns' variance that the values leave unexplained."""
-    grad_norm: float
-    """Norm of the gradient before clipping, at the last gradient step."""
-    seconds: float
-    """Wall time of the epoch."""
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Steps of a batch of trials, cut into M sequences of S steps."""
 
-    inputs: Tensor
-    """Shape (S, M, I)."""
-    reset: Tensor
-    """True where a trial starts, shape (S, M)."""
-    hidden: Tensor
-    """State that acting had before the first step, shape (M, P)."""
-    action: Tensor
-    """Shape (S, M[, A])."""
-    log_prob: Tensor
-    """Of the behaviour that took the actions, shape (S, M)."""
-    advantage: Tensor
-    """Mean 0, standard deviation 1 over all, shape (S, M)."""
-    target: Tensor
-    """What the value head should say, shape (S, M)."""
-    expert: Tensor | None
-    """What a told expert would have done, shape (S, M); None where nobody is imitated."""
+    inputs: Tensor  # (S, M, I)
+    reset: Tensor  # (S, M), True where a trial starts
+    hidden: Tensor  # (1, M, P), the state that acting had before the first step
+    action: Tensor  # (S, M[, A])
+    log_prob: Tensor  # (S, M), of the behaviour that took the actions
+    advantage: Tensor  # (S, M), mean 0, standard deviation 1 over all
+    target: Tensor  # (S, M), what the value head should say
+    expert: Tensor | None  # (S, M[, A]), what a told expert would have done, where it is imitated
 
     def minibatches(self, order: Tensor, count: int) -> Iterator[Sequences]:
         """The sequences in the given order, in ``count`` parts."""
+        columns = {name: x for name, x in vars(self).items() if x is not None}
         for part in order.tensor_split(count):
-            yield Sequences(
-                hidden=self.hidden[part],
-                expert=None if self.expert is None else self.expert[:, part],
-                **{name: getattr(self, name)[:, part] for name in _TIMED},
-            )
+            yield replace(self, **{name: x[:, part] for name, x in columns.items()})
 
 
-_TIMED = ("inputs", "reset", "action", "log_prob", "advantage", "target")
-
-
-class InContextTrainer(EpochTrainer[InContextMetrics]):
+class InContextTrainer(EpochTrainer[InContextConfig, InContextMetrics]):
     """In-context meta-training.
 
     Args:
@@ -129,15 +97,7 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
         policy: Policy | None = None,
         like: PolicyConfig | None = None,
     ) -> None:
-        super().__init__()
-        self.config: InContextConfig
-        self.family = family or family_of_env(config.family)
-        self.config = on_family(config, self.family)  # what a checkpoint says it is
-        self.policy_config = in_context_architecture(config, self.family, like=like)
-        self.policy = policy or build_policy(
-            self.policy_config, seed=config.seed, inner_lr=INNER_LR
-        )
-        self.policy.trained_on = (self.family.name, fingerprint(self.family))
+        super().__init__(config, family, inner_lr=INNER_LR, policy=policy, like=like)
         self.steps = GradientSteps(self.policy.meta_params(), config.lr, config.max_grad_norm)
         self.value_scale = ValueScale()
 
@@ -146,60 +106,37 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
     def run_epoch(self) -> InContextMetrics:
         """One batch of trials: collect, rate, update."""
         started = time.perf_counter()
-        config = self.config
-        tasks = self.family.sample(
-            "train",
-            config.tasks_per_epoch,
-            seed=config.seed,
-            start=self.epoch * config.tasks_per_epoch,
-        )
+        tasks = self.draw_tasks()
         rollout = self._collect(tasks)
-        expert = None
-        if config.imitation_coef > 0:
-            expert = teacher(tasks)(rollout.obs, rollout.action, rollout.reset)
         assert isinstance(self.policy.heads, LinearHeads)  # no other has a value
         self.value_scale.update(rollout.reward, self.policy.heads.value, epoch=self.epoch)
-        sequences, value_error = self._rate(rollout, expert)
-        loss, entropy, norm = self._update(sequences)
-
+        sequences, value_error = self._rate(rollout, self.expert(tasks, rollout))
+        taken, entropy = self._update(sequences)
         average = float(rollout.reward.sum() / rollout.reset.sum())
-        self.count(rollout.mask.numel(), average)
         return InContextMetrics(
-            epoch=self.epoch,
-            env_steps=self.env_steps,
-            loss=loss,
-            average_return=average,
-            recent_return=self.recent_return,
+            loss=taken.loss,
             entropy=entropy,
             value_error=value_error,
-            grad_norm=norm,
-            seconds=time.perf_counter() - started,
+            grad_norm=taken.grad_norm,
+            **self.finished(rollout.mask.numel(), average, started),
         )
 
     def _collect(self, tasks: Tasks) -> Rollout:
-        config, policy = self.config, self.policy
-        with closing(
-            make_worlds(
-                tasks,
-                1,
-                seed=config.seed,
-                purpose="train-trial",
-                max_episode_steps=config.horizon,
-                push_probability=config.push_probability,
-                spread_starts=config.spread_starts,
-            )
-        ) as worlds:
-            noise = TaskNoise(config.seed, "train-trial-action", tasks.indices)
-            steps = config.steps_per_epoch + 1  # the last one only tells what the others led to
-            actor = policy.actor(
-                policy.meta_params(),
-                len(tasks),
-                1,
-                noise=noise,
-                num_steps=steps,
-                trial_episodes=config.trial_episodes,
-            )
-            return collect_rollout(worlds, actor, steps, autoreset=True)
+        config = self.config
+        rollout, _ = steps_in(
+            tasks,
+            self.policy,
+            self.policy.meta_params(),
+            1,
+            seed=config.seed,
+            purpose="train-trial",
+            num_steps=config.steps_per_epoch + 1,  # the last only tells what the others led to
+            trial_episodes=config.trial_episodes,
+            max_episode_steps=config.horizon,
+            push_probability=config.push_probability,
+            spread_starts=config.spread_starts,
+        )
+        return rollout
 
     @torch.no_grad()
     def _rate(self, rollout: Rollout, expert: Tensor | None) -> tuple[Sequences, float]:
@@ -216,32 +153,17 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
         hidden = policy.init_hidden(1, reset.shape[2])
         values: list[Tensor] = []
         states: list[Tensor] = []
-        for part in inputs.split(config.sequence_steps):
+        pieces = (x.split(config.sequence_steps) for x in (inputs, reset))
+        for part, cut in zip(*pieces, strict=True):
             states.append(hidden)
-            first = config.sequence_steps * len(values)
-            cut = reset[first : first + len(part)]
             out, hidden = policy.unroll(policy.meta_params(), part, hidden, cut)
             values.append(policy.value(out.output))
         unit = self.value_scale.size  # of the head: a mean reward over the rewards' size
         value = torch.cat(values) / (1 - config.gamma) * unit
-        advantage = trial_advantage(
-            flat,
-            value,
-            reset,
-            gamma=config.gamma,
-            episode_gamma=config.episode_gamma,
-            gae_lambda=config.gae_lambda,
-        )
+        gammas = {"gamma": config.gamma, "episode_gamma": config.episode_gamma}
+        advantage = trial_advantage(flat, value, reset, **gammas, gae_lambda=config.gae_lambda)
         target = advantage + value[:-1]
         scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
-        columns = {
-            "inputs": inputs,
-            "reset": reset,
-            "action": flat.action,
-            "log_prob": flat.log_prob,
-            "advantage": scaled,
-            "target": target * (1 - config.gamma) / unit,
-        }
 
         def cut_up(x: Tensor) -> Tensor:
             """(T, 1, R, ...) as (S, M, ...): the sequences side by side."""
@@ -250,9 +172,14 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
 
         whole = config.steps_per_epoch // config.sequence_steps
         sequences = Sequences(
-            hidden=torch.cat(states[:whole], dim=1)[0],
+            inputs=cut_up(inputs),
+            reset=cut_up(reset),
+            hidden=torch.cat(states[:whole], dim=1),
+            action=cut_up(flat.action),
+            log_prob=cut_up(flat.log_prob),
+            advantage=cut_up(scaled),
+            target=cut_up(target * (1 - config.gamma) / unit),
             expert=None if expert is None else cut_up(expert.flatten(1, 2)[:, None]),
-            **{name: cut_up(x) for name, x in columns.items()},
         )
         return sequences, float(advantage.var() / target.var().clamp(min=1e-8))
 
@@ -265,15 +192,15 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
         super().restore(tensors, counters)
         self.value_scale = ValueScale(counters.get("mean_square_reward", 1.0))
 
-    def _update(self, sequences: Sequences) -> tuple[float, float, float]:
-        """PPO's gradient steps; gives the last one's loss, entropy and gradient norm."""
+    def _update(self, sequences: Sequences) -> tuple[StepsTaken, float]:
+        """PPO's gradient steps, and the policy's entropy at the last one."""
         config = self.config
         rng = seeding.generator(config.seed, "minibatches", self.epoch)
         entropy = torch.zeros(())
 
         def losses() -> Iterator[Callable[[], Tensor]]:
             for _ in range(config.update_epochs):
-                order = torch.from_numpy(rng.permutation(len(sequences.hidden)))
+                order = torch.from_numpy(rng.permutation(sequences.hidden.shape[1]))
                 for part in sequences.minibatches(order, config.minibatches):
                     yield partial(backward, part)
 
@@ -283,8 +210,7 @@ class InContextTrainer(EpochTrainer[InContextMetrics]):
             loss.backward()
             return loss.detach()
 
-        taken = self.steps.take(losses(), progress=self.progress)
-        return taken.loss, entropy.item(), taken.grad_norm
+        return self.steps.take(losses(), progress=self.progress), entropy.item()
 
 
 def ppo_loss(
@@ -292,10 +218,7 @@ def ppo_loss(
 ) -> tuple[Tensor, Tensor]:
     """PPO's loss on whole sequences, and the policy's mean entropy in nats."""
     out, _ = policy.unroll(
-        policy.meta_params(),
-        sequences.inputs[:, None],
-        sequences.hidden[None],
-        sequences.reset[:, None],
+        policy.meta_params(), sequences.inputs[:, None], sequences.hidden, sequences.reset[:, None]
     )
     distribution = out.distribution.map(lambda x: x[:, 0])
     log_prob = distribution.log_prob(sequences.action)

@@ -11,18 +11,17 @@ runs through the inner step, second order unless ``first_order``. The step sizes
 
 Where the inner objective is prediction, ``inner_loss_coef`` times the inner loss *after* the inner
 steps is added. Without it nothing asks that a step towards better predictions predict better: the
-meta-gradient makes of it whatever leap moves the policy, the prediction loss grows fifty-fold, and
-a second step from there goes astray.
+prediction loss grows fifty-fold, and a second step from there goes astray.
 
-A bias to know of: the gradient holds the support *actions* fixed, so nothing credits them for
-being informative (E-MAML, Stadie et al. 2018, adds that term). It vanishes where the support is
-collected by a fixed random policy, the default.
+The trap: the gradient holds the support *actions* fixed, so nothing credits them for being
+informative (E-MAML, Stadie et al. 2018, adds that term). Random support, the default, has no bias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ from torch import Tensor
 from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params, expand_to_tasks
 from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.meta_rl.gradient_steps import GradientSteps
+from ssm_metarl.meta_rl.gradient_steps import GradientSteps, StepsTaken
 from ssm_metarl.objectives.ppo import Guide, clipped_policy_loss
 from ssm_metarl.types import FlatParams, Rollout
 
@@ -38,38 +37,25 @@ STEPS_AT_ONCE = 4096  # of query episodes: what they leave for the gradient is s
 
 
 @dataclass(frozen=True)
-class MetaUpdate:
-    """What one meta-batch did to the meta-parameters."""
+class MetaUpdate(StepsTaken):
+    """What one meta-batch did to the meta-parameters, at the last outer step."""
 
-    meta_loss: float
-    """Outer loss before the last step."""
-    grad_norm: float
-    """Norm of the meta-gradient before clipping, at the last step."""
     left_out: int
-    """Tasks whose gradient was not finite, at the last step."""
+    """Tasks whose gradient was not finite."""
 
 
-@dataclass(frozen=True)
-class QueryPart:
+class QueryPart(NamedTuple):
     """Query episodes of some tasks, without the steps that none of them took."""
 
-    tasks: Tensor
-    """Which tasks, shape (K',)."""
-    query: Rollout
-    """Shape (T', K', N)."""
-    advantage: Tensor
-    """Shape (T', K', N)."""
-    guide: Guide | None
-    """What a teacher network would do in these steps, where there is one."""
-    expert: Tensor | None
-    """What a told expert would do, shape (T', K', N[, A]), where it is imitated."""
+    tasks: Tensor  # which, (K',)
+    query: Rollout  # (T', K', N)
+    advantage: Tensor  # (T', K', N)
+    guide: Guide | None  # what a teacher network would do in these steps, where there is one
+    expert: Tensor | None  # what a told expert would do, (T', K', N[, A]), where it is imitated
 
 
 def query_parts(
-    query: Rollout,
-    advantage: Tensor,
-    guide: Guide | None = None,
-    expert: Tensor | None = None,
+    query: Rollout, advantage: Tensor, guide: Guide | None = None, expert: Tensor | None = None
 ) -> list[QueryPart]:
     """Take a meta-batch apart, longest episodes first, into parts of about `STEPS_AT_ONCE`.
 
@@ -125,11 +111,9 @@ class MetaMAML:
         """Put the meta-gradient into the parameters' ``grad``.
 
         The outer loss's gradient at the adapted parameters comes first, some tasks at a time; then
-        it goes back through the inner steps, of all tasks at once.
-
-        A task whose gradient is not finite is left out, unless most are: an inner step can make a
-        `StateSpaceModel`, whose recurrence is nonlinear, run away on one task, and that task has
-        nothing to say about the others.
+        it goes back through the inner steps, of all tasks at once. A task whose gradient is not
+        finite is left out, unless most are: an inner step can make a `StateSpaceModel`, whose
+        recurrence is nonlinear, run away on one task, which says nothing about the others.
 
         Args:
             loss: The tasks' inner losses on their support data.
@@ -220,4 +204,4 @@ class MetaMAML:
             return meta_loss
 
         taken = self.steps.take([backward] * self.config.update_epochs, progress=progress)
-        return MetaUpdate(meta_loss=taken.loss, grad_norm=taken.grad_norm, left_out=left_out)
+        return MetaUpdate(taken.loss, taken.grad_norm, left_out)

@@ -8,9 +8,7 @@ Place in the flow: stage 5, a sibling of `trainer` without tasks or inner steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,13 +17,11 @@ from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import SingleTaskConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.kept_environments import kept_environments
-from ssm_metarl.env_runner.rollout import collect_rollout
-from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.gradient_steps import GradientSteps
+from ssm_metarl.meta_rl.training_data import steps_in
 from ssm_metarl.objectives.ppo import clipped_policy_loss
 from ssm_metarl.objectives.returns import advantages
-from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Rollout
 
@@ -35,7 +31,7 @@ GREEDY_EPISODES = 50
 
 @dataclass(frozen=True)
 class UpdateMetrics:
-    """What one policy update did: a line of the training log."""
+    """What one policy update did."""
 
     episodes: int
     """Episodes finished since the start."""
@@ -43,8 +39,6 @@ class UpdateMetrics:
     """Environment steps since the start."""
     average_return: float
     """Mean return of this update's episodes."""
-    loss: float
-    """Loss at the last gradient step."""
 
 
 @usual_modes()
@@ -53,7 +47,7 @@ class UpdateMetrics:
 def train_single_task(
     config: SingleTaskConfig,
     family: TaskFamily,
-    on_update: Callable[[UpdateMetrics], None] | None = None,
+    on_update: Callable[[UpdateMetrics], None] = lambda metrics: None,
 ) -> Policy:
     """Train a policy on a family's default task.
 
@@ -74,36 +68,26 @@ def train_single_task(
             policy, family, count, seed=config.seed, purpose="single-task", index=episodes
         )
         advantage = advantages(
-            rollout,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-            obs_scale=policy.obs_scale,
+            rollout, gamma=config.gamma, gae_lambda=config.gae_lambda, obs_scale=policy.obs_scale
         )
-        backward = partial(_backward, policy, rollout, advantage, config)
-        progress = episodes / config.num_episodes
-        taken = steps.take([backward] * config.update_epochs, progress=progress)
+
+        def backward(rollout: Rollout = rollout, advantage: Tensor = advantage) -> Tensor:
+            loss = clipped_policy_loss(
+                policy,
+                policy.meta_params(),
+                rollout,
+                advantage,
+                clip_coef=config.clip_coef,
+                entropy_coef=config.entropy_coef,
+            ).mean()
+            loss.backward()
+            return loss.detach()
+
+        steps.take([backward] * config.update_epochs, progress=episodes / config.num_episodes)
         episodes += count
         env_steps += int(rollout.mask.sum())
-        if on_update is not None:
-            average = float(rollout.episode_returns().mean())
-            on_update(UpdateMetrics(episodes, env_steps, average, taken.loss))
+        on_update(UpdateMetrics(episodes, env_steps, float(rollout.episode_returns().mean())))
     return policy
-
-
-def _backward(
-    policy: Policy, rollout: Rollout, advantage: Tensor, config: SingleTaskConfig
-) -> Tensor:
-    """Put the loss's gradient into the policy's parameters."""
-    loss = clipped_policy_loss(
-        policy,
-        policy.meta_params(),
-        rollout,
-        advantage,
-        clip_coef=config.clip_coef,
-        entropy_coef=config.entropy_coef,
-    ).mean()
-    loss.backward()
-    return loss.detach()
 
 
 @usual_modes()
@@ -117,23 +101,11 @@ def run_episodes(
     index: int = 0,
     greedy: bool = False,
 ) -> Rollout:
-    """Run ``count`` whole episodes of the default task in parallel.
-
-    Args:
-        policy: Acts, sampled or greedily.
-        family: Whose default task is run.
-        count: N.
-        seed: Seed of the episodes' randomness.
-        purpose: Names it.
-        index: Counter within the purpose; another one gives other episodes.
-        greedy: Take the likeliest action instead of sampling.
-    """
+    """Whole episodes of the default task, (T, 1, count); another ``index`` gives other ones."""
     tasks = Tasks(family, family.task().values, (index,))
-    with closing(make_worlds(tasks, count, seed=seed, purpose=purpose)) as worlds:
-        limit = worlds.max_episode_steps
-        noise = None if greedy else TaskNoise(seed, f"{purpose}-action", tasks.indices)
-        actor = policy.actor(policy.meta_params(), 1, count, noise=noise, num_steps=limit)
-        return collect_rollout(worlds, actor, limit)
+    params = policy.meta_params()
+    rollout, _ = steps_in(tasks, policy, params, count, seed=seed, purpose=purpose, greedy=greedy)
+    return rollout
 
 
 def greedy_figures(policy: Policy, family: TaskFamily, *, seed: int) -> dict[str, float]:

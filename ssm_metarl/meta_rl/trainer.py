@@ -14,9 +14,7 @@ evaluator; whoever wants to look on passes ``on_epoch``.
 
 from __future__ import annotations
 
-import copy
 import time
-from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -27,19 +25,15 @@ from ssm_metarl.adaptation.inner_loop import TaskLoss, adapt_params
 from ssm_metarl.adaptation.inner_objective import Replay, check_unadapted, task_loss, weigh_replay
 from ssm_metarl.compiled import threads_for_kernels, usual_modes
 from ssm_metarl.config import HybridAdaptationConfig, MetaTrainingConfig, PolicyConfig
-from ssm_metarl.core.policy import Policy, build_policy
-from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
-from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
+from ssm_metarl.core.policy import Policy
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.meta_rl.architecture import architecture
-from ssm_metarl.meta_rl.epochs import EpochTrainer, named, on_family
+from ssm_metarl.meta_rl.epochs import EpochMetrics, EpochTrainer, named
 from ssm_metarl.meta_rl.meta_maml import MetaMAML
+from ssm_metarl.meta_rl.training_data import steps_in
 from ssm_metarl.objectives.policy_gradient import action_distribution
 from ssm_metarl.objectives.ppo import Guide
 from ssm_metarl.objectives.returns import advantages
-from ssm_metarl.seeding import TaskNoise
-from ssm_metarl.tasks.registry import family_of_env
-from ssm_metarl.tasks.task_family import TaskFamily, Tasks, teacher
+from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Params, Rollout
 
 KICKSTART = 1.0
@@ -48,22 +42,12 @@ KICKSTART_SHARE = 0.5
 """Share of the training over which that weight falls to nothing."""
 
 
-@dataclass(frozen=True)
-class EpochMetrics:
-    """What one epoch of meta-training did: a line of the training log."""
+@dataclass(frozen=True, kw_only=True)
+class MetaMetrics(EpochMetrics):
+    """See `EpochMetrics`; the returns are those of the query episodes."""
 
-    epoch: int
-    """Epochs finished."""
-    env_steps: int
-    """Environment steps taken since the start, support and query."""
     meta_loss: float
     """Outer loss at the last outer step."""
-    average_return: float
-    """Mean undiscounted return of the query episodes: sampled, pushed, cut at ``horizon``."""
-    recent_return: float
-    """Exponential average of ``average_return`` over about ten epochs."""
-    grad_norm: float
-    """Norm of the meta-gradient before clipping."""
     left_out: int
     """Tasks whose meta-gradient was not finite, and was left out, at the last outer step."""
     inner_steps: int
@@ -74,27 +58,20 @@ class EpochMetrics:
     """Limit of the query episodes."""
     buffer_size: int
     """Transitions in the experience buffer."""
-    seconds: float
-    """Wall time of the epoch."""
 
 
 def usable_device(name: str) -> torch.device:
-    """A device by its name.
-
-    Raises:
-        ValueError: PyTorch knows no such device here.
-    """
+    """A device by its name; ValueError where PyTorch knows no such device here."""
     try:
-        one = torch.ones(1, device=name)
-        one.item()  # "meta" has tensors without numbers
-        return one.device
+        torch.ones(1, device=name).item()  # "meta" has tensors without numbers
+        return torch.device(name)
     except Exception:  # of every kind, from backends that are not installed
         raise ValueError(
             f"device: expected one that PyTorch can use here, such as 'cpu', received {name!r}"
         ) from None
 
 
-class MetaTrainer(EpochTrainer[EpochMetrics]):
+class MetaTrainer(EpochTrainer[MetaTrainingConfig, MetaMetrics]):
     """Meta-training for a gradient step.
 
     Args:
@@ -111,16 +88,9 @@ class MetaTrainer(EpochTrainer[EpochMetrics]):
         *,
         like: PolicyConfig | None = None,
     ) -> None:
-        super().__init__()
-        self.config: MetaTrainingConfig
-        self.family = family or family_of_env(config.family)
-        self.config = on_family(config, self.family)  # what a checkpoint says it is
+        super().__init__(config, family, inner_lr=config.inner_lr, like=like)
         self.device = usable_device(config.device)
-        self.policy_config = architecture(config, self.family, like=like)
-        self.policy = build_policy(
-            self.policy_config, seed=config.seed, inner_lr=config.inner_lr
-        ).to(self.device)
-        self.policy.trained_on = (self.family.name, fingerprint(self.family))
+        self.policy.to(self.device)
         self.maml = MetaMAML(self.policy, config)
         self.steps = self.maml.steps
         self.buffer = ExperienceBuffer(config.buffer_size, self.family.name)
@@ -142,13 +112,9 @@ class MetaTrainer(EpochTrainer[EpochMetrics]):
             for name, weights in model.meta_params().items():
                 self.policy.get_parameter(name).copy_(weights)
 
-    def policy_on_cpu(self) -> Policy:
-        """The policy, or a copy where it lives elsewhere: evaluations run on the processor."""
-        return self.policy if self.device.type == "cpu" else copy.deepcopy(self.policy).cpu()
-
     @threads_for_kernels()
     @torch.enable_grad()
-    def run_epoch(self) -> EpochMetrics:
+    def run_epoch(self) -> MetaMetrics:
         """One meta-batch: collect, adapt, collect again, update."""
         started = time.perf_counter()
         config = self.config
@@ -159,13 +125,7 @@ class MetaTrainer(EpochTrainer[EpochMetrics]):
         # A policy that remembers must do well without a step, too: its context is half of it.
         fewest = 0 if config.in_context else min(1, config.adaptation_steps)
         inner_steps = int(rng.integers(fewest, config.adaptation_steps, endpoint=True))
-        tasks = self.family.sample(
-            "train",
-            config.tasks_per_epoch,
-            seed=config.seed,
-            start=self.epoch * config.tasks_per_epoch,
-        )
-
+        tasks = self.draw_tasks()
         support = self._collect_support(tasks, support_steps)
         loss = self._inner_loss(support)
         adapted = self.maml.adapt(loss, num_tasks=len(tasks), num_steps=inner_steps)
@@ -185,44 +145,28 @@ class MetaTrainer(EpochTrainer[EpochMetrics]):
             num_steps=inner_steps,
             progress=self.progress,
             guide=self._guide(support, query, inner_steps),
-            expert=(
-                teacher(tasks)(query.obs, query.action, query.reset)
-                if config.imitation_coef > 0
-                else None
-            ),
+            expert=self.expert(tasks, query),
         )
-
         self.buffer.add(support, tasks.indices)  # shipped with the model, for hybrid adaptation
-        average = float(query.episode_returns().mean())
-        self.count(int(support.mask.sum()) + int(query.mask.sum()), average)
-        return EpochMetrics(
-            epoch=self.epoch,
-            env_steps=self.env_steps,
-            meta_loss=update.meta_loss,
-            average_return=average,
-            recent_return=self.recent_return,
+        env_steps = int(support.mask.sum()) + int(query.mask.sum())
+        return MetaMetrics(
+            meta_loss=update.loss,
             grad_norm=update.grad_norm,
             left_out=update.left_out,
             inner_steps=inner_steps,
             support_steps=support_steps,
             horizon=horizon,
             buffer_size=len(self.buffer),
-            seconds=time.perf_counter() - started,
+            **self.finished(env_steps, float(query.episode_returns().mean()), started),
         )
 
     def _collect_support(self, tasks: Tasks, num_steps: int) -> Rollout:
-        seed = self.config.seed
-        with closing(
-            make_worlds(tasks, 1, seed=seed, purpose="train-support", device=self.device)
-        ) as worlds:
-            noise = TaskNoise(seed, "train-support-action", tasks.indices)
-            if self.config.support_policy == "random":
-                actor = random_actor(worlds, noise, num_steps)
-            else:
-                actor = self.policy.actor(
-                    self.policy.meta_params(), len(tasks), 1, noise=noise, num_steps=num_steps
-                )
-            return collect_rollout(worlds, actor, num_steps, autoreset=True)
+        config, params = self.config, self.policy.meta_params()
+        rollout, _ = steps_in(
+            tasks, self.policy, params, 1, seed=config.seed, purpose="train-support",
+            num_steps=num_steps, behaviour=config.support_policy, device=self.device,
+        )  # fmt: skip
+        return rollout
 
     def _inner_loss(self, support: Rollout) -> TaskLoss:
         config = self.config
@@ -236,59 +180,39 @@ class MetaTrainer(EpochTrainer[EpochMetrics]):
                 replayed.to(self.device),
                 experience_weight=config.experience_weight,
             )
+        return self._loss_of(self.policy, support, replay)
+
+    def _loss_of(self, policy: Policy, support: Rollout, replay: Replay | None = None) -> TaskLoss:
+        config = self.config
+        gamma, gae_lambda = config.gamma, config.gae_lambda
         return task_loss(
-            self.policy,
-            config.objective,
-            support,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-            replay=replay,
+            policy, config.objective, support, gamma=gamma, gae_lambda=gae_lambda, replay=replay
         )
 
     def _collect_query(self, tasks: Tasks, adapted: Params) -> tuple[Rollout, int]:
         config, every = self.config, self.config.full_horizon_every
         full = every > 0 and self.epoch % every == every - 1
-        with closing(
-            make_worlds(
-                tasks,
-                config.episodes_per_task,
-                seed=config.seed,
-                purpose="train-query",
-                max_episode_steps=None if full else config.horizon,
-                push_probability=config.push_probability,
-                spread_starts=config.spread_starts,
-                device=self.device,
-            )
-        ) as worlds:
-            horizon = worlds.max_episode_steps
-            noise = TaskNoise(config.seed, "train-query-action", tasks.indices)
-            actor = self.policy.actor(
-                adapted, len(tasks), config.episodes_per_task, noise=noise, num_steps=horizon
-            )
-            return collect_rollout(worlds, actor, horizon), horizon
+        return steps_in(
+            tasks, self.policy, adapted, config.episodes_per_task,
+            seed=config.seed, purpose="train-query", device=self.device,
+            max_episode_steps=None if full else config.horizon,
+            push_probability=config.push_probability, spread_starts=config.spread_starts,
+        )  # fmt: skip
 
     def _guide(self, support: Rollout, query: Rollout, num_steps: int) -> Guide | None:
         """What the teacher, adapted to the same data, would do in the query episodes."""
         weight = KICKSTART * (1 - self.progress / KICKSTART_SHARE)
         if self.teacher is None or weight <= 0:
             return None
-        config, teacher = self.config, self.teacher
         adapted, _ = adapt_params(
-            teacher.meta_params(),
-            task_loss(
-                teacher,
-                config.objective,
-                support,
-                gamma=config.gamma,
-                gae_lambda=config.gae_lambda,
-                replay=None,
-            ),
-            teacher.step_sizes(),
+            self.teacher.meta_params(),
+            self._loss_of(self.teacher, support),
+            self.teacher.step_sizes(),
             num_tasks=support.num_tasks,
             num_steps=num_steps,
         )
         with torch.no_grad():
-            return Guide(action_distribution(teacher, adapted, query.cleaned()), weight)
+            return Guide(action_distribution(self.teacher, adapted, query.cleaned()), weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """With the experience that it has collected."""

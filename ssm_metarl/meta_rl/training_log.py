@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 LOG_NAME = "training_log.jsonl"
 
 
-@dataclass(frozen=True)
-class TrainingLog:
+class TrainingLog(NamedTuple):
     """What a log's file holds."""
 
     rows: list[dict[str, Any]]
@@ -34,29 +32,25 @@ def read_log(path: Path) -> TrainingLog:
     Raises:
         OSError: The file cannot be opened.
     """
-    rows, lines, damaged = [], [], 0
     *whole, last = Path(path).read_bytes().split(b"\n")
-    for line in [*whole, *([last] if last else [])]:
-        row = _row(line)
-        if row is None:
-            damaged += 1
-        else:
-            rows.append(row)
-            lines.append(line)
-    return TrainingLog(rows, lines, damaged)
+    lines = [*whole, last] if last else whole
+    read = [(row, line) for line in lines if (row := _row(line)) is not None]
+    return TrainingLog(
+        rows=[row for row, _ in read],
+        lines=[line for _, line in read],
+        damaged=len(lines) - len(read),
+    )
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row: dict[str, Any] = json.loads(line)
+        # `epoch` cuts the log where a training goes on, `env_steps` is the axis of every picture
+        numbers = (row["env_steps"], row.get("epoch", 0))
+        sound = all(
+            isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+            for x in numbers
+        )
+    except (ValueError, RecursionError, TypeError, KeyError, OverflowError):
         return None
-    if not isinstance(row, dict):
-        return None
-    # `epoch` cuts the log where a training goes on, `env_steps` is the axis of every picture
-    numbers = (row.get("env_steps"), row.get("epoch", 0))
-    finite = all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
-        for x in numbers
-    )
-    return row if finite else None
+    return row if sound else None

@@ -18,7 +18,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ from ssm_metarl.core.policy import Policy
 from ssm_metarl.daemon.only_writer import only_writer
 from ssm_metarl.env_runner.kept_environments import kept_environments
 from ssm_metarl.env_runner.worlds import fingerprint
-from ssm_metarl.meta_rl.in_context import InContextMetrics, InContextTrainer
-from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer, usable_device
+from ssm_metarl.meta_rl.epochs import EpochMetrics
+from ssm_metarl.meta_rl.in_context import InContextTrainer
+from ssm_metarl.meta_rl.trainer import MetaTrainer, usable_device
 from ssm_metarl.meta_rl.training_log import LOG_NAME, read_log
 from ssm_metarl.reproducibility import is_reproducible
 from ssm_metarl.settings import plain, rebuild
@@ -51,39 +52,32 @@ NUM_EVALUATIONS = 20  # over a training, evenly spaced in its progress
 
 Config = MetaTrainingConfig | InContextConfig
 Trainer = MetaTrainer | InContextTrainer
-Metrics = EpochMetrics | InContextMetrics
 OnEval = Callable[[Policy], dict[str, float]]
 """Evaluates the policy; the numbers join the log's line."""
 
 
+@dataclass
 class TrainingRun:
-    """A meta-training with a folder.
+    """A meta-training with a folder."""
 
-    Args:
-        trainer: The training, fresh or restored.
-        out: The folder.
-        on_epoch: Called after each epoch with its metrics and the line of the log.
-        on_eval: Called now and then; the numbers that it returns join the log.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        out: Path,
-        *,
-        on_epoch: Callable[[Metrics, dict[str, Any]], None] | None = None,
-        on_eval: OnEval | None = None,
-    ) -> None:
-        self.trainer, self.out = trainer, out
-        self.on_epoch, self.on_eval = on_epoch, on_eval
-        self._stop_requested = False
-        self.stopped = False
-        self.damaged_lines = 0
-        """Lines of the log that could not be read on resuming, and were dropped."""
-        self.fallen_back_from: str | None = None
-        """The recorded device, where there is no such device here."""
-        self._holds_lock = False
-        self._seen: tuple[int, ...] | None = None  # the checkpoint that it stands at
+    trainer: Trainer
+    """The training, fresh or restored."""
+    out: Path
+    """The folder."""
+    on_epoch: Callable[[EpochMetrics, dict[str, Any]], None] | None = None
+    """Called after each epoch with its metrics and the line of the log."""
+    on_eval: OnEval | None = None
+    """Called now and then; the numbers that it returns join the log."""
+    stopped: bool = field(default=False, init=False)
+    """Whether it was asked to stop before its limit, and did."""
+    damaged_lines: int = field(default=0, init=False)
+    """Lines of the log that could not be read on resuming, and were dropped."""
+    fallen_back_from: str | None = field(default=None, init=False)
+    """The recorded device, where there is no such device here."""
+    _stop_requested: bool = field(default=False, init=False)
+    _holds_lock: bool = field(default=False, init=False)
+    _seen: tuple[int, ...] | None = field(default=None, init=False)
+    """The checkpoint that it stands at."""
 
     @classmethod
     def start(
@@ -95,7 +89,7 @@ class TrainingRun:
             config: The settings.
             out: The folder.
             family: What it trains on; None for the one that the settings name.
-            callbacks: As in the constructor.
+            callbacks: ``on_epoch`` and ``on_eval``.
 
         Raises:
             ValueError: The folder holds a training already; nothing is overwritten. Or the model
@@ -103,7 +97,7 @@ class TrainingRun:
             FileNotFoundError: There is no model to start from.
         """
         _refuse_training_in(out)
-        trainer = make_trainer(config, family)
+        trainer = _trainer(config, family)
         if isinstance(trainer, MetaTrainer) and trainer.config.start is not None:
             trainer.start_from(load_pretrained(trainer.config.start))
         out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +128,7 @@ class TrainingRun:
             max_env_steps: A new limit.
             device: Where to compute from now on; None for where it computed before, or for the
                 processor where there is no such device here.
-            callbacks: As in the constructor.
+            callbacks: ``on_epoch`` and ``on_eval``.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
@@ -150,18 +144,11 @@ class TrainingRun:
         if num_epochs is not None or max_env_steps is not None:
             config = replace(config, num_epochs=num_epochs, max_env_steps=max_env_steps)
         config, fallen_back_from = _on_device(config, device)
-        advice = "hand it over: TrainingRun.resume(out, family=...), or --family my_plant.py:FAMILY"
-        known = family or family_of_env(config.family, advice)
-        if checkpoint.trained_on not in (None, (known.name, fingerprint(known))):
-            raise ValueError(
-                f"task family: expected {config.family!r} as it was declared for {out}, received "
-                f"{known.name!r} of another name, other parameters, ranges, sizes or physics; "
-                f"{advice}"
-            )
+        known = _family_of(config, family, checkpoint, out)
         if known.dynamics is None:  # older files record what did nothing there
             config = replace(config, push_probability=0.0, spread_starts=0.0)
         saved = PolicyConfig.from_dict(checkpoint.policy_config)
-        trainer = make_trainer(config, known, like=saved)
+        trainer = _trainer(config, known, like=saved)
         built = trainer.policy.config
         if built != saved:
             raise ValueError(
@@ -194,15 +181,7 @@ class TrainingRun:
             if events is not None:
                 files.callback(events.close)
             while trainer.progress < 1 and not self._stop_requested:
-                due = int(trainer.progress * NUM_EVALUATIONS)
-                metrics = trainer.run_epoch()
-                line: dict[str, Any] = asdict(metrics)
-                passed = int(trainer.progress * NUM_EVALUATIONS) > due
-                if self.on_eval is not None and (passed or trainer.epoch == 1):
-                    line |= {
-                        f"eval_{k}": plain(v)
-                        for k, v in self.on_eval(trainer.policy_on_cpu()).items()
-                    }
+                metrics, line = self._epoch()
                 log.write(json.dumps(line) + "\n")
                 log.flush()
                 if events is not None:
@@ -215,6 +194,18 @@ class TrainingRun:
             self.stopped = trainer.progress < 1
             self.save()
         return trainer.policy
+
+    def _epoch(self) -> tuple[EpochMetrics, dict[str, Any]]:
+        """An epoch's metrics, and its line of the log: with an evaluation, where one is due."""
+        trainer = self.trainer
+        due = int(trainer.progress * NUM_EVALUATIONS)
+        metrics = trainer.run_epoch()
+        line = asdict(metrics)
+        passed = int(trainer.progress * NUM_EVALUATIONS) > due
+        if self.on_eval is not None and (passed or trainer.epoch == 1):
+            found = self.on_eval(trainer.policy_on_cpu())
+            line |= {f"eval_{name}": plain(value) for name, value in found.items()}
+        return metrics, line
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -285,6 +276,21 @@ def _refuse_training_in(out: Path) -> None:
         )
 
 
+def _family_of(
+    config: Config, family: TaskFamily | None, checkpoint: Checkpoint, out: Path
+) -> TaskFamily:
+    """What a recorded training goes on with, which must be declared as it was there."""
+    advice = "hand it over: TrainingRun.resume(out, family=...), or --family my_plant.py:FAMILY"
+    known = family or family_of_env(config.family, advice)
+    if checkpoint.trained_on not in (None, (known.name, fingerprint(known))):
+        raise ValueError(
+            f"task family: expected {config.family!r} as it was declared for {out}, received "
+            f"{known.name!r} of another name, other parameters, ranges, sizes or physics; "
+            f"{advice}"
+        )
+    return known
+
+
 def _identity(path: Path) -> tuple[int, ...] | None:
     """What tells a file from the one that replaces it; None without one."""
     try:
@@ -298,9 +304,6 @@ def _on_device(config: Config, device: str | None) -> tuple[Config, str | None]:
     """A recorded configuration for this machine, and the device that it lacks.
 
     A checkpoint's tensors are the same wherever they were computed, so a training may move.
-
-    Raises:
-        ValueError: ``device`` is given, and there is none here, or the training knows no devices.
     """
     if not isinstance(config, MetaTrainingConfig):
         if device not in (None, "cpu"):
@@ -315,10 +318,9 @@ def _on_device(config: Config, device: str | None) -> tuple[Config, str | None]:
     return config, None
 
 
-def make_trainer(
-    config: Config, family: TaskFamily | None = None, *, like: PolicyConfig | None = None
+def _trainer(
+    config: Config, family: TaskFamily | None, *, like: PolicyConfig | None = None
 ) -> Trainer:
-    """The training that a configuration describes, fresh; see `MetaTrainer`."""
     if isinstance(config, InContextConfig):
         return InContextTrainer(config, family, like=like)
     return MetaTrainer(config, family, like=like)
@@ -336,20 +338,21 @@ def recorded_config(record: dict[str, Any], what: str) -> Config:
     Raises:
         ValueError: Unknown or missing fields, or values of another type.
     """
-    record = {name: value for name, value in record.items() if name != FINGERPRINT}
+    kind: type[InContextConfig] | type[MetaTrainingConfig] = MetaTrainingConfig
+    beside = {FINGERPRINT}
     if record.get("mode") == "in_context":
-        return rebuild(InContextConfig, {n: v for n, v in record.items() if n != "mode"}, what)
-    return rebuild(MetaTrainingConfig, record, what)
+        kind, beside = InContextConfig, {FINGERPRINT, "mode"}
+    return rebuild(kind, {n: v for n, v in record.items() if n not in beside}, what)
 
 
 def training_command(config: Config) -> str:
     """The shell command that does this training."""
-    how = " --reproducible" if is_reproducible() else ""
+    command = "train"
     if isinstance(config, InContextConfig):
-        return command_line("train --mode in_context", config) + how
-    if config.in_context:  # which is what --mode both means
-        return command_line("train --mode both", replace(config, in_context=False)) + how
-    return command_line("train", config) + how
+        command = "train --mode in_context"
+    elif config.in_context:  # which is what --mode both means
+        command, config = "train --mode both", replace(config, in_context=False)
+    return command_line(command, config) + (" --reproducible" if is_reproducible() else "")
 
 
 def _event_writer(out: Path, epoch: int) -> Any | None:

@@ -3,17 +3,17 @@
 Place in the flow: stage 5, used by `in_context`. Value loss and policy gain share one clipped
 gradient. The advantages have size 1 whatever a family pays; the values must, too, or with rewards
 of -16 to 0 their squared error is a hundred times the gain, and the policy learns nothing. So the
-head predicts the discounted return times (1 - gamma), which is a mean reward, over the running root
-mean square of the rewards. Where every reward is 1, as on a pole, that is 1 to the last bit.
+head predicts the discounted return times (1 - gamma), a mean reward, over the rewards' running root
+mean square. Where every reward is 1, as on a pole, that is 1 to the last bit.
 
-A unit that moves would spoil what the head has learnt. It is therefore rescaled with it, so that
-its predictions stay (PopArt, van Hasselt et al. 2016, arXiv 1602.07714, without the shift: a
-discounted return of zero is a zero).
+The head is rescaled with its unit, so that its predictions stay (PopArt, van Hasselt et al. 2016,
+arXiv 1602.07714, without the shift: a discounted return of zero is a zero).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 HORIZON = 10  # epochs that the running mean is taken over
 
 
+@dataclass
 class ValueScale:
     """The rewards' running size."""
 
-    def __init__(self, mean_square: float = 1.0) -> None:
-        self.mean_square = mean_square
+    mean_square: float = 1.0
 
     @property
     def size(self) -> float:
@@ -34,13 +34,7 @@ class ValueScale:
 
     @torch.no_grad()
     def update(self, reward: Tensor, head: nn.Linear, *, epoch: int) -> None:
-        """Take an epoch's rewards in, and keep what the head predicts.
-
-        Args:
-            reward: Of the epoch's steps, any shape.
-            head: The value's, whose output is in units of `size`.
-            epoch: Epochs before this one.
-        """
+        """Take in the rewards of the epoch after ``epoch`` ones; what the head predicts stays."""
         before, share = self.size, max(1 / HORIZON, 1 / (epoch + 1))
         self.mean_square += share * (float(reward.double().square().mean()) - self.mean_square)
         for parameter in head.parameters():

@@ -1,10 +1,8 @@
 """The best fixed policy that a search finds: what one gets without adapting to anything.
 
 Place in the flow: stage 7, a leaf of `method`, a yardstick; `worth` measures against it what
-adapting is for. The search sees tasks of the *training* split only, from a stream of their own.
-
-A fixed policy knows no task and remembers nothing but its last three actions. With z the
-observation over its root mean square under uniform actions, and u the codes of those actions::
+adapting is for. A fixed policy knows no task and remembers nothing but its last three actions. With
+z the observation over its root mean square under uniform actions, and u those actions' codes::
 
     score_t = W (z_t, u_{t-1}, u_{t-2}, u_{t-3}, 1)
 
@@ -12,7 +10,7 @@ acts by the sign of the score (two actions), by its largest entry (several), or 
 bounds (continuous). W is found by the cross-entropy method (de Boer et al. 2005, doi
 10.1007/s10479-005-5724-z) with noise that keeps it from settling early (Szita & Lorincz 2006, doi
 10.1162/neco.2006.18.12.2936), from several starts; what those end with is compared on tasks that
-the search has not seen.
+the search has not seen, of the *training* split, too.
 
 The trap: a lower bound. A better fixed policy may exist, and then adapting is worth less than
 `worth` says.
@@ -32,9 +30,9 @@ from torch import Tensor
 from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Discrete
 from ssm_metarl.compiled import threads_for_kernels
-from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
+from ssm_metarl.env_runner.rollout import CHECK_EVERY, collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
-from ssm_metarl.methods.method import YARDSTICK, Data, Method, Model, Prepared
+from ssm_metarl.methods.method import Data, Method, Model, Prepared
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
@@ -47,7 +45,6 @@ EXTRA_NOISE = 0.02
 NOISY_SHARE = 0.7
 FINALISTS = 2
 """Of the last generation of each start, beside its mean."""
-CHECK_EVERY = 8  # steps between looks at whether every episode has ended
 
 
 class Effort(NamedTuple):
@@ -55,14 +52,10 @@ class Effort(NamedTuple):
 
     starts: int
     generations: int
-    population: int
-    """Policies in a generation."""
-    elites: int
-    """The best of them, from which the next generation is drawn."""
-    tasks: int
-    """Tasks that each of them acts in, an episode each; other ones in every generation."""
-    judged_on: int
-    """Tasks that tell which of the last ones is best."""
+    population: int  # policies in a generation
+    elites: int  # the best of them, from which the next generation is drawn
+    tasks: int  # that each policy acts in, an episode each; other ones in every generation
+    judged_on: int  # tasks that tell which of the last ones is best
 
 
 BATCHED = Effort(3, 16, 64, 8, 48, 400)
@@ -72,8 +65,8 @@ STEPPED = Effort(2, 8, 24, 4, 6, 24)
 
 
 @dataclass(frozen=True)
-class FixedPolicy:
-    """One linear policy for all tasks."""
+class FixedPolicy(Method):
+    """One linear policy for all tasks; see `Method`."""
 
     weights: Tensor
     """W, shape (F, C): features by entries of the score."""
@@ -85,10 +78,24 @@ class FixedPolicy:
     env_steps: int
     """Environment steps of the whole search."""
 
+    name = "fixed"
+    label = "best fixed policy"
+    definition = "best fixed policy that a search found on training tasks"
+
     def actor(self, num_tasks: int, num_envs: int) -> FixedActor:
         """What acts in K x N environments."""
         shape = (num_tasks, num_envs)
         return FixedActor(self.weights[None], self.spread, self.action_space, shape)
+
+    def applies(self, model: Model, family: TaskFamily) -> str | None:
+        """Where the actions and observations are those that it was searched for."""
+        if observation_and_action(family) == (len(self.spread), self.action_space):
+            return None
+        return f"it was searched for another plant than {family.name}"
+
+    def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
+        """The same policy for every task."""
+        return Prepared(self.actor(len(tasks), data.num_envs))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -100,38 +107,8 @@ class FixedPolicy:
         }
 
 
-@dataclass(frozen=True)
-class Fixed(Method):
-    """See `Method`."""
-
-    policy: FixedPolicy
-
-    name = "fixed"
-    label = "best fixed policy"
-    definition = "best fixed policy that a search found on training tasks"
-    color = YARDSTICK
-
-    def applies(self, model: Model, family: TaskFamily) -> str | None:
-        """Where the actions and observations are those that it was searched for."""
-        obs_dim, space = observation_and_action(family)
-        if (obs_dim, space) == (len(self.policy.spread), self.policy.action_space):
-            return None
-        return f"it was searched for another plant than {family.name}"
-
-    def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
-        """The same policy for every task."""
-        return Prepared(self.policy.actor(len(tasks), data.num_envs), [])
-
-
 class FixedActor:
-    """See `ssm_metarl.types.Actor`; greedy.
-
-    Args:
-        weights: W of each environment, shape (N, F, C), or of all, (1, F, C).
-        spread: Root mean square of each observation dimension, shape (O,).
-        action_space: Of the worlds.
-        shape: K, N.
-    """
+    """Acts in ``shape`` = (K, N) environments, each by its own W, (N, F, C), or all by one."""
 
     def __init__(
         self, weights: Tensor, spread: Tensor, action_space: ActionSpace, shape: tuple[int, int]
@@ -203,12 +180,7 @@ def search_fixed_policy(
 
 
 class _Trials:
-    """Where policies are tried: training tasks, new ones each time.
-
-    Args:
-        family: Of the tasks.
-        seed: Names tasks and episodes.
-    """
+    """Where policies are tried: training tasks, new ones each time."""
 
     def __init__(self, family: TaskFamily, seed: int) -> None:
         self._family, self._seed = family, seed
@@ -243,10 +215,9 @@ class _Trials:
     def scores(self, weights: np.ndarray, num_tasks: int) -> np.ndarray:
         """Mean returns (P,) of policies (P, F, C), each of which acts in the same tasks."""
         tasks, count = self._tasks(num_tasks), len(weights)
+        every = torch.from_numpy(weights).float()
+        actor = FixedActor(every, self.spread, self.space, (num_tasks, count))
         with closing(make_worlds(tasks, count, seed=self._seed, purpose=STREAM)) as worlds:
-            actor = FixedActor(
-                torch.from_numpy(weights).float(), self.spread, self.space, (num_tasks, count)
-            )
             obs = worlds.reset()
             reset = torch.ones(num_tasks, count, dtype=torch.bool)
             running, returns = reset, torch.zeros(num_tasks, count)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.core.identification import Identification
 from ssm_metarl.env_runner.worlds import observation_and_action
-from ssm_metarl.methods.method import YARDSTICK, Data, Method, Model, Prepared
+from ssm_metarl.methods.method import Data, Method, Model, Prepared
 from ssm_metarl.tasks.control import lqr
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
@@ -46,7 +46,6 @@ class LeastSquares(Method):
         "told nothing: identifies the plant by least squares and regulates what it found, carried "
         "through one trial"
     )
-    color = YARDSTICK
     trial = True
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:
@@ -60,17 +59,11 @@ class LeastSquares(Method):
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """A regulator that knows nothing yet."""
-        return Prepared(LeastSquaresActor(tasks.family, len(tasks), data.num_envs), [])
+        return Prepared(LeastSquaresActor(tasks.family, len(tasks), data.num_envs))
 
 
 class LeastSquaresActor:
-    """See `ssm_metarl.types.Actor`; it remembers from episode to episode.
-
-    Args:
-        family: Of tasks with two actions.
-        num_tasks: K.
-        num_envs: N.
-    """
+    """A regulator in K x N environments with two actions; it remembers from episode to episode."""
 
     def __init__(self, family: TaskFamily, num_tasks: int, num_envs: int) -> None:
         assert family.obs_scale is not None
@@ -105,13 +98,10 @@ class LeastSquaresActor:
 
 
 def regulator_gain(found: Tensor) -> Tensor:
-    """The linear-quadratic gain for an identified plant.
+    """The linear-quadratic gain for R identified plants with a dead time of d steps.
 
-    Args:
-        found: W of R plants with a dead time of d steps, shape (R, O + 1 + d, O).
-
-    Returns:
-        Wanted push per entry of (z_t, u_{t-1}, ..., u_{t-d}), shape (R, O + d).
+    From W, shape (R, O + 1 + d, O): the wanted push per entry of (z_t, u_{t-1}, ..., u_{t-d}),
+    shape (R, O + d).
     """
     rows, columns, obs_dim = found.shape
     size = columns - 1

@@ -13,7 +13,6 @@ from ssm_metarl.config import (
     HybridAdaptationConfig,
     Objective,
     OnlineAdaptationConfig,
-    ReplayWeights,
     StandardAdaptationConfig,
     SupportPolicy,
 )
@@ -42,21 +41,14 @@ class MetaTrained:
         return cls(**known, gradient=training.get("adaptation_steps") != 0)
 
     def adaptation(
-        self,
-        *,
-        objective: Objective | None = None,
-        num_adapt_steps: int = 1,
-        adapt_lr: float | None = None,
-        rollback: bool = True,
+        self, *, objective: Objective | None = None, **settings: Any
     ) -> StandardAdaptationConfig:
         """The inner step as it was meta-trained, but for what is given."""
         return StandardAdaptationConfig(
             objective=objective or self.objective,
-            num_adapt_steps=num_adapt_steps,
-            adapt_lr=adapt_lr,
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
-            rollback=rollback,
+            **settings,
         )
 
     def hybrid(
@@ -64,19 +56,11 @@ class MetaTrained:
         standard: StandardAdaptationConfig,
         *,
         experience_weight: float | None = None,
-        replay: ReplayWeights = "propensity",
-        proximal_weight: float = HybridAdaptationConfig.proximal_weight,
-        seed: int = 0,
+        **settings: Any,
     ) -> HybridAdaptationConfig:
         """The same inner step on replayed experience too, weighed as it was meta-trained."""
         weight = self.experience_weight if experience_weight is None else experience_weight
-        return HybridAdaptationConfig(
-            **asdict(standard),
-            experience_weight=weight,
-            replay=replay,
-            proximal_weight=proximal_weight,
-            seed=seed,
-        )
+        return HybridAdaptationConfig(**asdict(standard), experience_weight=weight, **settings)
 
     def online(self) -> OnlineAdaptationConfig:
         """Adapting inside an episode, with gradient steps only where it was trained for one."""

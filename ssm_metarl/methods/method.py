@@ -1,7 +1,7 @@
 """What a way to adapt says of itself: name, label, definition, colour, cost, and what it does.
 
-Place in the flow: stage 7, between `adaptation` and `evaluation`; every other file here is one
-method, `registry` lists them, and `evaluation.score` runs any of them. Labels, legends,
+Place in the flow: stage 7, between `adaptation` and `evaluation`. Every other file here is one
+method or a few alike; `registry` lists them, `evaluation.score` runs any of them. Labels, legends,
 definitions, pairs and costs are read from a method and stand nowhere else.
 
 The trap: a method is given the tasks, because an expert is told their parameters. One whose cost
@@ -10,8 +10,10 @@ does not say ``told`` must not look at them; `tests/methods` hands each another 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -62,12 +64,10 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a method takes from a task before it is scored, or while."""
+    """What a method takes from a task before it is scored."""
 
     support: bool = False
     """The support data: so many environment steps."""
-    reward: bool = False
-    """The reward of each step."""
     told: bool = False
     """The task's parameters, which no data tell."""
 
@@ -76,54 +76,44 @@ class Prepared(NamedTuple):
     """A method, ready to act in K tasks."""
 
     actor: Actor
-    reports: list[AdaptationReport]
+    reports: Sequence[AdaptationReport] = ()
     """What adapting did, a report a task; empty for a method that does nothing beforehand."""
 
 
-class Method(Protocol):
-    """A way to adapt: one file, one class, frozen; class attributes answer what is asked here."""
+class Method(ABC):
+    """A way to adapt: a frozen dataclass; class attributes answer what is asked here."""
+
+    color: ClassVar[str] = YARDSTICK
+    """Of its curve."""
+    cost: ClassVar[Cost] = Cost()
+    """What it takes from a task."""
+    trial: ClassVar[bool] = False
+    """Whether a task's episodes follow each other in one trial, which it remembers."""
+    pairs: ClassVar[tuple[str, ...]] = ()
+    """Methods to which its difference, task by task, is told."""
+    adapts: ClassVar[bool] = False
+    """Whether it is a way in which a model adapts, and no yardstick."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Key in results."""
 
     @property
     def label(self) -> str:
         """For readers: legends and tables."""
+        return self.name
 
     @property
+    @abstractmethod
     def definition(self) -> str:
         """What it does, in one line."""
-
-    @property
-    def color(self) -> str:
-        """Of its curve."""
-        return YARDSTICK
-
-    @property
-    def cost(self) -> Cost:
-        """What it takes from a task."""
-        return Cost()
-
-    @property
-    def trial(self) -> bool:
-        """Whether a task's episodes follow each other in one trial, which it remembers."""
-        return False
-
-    @property
-    def pairs(self) -> tuple[str, ...]:
-        """Methods to which its difference, task by task, is told."""
-        return ()
-
-    @property
-    def adapts(self) -> bool:
-        """Whether it is a way in which a model adapts, and no yardstick."""
-        return False
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:
         """None where it can run, else why not, as the end of a sentence."""
         return None
 
+    @abstractmethod
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """Adapt to K tasks.
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.config import OnlineAdaptationConfig
-from ssm_metarl.methods.method import BLUE, ORANGE, PURPLE, Cost, Data, Method, Model, Prepared
+from ssm_metarl.methods.frozen import InContext
+from ssm_metarl.methods.method import BLUE, ORANGE, PURPLE, Data, Method, Model, Prepared
 from ssm_metarl.methods.standard import no_gradient
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
@@ -38,7 +39,7 @@ class Online(Method):
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """An adapter that acts in one environment a task."""
-        return Prepared(OnlineAdapter(model.policy, self.config, num_tasks=len(tasks)), [])
+        return Prepared(OnlineAdapter(model.policy, self.config, num_tasks=len(tasks)))
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,16 @@ class Restarted(Online):
         "memory is cleared: a new trial, inside the episode"
     )
     color = ORANGE
-    cost = Cost(reward=True)
     pairs = ("in_context",)
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:
         """Where the model remembers."""
-        if not model.policy.in_context:
-            return "the model remembers nothing between episodes"
-        return watches_nothing(model)
+        return InContext().applies(model, family) or watches_nothing(model)
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """An adapter that acts in one environment a task."""
         config = replace(self.config, num_adapt_steps=0)
-        return Prepared(OnlineAdapter(model.policy, config, num_tasks=len(tasks)), [])
+        return Prepared(OnlineAdapter(model.policy, config, num_tasks=len(tasks)))
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,6 @@ class BothOnline(Online):
         "recomputed from zero at the first of them"
     )
     color = PURPLE
-    cost = Cost(reward=True)
     pairs = ("in_context_restarted",)
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:

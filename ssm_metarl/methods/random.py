@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ssm_metarl.env_runner.worlds import observation_and_action
-from ssm_metarl.methods.method import YARDSTICK, Data, Method, Model, Prepared
+from ssm_metarl.methods.method import Data, Method, Model, Prepared
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import Tasks
 from ssm_metarl.types import Actor
@@ -27,11 +27,10 @@ class Random(Method):
     name = "random"
     label = "random actions"
     definition = "uniform actions"
-    color = YARDSTICK
 
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """Actions from streams that belong to the tasks."""
-        return Prepared(uniform_actor(tasks, data.num_envs, data.seed), [])
+        return Prepared(uniform_actor(tasks, data.num_envs, data.seed))
 
 
 def uniform_actor(tasks: Tasks, num_envs: int, seed: int) -> Actor:
@@ -44,8 +43,4 @@ def uniform_actor(tasks: Tasks, num_envs: int, seed: int) -> Actor:
             yield from zip(*space.draw_random(noise, BLOCK, num_envs), strict=True)
 
     steps = drawn()
-
-    def act(obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
-        return next(steps)
-
-    return act
+    return lambda obs, reset: next(steps)

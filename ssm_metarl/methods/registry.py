@@ -1,7 +1,7 @@
 """Every way to adapt, in the order in which they run and are shown.
 
 Place in the flow: stage 7, in front of the methods; evaluations ask here which there are, charts
-and tables what one of them is called.
+and tables what one of them is called. A yardstick that needs no model joins in `yardsticks`.
 """
 
 from __future__ import annotations
@@ -9,25 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.methods.both import Both
-from ssm_metarl.methods.fixed_policy import Fixed, FixedPolicy
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.hybrid import Hybrid
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.fixed_policy import FixedPolicy
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.least_squares import LeastSquares
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Method, Model
-from ssm_metarl.methods.probe import Probed
 from ssm_metarl.methods.random import Random
-from ssm_metarl.methods.standard import Standard
-from ssm_metarl.methods.told import Told
+from ssm_metarl.methods.standard import Both, Hybrid, Standard
+from ssm_metarl.methods.told import Probed, Told
 from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.task_family import TaskFamily
 
 WAYS: tuple[type[Method], ...] = (InContext, Standard, Hybrid, Both)
 """The ways in which a model itself adapts."""
-BEFORE_FAMILY: tuple[type[Method], ...] = (Random, Frozen, Fixed, *WAYS)
-"""Those that are shown before a family's own experts and probes."""
 
 
 def methods_for(
@@ -61,7 +55,7 @@ def methods_for(
     return (
         Random(),
         Frozen(),
-        *(() if fixed is None else (Fixed(fixed),)),
+        *(() if fixed is None else (fixed,)),
         InContext(),
         Standard(standard),
         Hybrid(hybrid),
@@ -70,9 +64,13 @@ def methods_for(
     )
 
 
-def yardsticks(family: TaskFamily) -> tuple[Method, ...]:
+def yardsticks(*families: TaskFamily) -> tuple[Method, ...]:
     """Controllers that need no model: experts, least squares, probes."""
-    return (*map(Told, family.experts), LeastSquares(), *map(Probed, family.probes))
+    return (
+        *(Told(name) for family in families for name in family.experts),
+        LeastSquares(),
+        *(Probed(probe) for family in families for probe in family.probes),
+    )
 
 
 def applying(
@@ -88,13 +86,9 @@ def applying(
 
 def known_methods() -> dict[str, type[Method] | Method]:
     """Every method that comes with the package, by name, in the order of display."""
-    families = FAMILIES.values()
-    return {
-        **{str(kind.name): kind for kind in BEFORE_FAMILY},
-        **{name: Told(name) for family in families for name in family.experts},
-        str(LeastSquares.name): LeastSquares,
-        **{probe.name: Probed(probe) for family in families for probe in family.probes},
-    }
+    own: tuple[type[Method], ...] = (Random, Frozen, FixedPolicy, *WAYS)
+    every: tuple[type[Method] | Method, ...] = (*own, *yardsticks(*FAMILIES.values()))
+    return {str(method.name): method for method in every}
 
 
 def in_order(names: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
-"""What a controller scores that is *told* what a policy must find out: the family's experts.
+"""What a controller scores that is *told* what a policy must find out: the family's own.
 
-Place in the flow: stage 7, a leaf of `method`, a yardstick without chance in it. An expert sees
-what a policy sees, and is told every parameter of its task.
+Place in the flow: stage 7, leaves of `method`, yardsticks without chance in them. An expert sees
+what a policy sees, and is told every parameter of its task. A probe reads the little that it is
+told off the support data: what it scores needs no adaptation beyond that.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.methods.method import Cost, Data, Method, Model, Prepared
-from ssm_metarl.tasks.task_family import Expert, TaskFamily, Tasks
+from ssm_metarl.tasks.task_family import Expert, Probe, TaskFamily, Tasks
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,7 @@ class Told(Method):
 
     cost = Cost(told=True)
 
-    @property
-    def name(self) -> str:
-        """The expert's own."""
-        return self.expert
+    name = property(lambda self: self.expert)
 
     @property
     def label(self) -> str:
@@ -38,7 +36,7 @@ class Told(Method):
 
     @property
     def definition(self) -> str:
-        """The same for every expert."""
+        """Which of the family's experts it is."""
         return f"the expert {self.expert!r} of the family, told the task's parameters"
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:
@@ -50,28 +48,42 @@ class Told(Method):
     def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
         """The expert of these tasks."""
         expert = tasks.family.experts[self.expert](tasks)
-        return Prepared(ExpertActor(expert, tasks, data.num_envs), [])
+        return Prepared(ExpertActor(expert, tasks, data.num_envs))
+
+
+@dataclass(frozen=True)
+class Probed(Method):
+    """See `Method`; what it is called and does, the family's probe says."""
+
+    probe: Probe
+
+    cost = Cost(support=True)
+    name = property(lambda self: self.probe.name)
+    label = property(lambda self: self.probe.label)
+    definition = property(lambda self: self.probe.definition)
+
+    def applies(self, model: Model, family: TaskFamily) -> str | None:
+        """Where the family has that probe."""
+        return None if self.probe in family.probes else f"{family.name} has no such probe"
+
+    def prepare(self, model: Model, tasks: Tasks, data: Data) -> Prepared:
+        """The controller, told what the support data show."""
+        return Prepared(self.probe.controller(data.rollout(), data.num_envs))
 
 
 class ExpertActor:
-    """An expert as an actor: it remembers the actions that may still be under way.
-
-    Args:
-        expert: Of K tasks.
-        tasks: They.
-        num_envs: N.
-    """
+    """The expert of K tasks as an actor: it remembers the actions that may still be under way."""
 
     def __init__(self, expert: Expert, tasks: Tasks, num_envs: int) -> None:
         self._expert = expert
         _, space = observation_and_action(tasks.family)
         shape = (tasks.family.dead_time, len(tasks), num_envs)
-        self._nothing = (
-            torch.zeros(1, *shape[1:], dtype=torch.int64)
+        self._actions = (
+            torch.zeros(shape, dtype=torch.int64)
             if isinstance(space, Discrete)
-            else torch.zeros(1, *shape[1:], space.dim)
+            else torch.zeros(*shape, space.dim)
         )
-        self._actions = self._nothing.repeat(shape[0], *(1,) * (self._nothing.dim() - 1))
+        self._nothing = self._actions.new_zeros(1, *self._actions.shape[1:])
         self._starts = torch.ones(shape, dtype=torch.bool)
 
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,6 @@ follows: V' does not count. Where the sum *ended* otherwise, by a time limit, or
 stopped there, things would have gone on, so V' stands for the rest (Pardo et al. 2018,
 arXiv 1712.00378). With the two confused, a policy that never fails learns that its last steps are
 worthless.
-
-In a trial (`trial_advantage`) an episode's end is no end: the next episode follows, and counts
-``episode_gamma`` as much (Duan et al. 2016, arXiv 1611.02779, have 1). The trial's last step
-terminates. A truncated episode ends the sum: it would have gone on, and not into the next one.
-
-The trap: a trial's rollout holds no value of the observation that a truncated episode stopped at.
-The value of its last step stands for it, which is right as long as one step moves the state little.
 """
 
 from __future__ import annotations
@@ -39,7 +32,7 @@ def gae(
     gae_lambda: float,
     taken: Tensor | None = None,
 ) -> Tensor:
-    """The recursion.
+    """The recursion, shape (T, K, N).
 
     Args:
         reward: Of each step, shape (T, K, N).
@@ -50,9 +43,6 @@ def gae(
         gamma: Discount factor, of all steps or of each.
         gae_lambda: Trade-off between bias (0) and variance (1).
         taken: False where there was no step; whatever stands there, NaN perhaps, reaches no other.
-
-    Returns:
-        Shape (T, K, N).
     """
     alive, goes_on = (~terminated).to(value.dtype), (~ended).to(value.dtype)
     delta = reward + gamma * alive * following - value
@@ -78,17 +68,14 @@ def continues(rollout: Rollout) -> Tensor:
 def episode_advantage(
     rollout: Rollout, value: Tensor, next_value: Tensor, *, gamma: float, gae_lambda: float
 ) -> Tensor:
-    """Advantages within episodes.
+    """Advantages within episodes, shape (T, K, N); zero where no step was taken.
 
     Args:
         rollout: T steps; pieces of episodes follow one another in an environment.
         value: V(obs), shape (T, K, N).
         next_value: V(next_obs), shape (T, K, N); used except after a termination.
         gamma: Discount factor.
-        gae_lambda: Trade-off between bias (0) and variance (1).
-
-    Returns:
-        Shape (T, K, N); zero where no step was taken.
+        gae_lambda: As in :func:`gae`.
     """
     advantage = gae(
         rollout.reward,
@@ -112,7 +99,13 @@ def trial_advantage(
     episode_gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Advantages within trials, of all steps but the last, whose value is what follows the others.
+    """Advantages within trials, (T - 1, K, N): the last step only tells what the others led to.
+
+    An episode's end is no end here: the next episode follows, and counts ``episode_gamma`` as much
+    (Duan et al. 2016, arXiv 1611.02779, have 1). The trial's last step terminates. A truncated
+    episode ends the sum: it would have gone on, and not into the next one. The value of its last
+    step stands for that of the observation that it stopped at, which a trial's rollout does not
+    hold: right as long as one step moves the state little.
 
     Args:
         rollout: Steps without gaps, T x K x N; episodes and trials follow one another.
@@ -120,10 +113,7 @@ def trial_advantage(
         trial_start: True at the first step of a trial, shape (T, K, N).
         gamma: Discount factor of a step.
         episode_gamma: Discount factor of an episode's end.
-        gae_lambda: Trade-off between bias (0) and variance (1).
-
-    Returns:
-        Shape (T - 1, K, N).
+        gae_lambda: As in :func:`gae`.
     """
     truncated, last = rollout.truncated[:-1], trial_start[1:]
     ends_episode = rollout.terminated[:-1] & ~truncated

@@ -1,11 +1,9 @@
 """The inner policy-gradient objective: advantage times likelihood ratio, without a clip.
 
 Place in the flow: `returns` gives the advantages, `adaptation.inner_loop` takes the loss's
-gradient. The outer objective is `ppo`'s.
-
-It is advantage times the likelihood *ratio*, not times log pi: the ratio keeps
-the dependence on the sampling distribution that second-order meta-gradients need (ProMP,
-Rothfuss et al. 2019, arXiv 1810.06784, section 4).
+gradient. The outer objective is `ppo`'s. The *ratio*, not log pi, keeps the dependence on the
+sampling distribution that second-order meta-gradients need (ProMP, Rothfuss et al. 2019,
+arXiv 1810.06784, section 4).
 """
 
 from __future__ import annotations

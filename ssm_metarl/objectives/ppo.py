@@ -30,13 +30,10 @@ MAX_LOG_RATIO = 20.0
 
 
 def clipped_gain(log_prob: Tensor, old: Tensor, advantage: Tensor, clip_coef: float) -> Tensor:
-    """What each step earns, to be maximised.
+    """What each step earns, to be maximised, in the shape of all three.
 
-    Args:
-        log_prob: Of the action under the policy.
-        old: Of the action under the behaviour that took it, no gradient.
-        advantage: No gradient, of the same shape.
-        clip_coef: The ratio counts within 1 - clip_coef and 1 + clip_coef.
+    The log-probabilities are those of the action taken, under the policy and under the ``old``
+    behaviour that took it; that one and the advantage have no gradient.
     """
     ratio = (log_prob - old).clamp(max=MAX_LOG_RATIO).exp()
     clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
@@ -52,10 +49,8 @@ def value_loss(value: Tensor, target: Tensor) -> Tensor:
 class Guide:
     """A teacher's part in the outer loss: kickstarting (Schmitt et al. 2018, arXiv 1803.03835)."""
 
-    distribution: ActionDistribution
-    """What the teacher would do in the rollout's steps, (T, K, N), no gradient."""
-    weight: float
-    """Of KL(teacher || policy), in nats a step."""
+    distribution: ActionDistribution  # what it would do in the rollout's steps, (T, K, N), no grad
+    weight: float  # of KL(teacher || policy), in nats a step
 
 
 def clipped_policy_loss(
@@ -70,7 +65,7 @@ def clipped_policy_loss(
     expert: Tensor | None = None,
     imitation_coef: float = 0.0,
 ) -> Tensor:
-    """The loss of each task's episodes, whose values are a linear baseline's (`returns`).
+    """The loss (K,) of each task's episodes, whose values are a linear baseline's (`returns`).
 
     Args:
         policy: Scores the actions taken.
@@ -83,9 +78,6 @@ def clipped_policy_loss(
         expert: What an expert would have done in these steps, shape of the actions; None where
             nobody is imitated (Ross et al. 2011, arXiv 1011.0686).
         imitation_coef: Weight of the log-probability of that.
-
-    Returns:
-        Loss to minimise, shape (K,).
     """
     rollout = rollout.cleaned()
     distribution = action_distribution(policy, params, rollout)

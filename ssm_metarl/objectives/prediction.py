@@ -23,13 +23,18 @@ MIN_SPREAD = 1e-4  # a dimension that hardly moves, in its unit, is not blown up
 
 
 def target_spread(policy: Policy, rollout: Rollout) -> Tensor:
-    """Root mean square change of each predicted dimension, shape (K, len(predicted_dims))."""
+    """Root mean square change of each predicted dimension, shape (K, D)."""
     rollout = rollout.cleaned()
-    change = (rollout.next_obs - rollout.obs)[..., list(policy.heads.predicted_dims)]
+    change = _change(policy, rollout)
     weight = rollout.mask[..., None].to(change.dtype)
     count = weight.sum(dim=(0, 2)).clamp(min=1)
     least = MIN_SPREAD / unit_factors(policy.obs_scale)[list(policy.heads.predicted_dims)]
     return ((change.square() * weight).sum(dim=(0, 2)) / count).sqrt().clamp(min=least.to(change))
+
+
+def _change(policy: Policy, rollout: Rollout) -> Tensor:
+    """How each step changed the predicted dimensions, shape (T, K, N, D)."""
+    return (rollout.next_obs - rollout.obs)[..., list(policy.heads.predicted_dims)]
 
 
 def silent_dims(policy: Policy, rollout: Rollout) -> Tensor:
@@ -41,7 +46,7 @@ def silent_dims(policy: Policy, rollout: Rollout) -> Tensor:
     """
     rollout = rollout.cleaned()
     dims = list(policy.heads.predicted_dims)
-    change = ((rollout.next_obs - rollout.obs) * policy.obs_scale)[..., dims]
+    change = _change(policy, rollout) * policy.obs_scale[dims]
     still = change.square().mean(dim=(0, 2)).sqrt() < MIN_SPREAD
     told = torch.tensor(dims, device=still.device) >= policy.obs_dim - policy.config.told_dims
     return still & ~told & (rollout.steps_taken() > 1)[:, None]
@@ -52,34 +57,19 @@ def is_uninformative(silent: Tensor) -> Tensor:
     return 2 * silent.sum(dim=1) >= max(silent.shape[1], 1)
 
 
-def prediction_loss(
-    policy: Policy,
-    params: Params,
-    rollout: Rollout,
-    *,
-    spread: Tensor | None = None,
-    weight: Tensor | None = None,
-    silent: Tensor | None = None,
-) -> Tensor:
-    """Squared prediction error of each task.
+class PredictionLoss:
+    """Squared prediction error of each task as a function of the parameters.
+
+    What the parameters do not change is done once. The loss is a weighted mean over a task's
+    steps, and 0 where all weights are 0.
 
     Args:
         policy: Gives the prediction.
-        params: Shared or per-task parameters.
         rollout: Steps in K tasks.
         spread: Scale of the targets, shape (K, D); None takes the rollout's own.
         weight: Weight of each step, shape (T, K, N); None weighs every taken step by 1.
         silent: Dimensions without weight, shape (K, D); None for none.
-
-    Returns:
-        Weighted mean over a task's steps, shape (K,); 0 where all weights are 0.
     """
-    loss = PredictionLoss(policy, rollout, spread=spread, weight=weight, silent=silent)
-    return loss(params)
-
-
-class PredictionLoss:
-    """`prediction_loss` as a function of the parameters: what they do not change is done once."""
 
     def __init__(
         self,
@@ -93,8 +83,7 @@ class PredictionLoss:
         self._policy, self._rollout = policy, rollout.cleaned()
         if spread is None:
             spread = target_spread(policy, rollout)
-        change = self._rollout.next_obs - self._rollout.obs
-        change = change[..., list(policy.heads.predicted_dims)]
+        change = _change(policy, self._rollout)
         self._target = change / spread[:, None, :]
         self._code = policy.action_space.code(self._rollout.action).to(change.dtype)
         weight = torch.ones_like(change[..., 0]) if weight is None else weight
@@ -114,3 +103,10 @@ class PredictionLoss:
         out = self._policy.look(params, self._rollout)
         error = self._policy.predict(out.output, self._code) - self._target
         return (error.square() * self._weight).sum(dim=(0, 2, 3)), out.distribution
+
+
+def prediction_loss(
+    policy: Policy, params: Params, rollout: Rollout, **settings: Tensor | None
+) -> Tensor:
+    """The `PredictionLoss` of each task at shared or per-task parameters, shape (K,)."""
+    return PredictionLoss(policy, rollout, **settings)(params)

@@ -103,12 +103,13 @@ def _ridge(x: Tensor, y: Tensor, count: Tensor) -> Tensor:
         (x' x / n + ridge I)^-1 x' y / n  =  x' (x x' + n ridge I)^-1 y
     """
     rows, size = x.shape[1:]
+    weights: Tensor
     if rows < size and size >= DUAL_FROM:
-        dual = x @ x.transpose(1, 2) + RIDGE * count * torch.eye(rows).to(x)
-        weights: Tensor = x.transpose(1, 2) @ torch.linalg.solve(dual, y)
-        return weights
-    gram = x.transpose(1, 2) @ x / count + RIDGE * torch.eye(size).to(x)
-    weights = torch.linalg.solve(gram, x.transpose(1, 2) @ y / count)
+        dual = x @ x.mT + RIDGE * count * torch.eye(rows).to(x)
+        weights = x.mT @ torch.linalg.solve(dual, y)
+    else:
+        gram = x.mT @ x / count + RIDGE * torch.eye(size).to(x)
+        weights = torch.linalg.solve(gram, x.mT @ y / count)
     return weights
 
 
@@ -148,7 +149,7 @@ def advantages(
     Args:
         rollout: Steps of K tasks.
         gamma: Discount factor.
-        gae_lambda: Trade-off between bias (0) and variance (1).
+        gae_lambda: As in `gae`.
         shared_scale: As in :func:`normalized`; the tasks then depend on each other, so not for an
             inner objective.
         told_dims: As in :func:`fit_linear_baseline`.

@@ -29,7 +29,7 @@ from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.evaluation.episodes import collect_support
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_model
-from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
@@ -240,7 +240,7 @@ def test_the_page_says_what_happened(server: Server, visitor: Visitor) -> None:
 def remember(server: Server, visitor: Visitor, *, gradient: bool) -> OpenedModel:
     """Give the visitor an untrained model that remembers."""
     small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    policy = build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.05)
+    policy = build_policy(architecture(small, CARTPOLE), seed=0, inner_lr=0.05)
     with torch.no_grad():
         policy.heads.action.weight.mul_(1000)
     opened = replace(

@@ -16,7 +16,7 @@ from ssm_metarl.checkpoint import load_pretrained
 from ssm_metarl.config import OnlineAdaptationConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
-from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE, THETA_LIMIT
 from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.tasks.task_family import TaskFamily
@@ -145,7 +145,7 @@ def test_the_policy_stays_untouched() -> None:
 def remembering() -> Policy:
     """Untrained."""
     small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    return build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
+    return build_policy(architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
 
 
 def test_a_model_that_remembers_is_told_its_rewards_and_notices_a_flip(

@@ -76,7 +76,7 @@ def test_sequences_give_the_probabilities_of_acting(mirror: bool) -> None:
     def log_prob(policy: Policy, inputs: Tensor, hidden: Tensor) -> Tensor:
         params, reset = policy.meta_params(), sequences.reset[:, None]
         with torch.no_grad():
-            out, _ = policy.unroll(params, inputs[:, None], hidden[None], reset)
+            out, _ = policy.unroll(params, inputs[:, None], hidden, reset)
         return out.distribution.map(lambda x: x[:, 0]).log_prob(sequences.action)
 
     seen = trainer.policy, sequences.inputs, sequences.hidden

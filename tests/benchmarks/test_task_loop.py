@@ -82,7 +82,7 @@ def test_the_meta_gradient_is_that_of_meta_maml(
         loss, query, advantage, num_steps=inner_steps, progress=0.0
     )  # one outer step, unclipped: the gradient before it is still there
 
-    assert total == pytest.approx(update.meta_loss, rel=1e-9)
+    assert total == pytest.approx(update.loss, rel=1e-9)
     sizes = loop.step_sizes.values()
     step_grads = [torch.zeros_like(s) if s.grad is None else s.grad for s in sizes]
     got = {n: p.grad for n, p in loop.params.items()}

@@ -17,7 +17,7 @@ from ssm_metarl.cli.parsing import parse
 from ssm_metarl.cli.train import Train
 from ssm_metarl.command_line import command_line
 from ssm_metarl.config import MetaTrainingConfig
-from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
+from ssm_metarl.meta_rl.trainer import MetaMetrics, MetaTrainer
 from ssm_metarl.meta_rl.training_run import LOG_NAME
 from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.training import train
@@ -212,7 +212,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(
 ) -> None:
     run_epoch = MetaTrainer.run_epoch
 
-    def interrupted(self: MetaTrainer) -> EpochMetrics:
+    def interrupted(self: MetaTrainer) -> MetaMetrics:
         if self.epoch == 1:
             signal.raise_signal(number)
         return run_epoch(self)

@@ -19,7 +19,7 @@ from ssm_metarl.config import MetaTrainingConfig, PolicyConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.core.trial_input import trial_starts
-from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.tasks.pendulum import PENDULUM
 from ssm_metarl.types import RewardedActor, Rollout
 
@@ -161,7 +161,7 @@ def test_a_policy_has_the_reflection_and_the_limits_of_its_family() -> None:
     family = replace(PENDULUM, obs_limit=limits)
     for config in (
         architecture(MetaTrainingConfig(), family),
-        in_context_architecture(InContextConfig(), family),
+        architecture(InContextConfig(), family),
     ):
         assert (config.mirror, config.reflection) == (True, PENDULUM.reflection)
         assert (config.obs_scale, config.obs_limit) == (PENDULUM.obs_scale, limits)

@@ -10,7 +10,7 @@ from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.core.identification import Identification
 from ssm_metarl.core.policy import build_policy
 from ssm_metarl.core.trial_input import CHANGE, LEVEL, PLANT, TrialInput, squash, trial_starts
-from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.seeding import generator
 from ssm_metarl.tasks.registry import FAMILIES
 
@@ -148,7 +148,7 @@ def test_a_plant_is_known_with_an_action_more_than_its_dead_time_and_not_with_fe
 @pytest.mark.parametrize("name", FAMILIES)
 def test_least_squares_can_tell_of_every_familys_dead_time(name):
     family = FAMILIES[name]
-    config = in_context_architecture(InContextConfig(), family)
+    config = architecture(InContextConfig(), family)
     assert config.foresees and config.actions_seen >= family.dead_time + 1
     assert config.actions_seen >= 3
     policy = build_policy(config, seed=0, inner_lr=0.1)
@@ -162,8 +162,8 @@ def test_weights_that_go_on_see_as_many_actions_as_before():
     older = PolicyConfig(in_context=True, obs_scale=family.obs_scale, num_actions=2)
     assert older.actions_seen == 3 < family.dead_time + 1
     config = InContextConfig()
-    assert in_context_architecture(config, family, like=older).actions_seen == 3
-    assert in_context_architecture(config, family).actions_seen == 4
+    assert architecture(config, family, like=older).actions_seen == 3
+    assert architecture(config, family).actions_seen == 4
 
 
 def test_without_the_plant_the_rest_is_the_same_and_grows_with_the_observations_alone():

@@ -19,7 +19,7 @@ from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.evaluation import drift
 from ssm_metarl.evaluation.drift import Change, Schedule, change_of, measure_drift
-from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.in_context import InContextTrainer
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.tasks.cartpole import CARTPOLE
@@ -34,7 +34,7 @@ CONFIG = EvaluationConfig(num_tasks=5, seed=3)
 def remembering() -> Policy:
     """Untrained."""
     small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    return build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
+    return build_policy(architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
 
 
 def change(drift_kind: str, schedule: Schedule, family: TaskFamily = CARTPOLE) -> Change:

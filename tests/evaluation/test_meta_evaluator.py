@@ -28,7 +28,7 @@ from ssm_metarl.evaluation.meta_evaluator import (
 )
 from ssm_metarl.evaluation.report import write_report
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.methods.fixed_policy import Effort, search_fixed_policy
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Model
@@ -128,7 +128,7 @@ def test_every_arm_starts_from_the_same_states(
 ) -> None:
     """Side by side or one after the other: episode e of task k is the same one."""
     small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    policy = build_policy(in_context_architecture(small, family), seed=0, inner_lr=0.1)
+    policy = build_policy(architecture(small, family), seed=0, inner_lr=0.1)
     buffer = ExperienceBuffer(1000)
     tasks = family.sample("train", 3, seed=0)
     buffer.add(collect_support(policy, tasks, 20, "random", seed=0), tasks.indices)
@@ -488,7 +488,7 @@ def test_replay_weighs_what_it_weighed_in_meta_training_unless_told_otherwise() 
 @pytest.fixture(scope="module")
 def in_context_policy() -> Policy:
     small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    policy = build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.1)
+    policy = build_policy(architecture(small, CARTPOLE), seed=0, inner_lr=0.1)
     with torch.no_grad():
         policy.heads.action.weight.mul_(1000)
     return policy

@@ -21,7 +21,7 @@ from ssm_metarl.evaluation.episodes import (
 from ssm_metarl.evaluation.opened_model import OpenedModel, open_experience, open_model
 from ssm_metarl.evaluation.score import score
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.meta_rl.architecture import in_context_architecture
+from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.methods.frozen import AdaptedTo, Frozen
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.recursive_self_improvement.generation_zero import generation_zero
@@ -47,7 +47,7 @@ def test_a_model_that_remembers_adapts_in_context_and_by_gradient_if_trained_for
     opened: OpenedModel,
 ) -> None:
     small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    policy = build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
+    policy = build_policy(architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
     for trained, modes in (
         (MetaTrained(gradient=False), ("in_context",)),
         (MetaTrained(), ("standard", "hybrid", "in_context", "both")),
@@ -60,7 +60,7 @@ def test_a_model_that_remembers_adapts_in_context_and_by_gradient_if_trained_for
 
 def test_the_episodes_of_a_trial_follow_each_other() -> None:
     small = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
-    policy = build_policy(in_context_architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
+    policy = build_policy(architecture(small, CARTPOLE), seed=0, inner_lr=0.01)
     params, tasks = policy.meta_params(), CARTPOLE.task()
     episodes = trial_episodes(policy, params, tasks, num_trials=2, num_episodes=3, seed=4)
     assert len(episodes) == 3

@@ -13,14 +13,11 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.evaluation.episodes import Episodes
 from ssm_metarl.evaluation.score import Score, Table
 from ssm_metarl.evaluation.worth import measure_worth
-from ssm_metarl.methods.both import Both
-from ssm_metarl.methods.fixed_policy import Fixed, FixedPolicy
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.hybrid import Hybrid
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.methods.fixed_policy import FixedPolicy
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.method import Method
 from ssm_metarl.methods.registry import yardsticks
-from ssm_metarl.methods.standard import Standard
+from ssm_metarl.methods.standard import Both, Hybrid, Standard
 from ssm_metarl.tasks.cartpole import CARTPOLE
 
 K = 60
@@ -30,7 +27,7 @@ METHODS: dict[str, Method] = {
     m.name: m
     for m in (
         Frozen(), Standard(), Hybrid(), InContext(), Both(), *yardsticks(CARTPOLE),
-        Fixed(FixedPolicy(torch.zeros(8, 1), torch.ones(4), Discrete(2), 0.0, 0)),
+        FixedPolicy(torch.zeros(8, 1), torch.ones(4), Discrete(2), 0.0, 0),
     )
 }  # fmt: skip
 

@@ -54,15 +54,15 @@ def test_sequences_start_from_the_states_that_acting_had() -> None:
     def log_prob(policy: Policy, inputs: Tensor, hidden: Tensor) -> Tensor:
         params, reset = policy.meta_params(), sequences.reset[:, None]
         with torch.no_grad():
-            out, _ = policy.unroll(params, inputs[:, None], hidden[None], reset)
+            out, _ = policy.unroll(params, inputs[:, None], hidden, reset)
         return out.distribution.map(lambda x: x[:, 0]).log_prob(sequences.action)
 
     # From the right states the weights that acted give the very probabilities of acting...
     seen = trainer.policy, sequences.inputs, sequences.hidden
     assert_only_rounded(sequences.log_prob, log_prob, *seen)
     # ... and sequences that do not start a trial do need their states.
-    assert sequences.hidden[:4].abs().max() == 0
-    assert (sequences.hidden[4:].abs().amax(dim=-1) > 0).all()
+    assert sequences.hidden[0, :4].abs().max() == 0
+    assert (sequences.hidden[0, 4:].abs().amax(dim=-1) > 0).all()
 
 
 def test_an_episodes_end_is_an_input_and_a_trials_end_clears() -> None:

@@ -52,7 +52,7 @@ def check_loss(module: ModuleType) -> None:
     sequences = module.Sequences(
         inputs=torch.randn(2, 1, trainer.policy.input_dim),
         reset=torch.zeros(2, 1, dtype=torch.bool),
-        hidden=trainer.policy.init_hidden(1, 1)[0],
+        hidden=trainer.policy.init_hidden(1, 1),
         action=torch.tensor([[0], [1]]),
         log_prob=(0.5 / ratio).log(),
         advantage=torch.tensor([[1.0], [-1.0]]),
@@ -136,7 +136,7 @@ FAULTS = {
     "wrong target": ("targets", "advantage + value[:-1]", "advantage - value[:-1]"),
     "target of the next step": ("targets", "advantage + value[:-1]", "advantage + value[1:]"),
     "target is the advantage": ("targets", "advantage + value[:-1]", "advantage"),
-    "target in other units": ("targets", "(1 - config.gamma) / unit,", "(1 - config.gamma),"),
+    "target in other units": ("targets", "(1 - config.gamma) / unit", "(1 - config.gamma)"),
     "value in other units": ("targets", "/ (1 - config.gamma) * unit", "/ (1 - config.gamma)"),
     "advantage negated": ("targets", "scaled = (advantage", "scaled = -(advantage"),
     "advantage of any mean": ("targets", "(advantage - advantage.mean())", "advantage"),
@@ -205,7 +205,7 @@ def learnt_value(family: TaskFamily) -> float:
         out, _ = trainer.policy.unroll(
             trainer.policy.meta_params(),
             sequences.inputs[:, None],
-            sequences.hidden[None],
+            sequences.hidden,
             sequences.reset[:, None],
         )
     value = trainer.policy.value(out.output) * trainer.value_scale.size / (1 - GAMMA)

@@ -19,9 +19,9 @@ from ssm_metarl.core import policy as policy_module
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.meta_rl import trainer as trainer_module
+from ssm_metarl.meta_rl import training_data
 from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
-from ssm_metarl.meta_rl.trainer import EpochMetrics, MetaTrainer
+from ssm_metarl.meta_rl.trainer import MetaMetrics, MetaTrainer
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks, Uniform
@@ -30,7 +30,7 @@ from ssm_metarl.types import EnvStep, Params, Rollout
 MakeConfig = Callable[..., MetaTrainingConfig]
 
 
-def run(config: MetaTrainingConfig) -> tuple[MetaTrainer, list[EpochMetrics]]:
+def run(config: MetaTrainingConfig) -> tuple[MetaTrainer, list[MetaMetrics]]:
     trainer, metrics = MetaTrainer(config), []
     trainer.train(metrics.append)
     return trainer, metrics
@@ -51,7 +51,7 @@ def log_probs(policy: Policy, params: Params, rollout: Rollout) -> Tensor:
     return torch.where(rollout.mask, out.distribution.log_prob(rollout.action), 0)
 
 
-def without_time(metrics: list[EpochMetrics]) -> list[dict[str, Any]]:
+def without_time(metrics: list[MetaMetrics]) -> list[dict[str, Any]]:
     return [{k: v for k, v in asdict(m).items() if k != "seconds"} for m in metrics]
 
 
@@ -63,8 +63,8 @@ class Watch:
         self.options: list[dict[str, Any]] = []
         self.steps_taken = 0
         self.rollouts: list[Rollout] = []
-        monkeypatch.setattr(trainer_module, "make_worlds", self.make)
-        monkeypatch.setattr(trainer_module, "collect_rollout", self.collect)
+        monkeypatch.setattr(training_data, "make_worlds", self.make)
+        monkeypatch.setattr(training_data, "collect_rollout", self.collect)
 
     def make(self, tasks: Tasks, num_envs: int, **options: Any) -> Any:
         worlds = make_worlds(tasks, num_envs, **options)
@@ -160,7 +160,7 @@ class TestDeterminism:
         tensors, counters = first.tensors(), first.counters()
         first.run_epoch()  # a snapshot is not touched by what comes after it
         second.restore(tensors, counters)
-        rest: list[EpochMetrics] = []
+        rest: list[MetaMetrics] = []
         second.train(rest.append)
         assert equal(state(second), state(whole))
         assert without_time(rest) == without_time(metrics[3:])
@@ -334,7 +334,7 @@ class TestDivergence:
             getattr(rollout, where)[1] = torch.nan
             return rollout
 
-        monkeypatch.setattr(trainer_module, "collect_rollout", spoiled)
+        monkeypatch.setattr(training_data, "collect_rollout", spoiled)
         with pytest.raises(TrainingDiverged):
             trainer.run_epoch()
         assert equal(state(trainer), before)

@@ -27,6 +27,8 @@ GOOD = b'{"epoch": 1, "env_steps": 10}'
         b'{"epoch": true, "env_steps": 2}',
         b'{"epoch": 1, "env_steps": NaN}',
         b'{"epoch": 1, "env_steps": ' + b"9" * 5000 + b"}",
+        b'{"epoch": 1, "env_steps": ' + b"9" * 400 + b"}",
+        b'"env_steps"',
     ],
     ids=lambda damage: str(damage[:30]),
 )

@@ -18,8 +18,7 @@ import torch
 
 from ssm_metarl.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from ssm_metarl.config import MetaTrainingConfig
-from ssm_metarl.meta_rl import trainer as trainer_module
-from ssm_metarl.meta_rl import training_run
+from ssm_metarl.meta_rl import training_data, training_run
 from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
 from ssm_metarl.meta_rl.training_run import LOCK_NAME, LOG_NAME, TrainingRun
 
@@ -383,7 +382,7 @@ class TestTrouble:
     def test_a_nan_in_mid_training_leaves_the_last_good_checkpoint(
         self, tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run, collect = TrainingRun.start(tiny(), tmp_path), trainer_module.collect_rollout
+        run, collect = TrainingRun.start(tiny(), tmp_path), training_data.collect_rollout
 
         def spoiled(*args: Any, **kwargs: Any) -> Any:
             rollout = collect(*args, **kwargs)
@@ -391,7 +390,7 @@ class TestTrouble:
                 rollout.reward[0] = torch.nan
             return rollout
 
-        monkeypatch.setattr(trainer_module, "collect_rollout", spoiled)
+        monkeypatch.setattr(training_data, "collect_rollout", spoiled)
         with pytest.raises(TrainingDiverged, match="expected a finite loss"):
             run.train()
         checkpoint = load_checkpoint(tmp_path)

@@ -23,17 +23,14 @@ from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.evaluation.episodes import collect_support
 from ssm_metarl.evaluation.score import Score, score
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer
-from ssm_metarl.meta_rl.architecture import architecture, in_context_architecture
-from ssm_metarl.methods.both import Both
-from ssm_metarl.methods.fixed_policy import Effort, Fixed, search_fixed_policy
-from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.hybrid import Hybrid
-from ssm_metarl.methods.in_context import InContext
+from ssm_metarl.meta_rl.architecture import architecture
+from ssm_metarl.methods.fixed_policy import Effort, search_fixed_policy
+from ssm_metarl.methods.frozen import Frozen, InContext
 from ssm_metarl.methods.method import Data, Method, Model
 from ssm_metarl.methods.online import BothOnline, Online, Restarted
 from ssm_metarl.methods.random import Random
 from ssm_metarl.methods.registry import applying, in_order, known_methods, yardsticks
-from ssm_metarl.methods.standard import Standard
+from ssm_metarl.methods.standard import Both, Hybrid, Standard
 from ssm_metarl.tasks.registry import FAMILIES
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Rollout
@@ -49,7 +46,7 @@ def models(family_name: str) -> dict[str, Model]:
     plain = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
     trial = InContextConfig(state_dim=4, hidden_dim=8, num_layers=1)
     made = {
-        "plain": architecture(plain, family), "remembering": in_context_architecture(trial, family)
+        "plain": architecture(plain, family), "remembering": architecture(trial, family)
     }  # fmt: skip
     found = {}
     for name, config in made.items():
@@ -73,7 +70,7 @@ def methods(family_name: str) -> tuple[Method, ...]:
         Frozen(), InContext(), Standard(StandardAdaptationConfig(**STEP)),
         Hybrid(HybridAdaptationConfig(**STEP)), Both(StandardAdaptationConfig(**STEP)),
         Online(short), Restarted(short), BothOnline(short), Random(), *yardsticks(family),
-        Fixed(search_fixed_policy(family, seed=0, effort=effort)),
+        search_fixed_policy(family, seed=0, effort=effort),
     )  # fmt: skip
 
 
