@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ssm_metarl.recursive_self_improvement.gate import pairs_needed
+from ssm_metarl.recursive_self_improvement.generation import Outcome
 from ssm_metarl.recursive_self_improvement.ledger import Ledger
-from ssm_metarl.recursive_self_improvement.lineage import Lineage, Outcome
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 
 SHORT = 12  # digits of a name that a person reads
 

@@ -17,7 +17,7 @@ from ssm_metarl.recursive_self_improvement.agent import RecursiveSelfImprovement
 from ssm_metarl.recursive_self_improvement.candidates import Training
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
 from ssm_metarl.recursive_self_improvement.executor import InlineExecutor, Stopped
-from ssm_metarl.recursive_self_improvement.lineage import Outcome, Stage
+from ssm_metarl.recursive_self_improvement.generation import Outcome, Stage
 from ssm_metarl.recursive_self_improvement.metrics import Measured, Measurement
 from ssm_metarl.recursive_self_improvement.store import name_of
 from ssm_metarl.tasks.task_family import TaskFamily

@@ -19,8 +19,9 @@ from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.command_line import flags_of
 from ssm_metarl.recursive_self_improvement.config import RSIRun
 from ssm_metarl.recursive_self_improvement.gate import GUARDRAILS, PRIMARY
+from ssm_metarl.recursive_self_improvement.generation import Candidate, Record
 from ssm_metarl.recursive_self_improvement.ledger import FILE_NAME, Ledger, LedgerDamaged
-from ssm_metarl.recursive_self_improvement.lineage import Candidate, Lineage, Record
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 from ssm_metarl.recursive_self_improvement.summary import summarize_lineage
 
 KIND, AUDIT = "improvement", "audit"
