@@ -14,7 +14,7 @@ from typing import Any
 from ssm_metarl.app.handlers.comparing import Interval
 from ssm_metarl.app.handlers.lineages import LineageView
 from ssm_metarl.evaluation.plots import shown_range
-from ssm_metarl.recursive_self_improvement.lineage import Role
+from ssm_metarl.recursive_self_improvement.generation import Role
 
 Chart = dict[str, Any]
 NOTHING: Chart = {}

@@ -22,12 +22,7 @@ BAD_INPUT = 2
 
 
 def serve(lineage: Path, control: Control, arguments: Sequence[str]) -> int:
-    """Work at a lineage until the control says stop.
-
-    Args:
-        lineage: The lineage's folder.
-        control: What a person asks for.
-        arguments: Flags of `RSIRun`.
+    """Work at a lineage, as the flags of `RSIRun` say, until the control says stop.
 
     Returns:
         The exit code: 2 where the arguments, or the lineage, are refused.

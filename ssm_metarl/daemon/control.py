@@ -119,10 +119,7 @@ class Control:
         return self._paused
 
     def take_ack(self) -> bool:
-        """Whether a person has given `resume --ack` since the last call.
-
-        Call it when not halted, too: an old one must not end a later halt.
-        """
+        """Whether a person has given `resume --ack` since the last call, halted or not."""
         return withdraw(self._lineage, "ack")
 
     def report(self, **status: Any) -> None:

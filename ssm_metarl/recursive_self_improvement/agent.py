@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ssm_metarl import seeding
 from ssm_metarl.recursive_self_improvement.candidates import Trained, Training
-from ssm_metarl.recursive_self_improvement.config import OPERATIONAL, RSIConfig
+from ssm_metarl.recursive_self_improvement.config import RSIConfig
 from ssm_metarl.recursive_self_improvement.executor import Executor, InlineExecutor
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY, EProcess
+from ssm_metarl.recursive_self_improvement.generation import Record, Role, Stage
 from ssm_metarl.recursive_self_improvement.ledger import Ledger, LedgerDamaged
-from ssm_metarl.recursive_self_improvement.lineage import Lineage, Record, Role, Stage
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 from ssm_metarl.recursive_self_improvement.metrics import (
     CURVE_METRICS,
     Measured,
@@ -32,7 +33,7 @@ from ssm_metarl.recursive_self_improvement.metrics import (
 )
 from ssm_metarl.recursive_self_improvement.proposals import changes_of, propose, require_optuna
 from ssm_metarl.recursive_self_improvement.safety import evaluator_hash, require_room
-from ssm_metarl.recursive_self_improvement.store import WeightStore, name_of
+from ssm_metarl.recursive_self_improvement.store import WeightStore
 from ssm_metarl.recursive_self_improvement.worker import Outcome
 
 if TYPE_CHECKING:
@@ -98,13 +99,15 @@ class RecursiveSelfImprovementAgent:
         """Begin a lineage, or go on with the one that is there."""
         self.store = WeightStore(self.folder / WEIGHTS)
         self.lineage = Lineage(self.ledger.events())
-        if self.lineage.stage == Stage.INIT:
-            from ssm_metarl.recursive_self_improvement.generation_zero import generation_zero
+        from ssm_metarl.recursive_self_improvement import generation_zero
 
-            content, self.family, parameters = generation_zero(initial_model, env)
+        if self.lineage.stage == Stage.INIT:
+            content, self.family, parameters = generation_zero.generation_zero(initial_model, env)
             self._begin(content, parameters, config or RSIConfig())
         else:
-            self.family = self._same_lineage(initial_model, env, config)
+            self.family = generation_zero.family_of_lineage(
+                self.lineage, self.folder, initial_model, env, config
+            )
 
     def _begin(self, content: bytes, parameters: int, config: RSIConfig) -> None:
         bounds = bounds_of(self.family, config)
@@ -122,34 +125,6 @@ class RecursiveSelfImprovementAgent:
             "evaluator": evaluator_hash(),
         }
         self._append("init", body)
-
-    def _same_lineage(self, initial_model: Any, env: Any, config: RSIConfig | None) -> TaskFamily:
-        """The family of the lineage that is there, if it is the one that was asked for."""
-        from ssm_metarl.recursive_self_improvement.generation_zero import family_of, generation_zero
-
-        lineage, first = self.lineage, asdict(self.lineage.config)
-        default = asdict(RSIConfig())
-        changed = [
-            name
-            for name, value in asdict(config or lineage.config).items()
-            if value not in (default[name], first[name]) and name not in OPERATIONAL
-        ]
-        if changed:
-            raise self._mismatch("lineage", "the settings", f"others for {', '.join(changed)}")
-        if initial_model is not None:
-            content, _, _ = generation_zero(initial_model, env or lineage.family)
-            if name_of(content) != lineage.first:
-                raise self._mismatch("model", "the one", "another")
-        family = family_of(env or lineage.family)
-        if family.name != lineage.family:
-            raise self._mismatch("env", repr(lineage.family), repr(family.name))
-        return family
-
-    def _mismatch(self, name: str, expected: str, received: str) -> ValueError:
-        return ValueError(
-            f"{name}: expected {expected} that this lineage began with, received {received}; "
-            f"leave it out, or begin another lineage than {self.folder}"
-        )
 
     @property
     def current_model(self) -> Policy:

@@ -26,7 +26,7 @@ from ssm_metarl.evaluation.statistics import paired_interval, summarize
 from ssm_metarl.recursive_self_improvement.agent import RecursiveSelfImprovementAgent
 from ssm_metarl.recursive_self_improvement.candidates import Training
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY
-from ssm_metarl.recursive_self_improvement.lineage import Outcome as Decision
+from ssm_metarl.recursive_self_improvement.generation import Outcome as Decision
 from ssm_metarl.recursive_self_improvement.metrics import Measured, Measurement
 from ssm_metarl.recursive_self_improvement.store import WeightStore, name_of
 from ssm_metarl.recursive_self_improvement.worker import Outcome

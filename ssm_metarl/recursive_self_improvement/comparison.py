@@ -90,14 +90,8 @@ def adapted_returns(
     check_family(policy, family)
     model = Model(policy, trained)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
-    method = Standard(
-        trained.adaptation(
-            objective=config.objective,
-            num_adapt_steps=config.num_adapt_steps,
-            adapt_lr=config.adapt_lr,
-            rollback=config.rollback,
-        )
-    )
+    names = ("objective", "num_adapt_steps", "adapt_lr", "rollback")
+    method = Standard(trained.adaptation(**{name: getattr(config, name) for name in names}))
     table = score(
         (method,), model, tasks, support_for(model, tasks, config),
         num_episodes=config.episodes_per_task, seed=config.seed,

@@ -149,8 +149,8 @@ class LocalExecutor(LimitedExecutor):
     SIGTERM, which are the supervisor's to act on, and end when the supervisor does.
 
     Time is measured on the monotonic clock, and time in which this process stood still (Ctrl-Z)
-    does not count. Only a fresh worker is judged by its memory: where it has run other jobs, whose
-    leftovers would count, the job is run again in a new one.
+    does not count. Only in a fresh worker is a job to blame for a crash or for memory: where the
+    worker has run other jobs, which leave something behind, the job is run again in a new one.
 
     Args:
         num_workers: Processes; the CPUs this process may use by default.
@@ -213,8 +213,7 @@ class LocalExecutor(LimitedExecutor):
     def _judge(self, worker: Worker, memory_due: bool) -> Outcome | None:
         """The worker's outcome, by itself or by a limit it broke; None while its job goes on."""
         outcome = worker.look(self._now())
-        # A fresh worker is always judged, so a job starts again once at most.
-        excused = worker.ended and not worker.begun and worker.finished > 0  # it died while idle
+        again = worker.ended
         if outcome is None:
             limit = self.timeout_seconds
             if not worker.ready:
@@ -225,10 +224,10 @@ class LocalExecutor(LimitedExecutor):
             elif memory_due and worker.resident_mb() > self.memory_limit_mb:
                 worker.end()
                 outcome = Outcome(failure=f"memory: more than {self.memory_limit_mb:g} MB")
-                excused = worker.finished > 0
+                again = True
         if worker.ended:
             self._workers.remove(worker)
-        if excused and worker.index is not None:
+        if again and worker.finished > 0 and worker.index is not None:
             self._start_worker().give(worker.index, worker.payload, self._now())
             return None
         return outcome

@@ -1,7 +1,7 @@
 """The gate: a change is kept only when fresh, paired tasks have proven it.
 
 Place in the flow: stage 8. `metrics` gives differences, `lineage` feeds them in here, and what
-comes out is a verdict. Pure: numbers in, numbers out.
+comes out is a verdict.
 
 A difference D = (new - champion) / range lies in [-1, 1]; each is of a task that nobody has seen
 before. Against "H0: E[D] <= m" one bets, at fair odds or worse, that D will be larger::

@@ -20,6 +20,9 @@ from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.trainer import MetaTrainer
 from ssm_metarl.methods.meta_trained import can_adapt
 from ssm_metarl.recursive_self_improvement.candidates import recipe_for
+from ssm_metarl.recursive_self_improvement.config import OPERATIONAL, RSIConfig
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
+from ssm_metarl.recursive_self_improvement.store import name_of
 from ssm_metarl.settings import rebuild
 from ssm_metarl.tasks.registry import family_of_env
 from ssm_metarl.tasks.task_family import TaskFamily
@@ -96,6 +99,43 @@ def generation_zero(
     trainer = MetaTrainer(rebuild(MetaTrainingConfig, checkpoint.settings, "training"), family)
     tensors = trainer.tensors() | checkpoint.tensors  # an optimiser and a buffer, if it has none
     return pack(replace(checkpoint, tensors=tensors)), family, policy.num_parameters()
+
+
+def family_of_lineage(
+    lineage: Lineage,
+    folder: Path,
+    model: Policy | StateSpaceModel | Checkpoint | str | Path | None,
+    env: Environment | TaskFamily | str | None,
+    config: RSIConfig | None,
+) -> TaskFamily:
+    """The family of a lineage that is there, if it is the one that was asked for.
+
+    Raises:
+        ValueError: Another model, family or settings were asked for.
+    """
+
+    def mismatch(name: str, expected: str, received: str) -> ValueError:
+        return ValueError(
+            f"{name}: expected {expected} that this lineage began with, received {received}; "
+            f"leave it out, or begin another lineage than {folder}"
+        )
+
+    default, first = asdict(RSIConfig()), asdict(lineage.config)
+    changed = [
+        name
+        for name, value in asdict(config or lineage.config).items()
+        if value not in (default[name], first[name]) and name not in OPERATIONAL
+    ]
+    if changed:
+        raise mismatch("lineage", "the settings", f"others for {', '.join(changed)}")
+    if model is not None:
+        content, _, _ = generation_zero(model, env or lineage.family)
+        if name_of(content) != lineage.first:
+            raise mismatch("model", "the one", "another")
+    family = family_of(env or lineage.family)
+    if family.name != lineage.family:
+        raise mismatch("env", repr(lineage.family), repr(family.name))
+    return family
 
 
 def _as_checkpoint(model: Policy | StateSpaceModel | Checkpoint | str | Path) -> Checkpoint:

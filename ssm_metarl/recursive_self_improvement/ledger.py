@@ -1,11 +1,9 @@
 """The ledger: every event of a lineage in SQLite, chained by hashes.
 
 Place in the flow: stage 8. `agent` appends an event for each thing done; `lineage` folds them into
-the state, so reading the ledger *is* resuming.
-
-Event n holds its kind, its body as JSON, and hash_n = BLAKE2b(hash_{n-1}, kind, body). Bodies have
-deterministic fields only: when an event was written, and by which process, stands beside the
-chain. So a lineage that was interrupted has, event for event, the hashes of one that was not.
+the state, so reading the ledger *is* resuming. Event n holds its kind, its body as JSON, and
+hash_n = BLAKE2b(hash_{n-1}, kind, body). Bodies have deterministic fields only: when and by which
+process an event was written stands beside the chain.
 
 One transaction writes the event, the head of the chain and the champion's row, under WAL and
 ``synchronous=FULL``: a commit that returned is on the disk, one that did not never was. SQLite
@@ -13,9 +11,8 @@ checks its log but not its file, and takes a log that does not fit for one that 
 would be an old state of the lineage, silently. So every commit is moved to the file at once, and
 the hashes are what checks the file.
 
-Results of finished trainings are kept in a table of their own until the event that sums them up,
-so that a kill does not lose them. Neither they nor the audits are part of the chain; each has a
-hash of its own.
+Results of finished trainings are kept until the event that sums them up, so that a kill does not
+lose them. Neither they nor the audits are part of the chain; each has a hash of its own.
 """
 
 from __future__ import annotations
@@ -77,7 +74,7 @@ class Ledger:
     Raises:
         FileNotFoundError: There is none to read.
         LedgerDamaged: It cannot be read.
-        OSError: The disk is full, or broken.
+        OSError: The disk is full, or broken; so says every method that writes.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
@@ -170,9 +167,6 @@ class Ledger:
             kind: What happened.
             body: Deterministic and JSON-ready.
             champion: Name of the champion's weights after it.
-
-        Raises:
-            OSError: The disk is full, or broken; nothing was written.
         """
         text = json.dumps(body, sort_keys=True, allow_nan=False)
         seq, previous = self.head

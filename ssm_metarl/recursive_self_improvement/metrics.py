@@ -182,11 +182,7 @@ def differences(
 
 
 def bounds_of(family: Any, config: RSIConfig) -> tuple[float, float]:
-    """The declared bounds of an episode's return.
-
-    Raises:
-        ValueError: Neither the family nor the configuration declares them.
-    """
+    """The bounds of an episode's return; ValueError where nobody declares them."""
     bounds: tuple[float, float] | None = config.return_bounds or family.return_bounds
     if bounds is None:
         raise ValueError(

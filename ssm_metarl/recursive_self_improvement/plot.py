@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssm_metarl.recursive_self_improvement.lineage import Lineage, Outcome, Role
+from ssm_metarl.recursive_self_improvement.generation import Outcome, Role
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 
 COLOURS = {Role.CANDIDATE: "#7a8fa6", Role.CONTROL: "#c8811f", Role.PLACEBO: "#b9b9b9"}
 OUTCOMES = {

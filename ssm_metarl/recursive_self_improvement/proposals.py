@@ -151,6 +151,7 @@ def _study(
     allowed: Mapping[str, Move], history: Sequence[tuple[Proposal, float]], seed: int
 ) -> Any:
     """A study in memory that knows the history: the ledger is what lasts."""
+    require_optuna()
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

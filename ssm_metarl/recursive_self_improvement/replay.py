@@ -18,10 +18,7 @@ DECISIONS = ("screen", "confirm", "attribute", "commit", "canary", "rollback", "
 
 
 def replay(folder: Path) -> dict[str, Any]:
-    """Replay a lineage.
-
-    Returns:
-        Events, decisions among them, the head's hash, and the champion.
+    """Replay a lineage; returns its events and decisions, the head's hash and the champion.
 
     Raises:
         FileNotFoundError: There is no lineage.

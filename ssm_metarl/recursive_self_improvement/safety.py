@@ -19,7 +19,7 @@ EVALUATOR = (
     "env_runner", "evaluation/episodes.py", "evaluation/score.py", "experience", "methods",
     "objectives",
     "recursive_self_improvement/agent.py", "recursive_self_improvement/config.py",
-    "recursive_self_improvement/gate.py",
+    "recursive_self_improvement/gate.py", "recursive_self_improvement/generation.py",
     "recursive_self_improvement/lineage.py", "recursive_self_improvement/metrics.py",
     "seeding.py", "settings.py", "tasks", "types.py",
 )  # fmt: skip

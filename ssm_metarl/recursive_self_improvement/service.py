@@ -20,7 +20,8 @@ from ssm_metarl.daemon.control import Control
 from ssm_metarl.recursive_self_improvement.agent import RecursiveSelfImprovementAgent, Update
 from ssm_metarl.recursive_self_improvement.config import RSIRun
 from ssm_metarl.recursive_self_improvement.executor import Executor, LocalExecutor, Stopped
-from ssm_metarl.recursive_self_improvement.lineage import Lineage, Stage
+from ssm_metarl.recursive_self_improvement.generation import Stage
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 from ssm_metarl.recursive_self_improvement.safety import is_disk_trouble
 from ssm_metarl.recursive_self_improvement.summary import summarize_lineage
 from ssm_metarl.tasks.registry import named_family

@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from ssm_metarl.recursive_self_improvement.gate import pairs_needed
+from ssm_metarl.recursive_self_improvement.generation import Outcome
 from ssm_metarl.recursive_self_improvement.ledger import Ledger
-from ssm_metarl.recursive_self_improvement.lineage import Lineage, Outcome
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 
 SHORT = 12  # digits of a name that a person reads
 
 
 def summarize_lineage(lineage: Lineage, folder: Path | None = None) -> dict[str, Any]:
     """State, champion, counts, what is left of alpha, and where a confirmation stands.
-
-    Args:
-        lineage: Its state.
-        folder: Where it lives, to say how much disk it takes.
 
     Returns:
         Always the same entries (but ``disk_mb``, without a folder): None is "does not apply now".
@@ -53,12 +50,7 @@ def summarize_lineage(lineage: Lineage, folder: Path | None = None) -> dict[str,
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The summary of a lineage on disk, whoever is working at it.
-
-    Raises:
-        FileNotFoundError: There is none.
-        LedgerDamaged: It was changed.
-    """
+    """The summary of a lineage on disk, whoever is working at it."""
     with Ledger(folder, read_only=True) as ledger:
         return summarize_lineage(Lineage(ledger.events()), folder)
 

@@ -34,7 +34,7 @@ THREAD_VARIABLES = {
 """A worker's environment: one thread each, or N workers on N cores would run N² threads."""
 
 GRACE_SECONDS = 1.0  # for idle workers to leave by themselves
-_READY, _BEGUN = b"ready", b"begun"  # a worker's messages beside pickled outcomes
+_READY = b"ready"  # a worker's message beside pickled outcomes
 _SUPERVISORS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -85,9 +85,7 @@ def _work(connection: Connection) -> None:
     try:
         connection.send_bytes(_READY)
         while True:
-            payload = connection.recv_bytes()
-            connection.send_bytes(_BEGUN)
-            connection.send_bytes(attempt(payload))
+            connection.send_bytes(attempt(connection.recv_bytes()))
     except (EOFError, OSError):
         return  # the supervisor has closed the pipe
 
@@ -128,7 +126,7 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         self.usage = psutil.Process(self.process.pid)
-        self.ready = self.begun = self.ended = False
+        self.ready = self.ended = False
         self.finished = 0
         self.index: int | None = None
         """Of the job that it has."""
@@ -136,7 +134,7 @@ class Worker:
 
     def give(self, index: int, payload: bytes, now: float) -> None:
         """Take a job; `now` is the supervisor's own time, in seconds."""
-        self.index, self.payload, self.since, self.begun = index, payload, now, False
+        self.index, self.payload, self.since = index, payload, now
         if self.ready:
             self._send()
 
@@ -153,9 +151,6 @@ class Worker:
             message = self.connection.recv_bytes()
         except (EOFError, OSError):
             return self._crash()
-        if message == _BEGUN:
-            self.begun = True
-            return None
         if message == _READY:
             self.ready, self.since = True, now
             if self.index is not None:

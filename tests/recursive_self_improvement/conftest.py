@@ -7,6 +7,7 @@ task alone but for it. So the whole state machine runs in milliseconds, and its 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +28,9 @@ from ssm_metarl.recursive_self_improvement.executor import Executor
 from ssm_metarl.recursive_self_improvement.metrics import CURVE_METRICS, Measured, Measurement
 from ssm_metarl.recursive_self_improvement.worker import Outcome
 
+GENERATIONS = 4
+SETTINGS = {"num_candidates": 1, "canary_pairs": 64, "attribution_pairs": 64, "min_free_mb": 0.0}
+"""Of the lineages that something happens to."""
 QUALITY, SPREAD = 200.0, 60.0  # of generation 0, and of a task's return around a quality
 
 
@@ -75,6 +79,10 @@ class SimulatedExecutor(Executor):
         return Measured(scores, 100 * job.count)
 
 
+def crash(job):
+    return "crash: worker ended with exit code 3" if isinstance(job, Training) else None
+
+
 TINY = {"state_dim": 4, "hidden_dim": 4, "num_layers": 1, "tasks_per_epoch": 4, "horizon": 30,
         "full_horizon_every": 0, "episodes_per_task": 2, "num_epochs": 1, "calibration_tasks": 0,
         "buffer_size": 200}  # fmt: skip
@@ -119,3 +127,29 @@ def make_agent(generation_zero, tmp_path):
 def simulated():
     """The class, for tests that set its gain or break its jobs."""
     return SimulatedExecutor
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory) -> Path:
+    """Where what several tests begin with is made once."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def undisturbed(make_agent, kept) -> list[str]:
+    """Hashes of a lineage that nothing happens to."""
+    agent = make_agent(folder=kept / "undisturbed", **SETTINGS)
+    while len(agent.lineage.records) < GENERATIONS:
+        agent.improve()
+    assert len(set(agent.lineage.champions)) > 1
+    return [e.hash for e in agent.ledger.events()]
+
+
+@pytest.fixture
+def begun(make_agent, kept, tmp_path) -> Path:
+    """A lineage with its first generation behind it."""
+    agent = make_agent(folder=kept / "begun", **SETTINGS)
+    while not agent.lineage.records:
+        agent.improve()
+    agent.close()
+    return Path(shutil.copytree(agent.folder, tmp_path / "begun"))

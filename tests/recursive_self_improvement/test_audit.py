@@ -5,7 +5,7 @@ import pytest
 from ssm_metarl.checkpoint import unpack
 from ssm_metarl.recursive_self_improvement.audit import audit
 from ssm_metarl.recursive_self_improvement.candidates import Training
-from ssm_metarl.recursive_self_improvement.lineage import Outcome
+from ssm_metarl.recursive_self_improvement.generation import Outcome
 from ssm_metarl.recursive_self_improvement.metrics import Measurement
 
 FEW = {"num_candidates": 2, "train_steps": 1000}

@@ -6,13 +6,9 @@ import pytest
 
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
 from ssm_metarl.recursive_self_improvement.gate import GUARDRAILS, PRIMARY, spent_alpha
+from ssm_metarl.recursive_self_improvement.generation import DecisionMismatch, Outcome, Stage
 from ssm_metarl.recursive_self_improvement.ledger import Event
-from ssm_metarl.recursive_self_improvement.lineage import (
-    DecisionMismatch,
-    Lineage,
-    Outcome,
-    Stage,
-)
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 
 CURVE = GUARDRAILS[:3]
 SCREENS = (4, 8, 16)

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from ssm_metarl.daemon.lock import lock_is_held
+from ssm_metarl.recursive_self_improvement.generation import Stage
 from ssm_metarl.recursive_self_improvement.ledger import Ledger
-from ssm_metarl.recursive_self_improvement.lineage import Lineage, Stage
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 from ssm_metarl.recursive_self_improvement.replay import replay
 from ssm_metarl.rsi_daemon import DaemonError, status, stop
 
