@@ -92,7 +92,7 @@ class Evaluate(EvaluationConfig):
         if self.safety:
             with Reporter("measuring safety") as reporter:
                 result["safety"] = measure_safety(
-                    opened.policy, opened.family, config, opened.trained, on_step=reporter.update
+                    opened, opened.family, config, on_step=reporter.update
                 )
         self._print(result, self._print_evaluation)
         if self.report is not None:
@@ -153,9 +153,7 @@ class Evaluate(EvaluationConfig):
         if not opened.policy.in_context:
             opened.check_gradient("drift")
         with Reporter("evaluating") as reporter:
-            result = measure_drift(
-                opened.policy, opened.family, drift, config, opened.trained, on_step=reporter.update
-            )
+            result = measure_drift(opened, opened.family, drift, config, on_step=reporter.update)
         self._print({"model": opened.name} | result, print_drift)
         return 0
 
@@ -174,7 +172,7 @@ class Evaluate(EvaluationConfig):
             out,
             evaluations={SPLIT_TITLES[split]: results[split] for split in ("id", "ood")},
             training_log=opened.training_log,
-            film=record(opened.model, opened.family, config),
+            film=record(opened, opened.family, config),
             command=command_line("evaluate", self),
         )
 
@@ -185,7 +183,7 @@ def check_adaptable(opened: OpenedModel, config: EvaluationConfig) -> None:
     from ssm_metarl.methods.standard import Standard
 
     opened.check_gradient("safety")
-    reason = Standard(step_for(opened.model, config)).applies(opened.model, opened.family)
+    reason = Standard(step_for(opened, config)).applies(opened, opened.family)
     if reason is not None:
         raise ValueError(f"safety: expected a model that can adapt: {reason}")
 

@@ -145,8 +145,7 @@ def harm_limit(losses: dict[str, np.ndarray], falls: dict[str, np.ndarray]) -> f
         falls: Whether the return fell, likewise, bool.
 
     Returns:
-        A loss that was seen; below all of them where even the lowest are too often followed
-        by a fall.
+        A loss that was seen; below all where even the lowest are too often followed by a fall.
     """
     allowed = {kind: most_falls(len(values)) for kind, values in losses.items()}
     every = np.sort(np.concatenate([v[np.isfinite(v)] for v in losses.values()]))

@@ -27,7 +27,6 @@ from ssm_metarl.config import (
     MetaTrainingConfig,
     StandardAdaptationConfig,
 )
-from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.evaluation.episodes import check_family
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer, is_saved_buffer
@@ -48,29 +47,20 @@ MODES: tuple[Mode, ...] = (*ADAPTATION_MODES, "in_context", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedModel:
+class OpenedModel(Model):
     """A model, ready to run."""
 
     name: str
     """As the user called it."""
     checkpoint: Checkpoint
-    policy: Policy
     family: TaskFamily
-    trained: MetaTrained
-    buffer: ExperienceBuffer | None
-    """The experience that came with it, or that was given in its place."""
-
-    @property
-    def model(self) -> Model:
-        """What methods adapt."""
-        return Model(self.policy, self.trained, self.buffer)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The ways in which it can adapt, gradient steps first."""
         every = methods_for(self.family, self.trained, EvaluationConfig())
         ways = [method for method in every if isinstance(method, WAYS)]
-        names = [way.name for way in ways if way.applies(self.model, self.family) is None]
+        names = [way.name for way in ways if way.applies(self, self.family) is None]
         return tuple(mode for mode in MODES if mode in names)
 
     @property

@@ -263,7 +263,7 @@ def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks, number: 
         return Episodes(np.array([sides[-1].returns]), np.array([steps_taken]))
 
     methods = [AdaptedTo(str(number), each) for number, each in enumerate(params)]
-    score(methods, opened.model, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)
+    score(methods, opened, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)
     return sides
 
 
