@@ -12,7 +12,8 @@ from typing import Any
 from ssm_metarl.app.handlers.lineages import LineageView
 from ssm_metarl.app.markup import cell, notice, render
 from ssm_metarl.recursive_self_improvement.gate import PRIMARY
-from ssm_metarl.recursive_self_improvement.lineage import Candidate, Lineage, Record
+from ssm_metarl.recursive_self_improvement.generation import Candidate, Record
+from ssm_metarl.recursive_self_improvement.lineage import Lineage
 
 METRICS = {
     PRIMARY: "return on plants out of range",

@@ -6,7 +6,7 @@ Place in the flow: a command; the work is `evaluation.meta_evaluator` and `evalu
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,9 +29,7 @@ from ssm_metarl.command_line import command_line, part_of
 from ssm_metarl.config import EvaluationConfig
 
 if TYPE_CHECKING:
-    from ssm_metarl.evaluation.animation import Film
     from ssm_metarl.evaluation.opened_model import OpenedModel
-    from ssm_metarl.methods.fixed_policy import FixedPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,30 +69,32 @@ class Evaluate(EvaluationConfig):
         if self.report is not None:  # an hour of evaluation should not end in a typing mistake
             prepare_report(self.report)
         if self.safety:
-            self._check_adaptable(opened)
-        with contextlib.ExitStack() as held:
-            if self.report is not None:
-                held.enter_context(only_writer_of(self.report))
+            check_adaptable(opened, config)
+        with only_writer_of(self.report) if self.report else contextlib.nullcontext():
             return self._evaluate(opened, config)
 
     def _evaluate(self, opened: OpenedModel, config: EvaluationConfig) -> int:
         """Evaluate one model."""
+        from ssm_metarl.evaluation.safety import measure_safety
+        from ssm_metarl.methods.fixed_policy import search_fixed_policy
+
         if opened.policy.adapted:
             note(f"ssm-metarl: {opened.name} is adapted already: evaluated as it is, without the "
                  f"arms that adapt")  # fmt: skip
-        fixed = found_fixed_policy(opened, config) if self.worth else None
+        fixed = None
+        if self.worth:
+            with Reporter("searching") as reporter:
+                fixed = search_fixed_policy(
+                    opened.family, seed=config.seed, on_step=reporter.update
+                )
         with Reporter("evaluating") as reporter:
             result = opened.evaluate(config, reporter.update, fixed=fixed)
         if self.safety:
-            result["safety"] = measured_safety(opened, config)
-        if self.json:
-            print_json(result)
-        else:
-            print_evaluation(result)
-            if self.safety:
-                print_safety(result["safety"])
-            if self.worth:
-                print_worth(result)
+            with Reporter("measuring safety") as reporter:
+                result["safety"] = measure_safety(
+                    opened, opened.family, config, on_step=reporter.update
+                )
+        self._print(result, self._print_evaluation)
         if self.report is not None:
             other = replace(config, split="ood" if config.split == "id" else "id")
             with Reporter("evaluating the other split") as reporter:
@@ -103,12 +103,21 @@ class Evaluate(EvaluationConfig):
                     other.split: opened.evaluate(other, reporter.update, fixed=fixed),
                 }
             if not self.json:
-                print_evaluation(results[other.split])
-                if self.worth:
-                    print_worth(results[other.split])
-            page = self._write_report(opened, self.report, results)
-            note(f"report: {page}")
+                self._print_evaluation(results[other.split])
+            note(f"report: {self._write_report(opened, self.report, config, results)}")
         return 0
+
+    def _print(
+        self, result: Mapping[str, Any], in_words: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        (print_json if self.json else in_words)(result)
+
+    def _print_evaluation(self, result: Mapping[str, Any]) -> None:
+        print_evaluation(result)
+        if "safety" in result:
+            print_safety(result["safety"])
+        if self.worth:
+            print_worth(result)
 
     def _compare(self, names: tuple[str, str], config: EvaluationConfig) -> int:
         """Run the gate's paired test on its own."""
@@ -129,16 +138,8 @@ class Evaluate(EvaluationConfig):
         for opened in (first, second):
             opened.check_gradient("compare")
         announce_compilation()
-        result = compare_models(
-            ((first.policy, first.trained), (second.policy, second.trained)),
-            names,
-            first.family,
-            config,
-        )
-        if self.json:
-            print_json(result)
-        else:
-            print_comparison(result)
+        pair = ((first.policy, first.trained), (second.policy, second.trained))
+        self._print(compare_models(pair, names, first.family, config), print_comparison)
         return 0
 
     def _drift(self, drift: str, opened: OpenedModel, config: EvaluationConfig) -> int:
@@ -152,55 +153,39 @@ class Evaluate(EvaluationConfig):
         if not opened.policy.in_context:
             opened.check_gradient("drift")
         with Reporter("evaluating") as reporter:
-            result = measure_drift(
-                opened.policy, opened.family, drift, config, opened.trained, on_step=reporter.update
-            )
-        result = {"model": opened.name} | result
-        if self.json:
-            print_json(result)
-        else:
-            print_drift(result)
+            result = measure_drift(opened, opened.family, drift, config, on_step=reporter.update)
+        self._print({"model": opened.name} | result, print_drift)
         return 0
 
-    def _check_adaptable(self, opened: OpenedModel) -> None:
-        from ssm_metarl.methods.standard import Standard
-
-        opened.check_gradient("safety")
-        method = Standard(opened.trained.adaptation(objective=self.objective))
-        if (reason := method.applies(opened.model, opened.family)) is not None:
-            raise ValueError(f"safety: expected a model that can adapt: {reason}")
-
     def _write_report(
-        self, opened: OpenedModel, out: Path, results: Mapping[str, Mapping[str, Any]]
+        self,
+        opened: OpenedModel,
+        out: Path,
+        config: EvaluationConfig,
+        results: Mapping[str, Mapping[str, Any]],
     ) -> Path:
         """Write the report on both splits; returns the path of its page."""
+        from ssm_metarl.evaluation.animation import record
         from ssm_metarl.evaluation.report import write_report
 
         return write_report(
             out,
             evaluations={SPLIT_TITLES[split]: results[split] for split in ("id", "ood")},
             training_log=opened.training_log,
-            film=film(opened, part_of(self, EvaluationConfig)),
+            film=record(opened, opened.family, config),
             command=command_line("evaluate", self),
         )
 
 
-def measured_safety(opened: OpenedModel, config: EvaluationConfig) -> dict[str, Any]:
-    """What the safeguard and the change detector do, measured with progress."""
-    from ssm_metarl.evaluation.safety import measure_safety
+def check_adaptable(opened: OpenedModel, config: EvaluationConfig) -> None:
+    """Raise ValueError unless the model can take the evaluation's gradient step."""
+    from ssm_metarl.evaluation.score import step_for
+    from ssm_metarl.methods.standard import Standard
 
-    with Reporter("measuring safety") as reporter:
-        return measure_safety(
-            opened.policy, opened.family, config, opened.trained, on_step=reporter.update
-        )
-
-
-def found_fixed_policy(opened: OpenedModel, config: EvaluationConfig) -> FixedPolicy:
-    """The best fixed policy that a search finds, with progress."""
-    from ssm_metarl.methods.fixed_policy import search_fixed_policy
-
-    with Reporter("searching") as reporter:
-        return search_fixed_policy(opened.family, seed=config.seed, on_step=reporter.update)
+    opened.check_gradient("safety")
+    reason = Standard(step_for(opened, config)).applies(opened, opened.family)
+    if reason is not None:
+        raise ValueError(f"safety: expected a model that can adapt: {reason}")
 
 
 def prepare_report(out: Path) -> None:
@@ -219,25 +204,3 @@ def prepare_report(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"report: expected a folder, received the file {out}")
     make_folder(out)
-
-
-def film(opened: OpenedModel, config: EvaluationConfig) -> Film | None:
-    """The report's two episodes on a disturbed plant; None where there is nothing to draw."""
-    from ssm_metarl.evaluation.animation import can_film, record
-    from ssm_metarl.methods.standard import Standard
-
-    method = Standard(
-        opened.trained.adaptation(
-            objective=config.objective,
-            num_adapt_steps=config.num_adapt_steps,
-            adapt_lr=config.adapt_lr,
-            rollback=config.rollback,
-        )
-    )
-    if not can_film(opened.family) or method.applies(opened.model, opened.family) is not None:
-        return None
-    support_policy = config.support_policy or opened.trained.support_policy
-    model = replace(opened.model, trained=replace(opened.trained, support_policy=support_policy))
-    return record(
-        model, opened.family, method, support_steps=config.support_steps, seed=config.seed
-    )

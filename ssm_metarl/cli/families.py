@@ -5,7 +5,6 @@ Place in the flow: a command; `tasks.registry` knows families, `evaluation.contr
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,8 +39,9 @@ class Families:
                 rows.append({"name": name, "error": str(error)})
         if self.json:
             print_json({"families": rows})
-        for row in [] if self.json else rows:
-            print(row["error"] if "error" in row else in_words(row))
+        else:
+            for row in rows:
+                print(row["error"] if "error" in row else in_words(row))
         return 0
 
 
@@ -72,8 +72,8 @@ class FamiliesCheck:
         else:
             for finding in findings:
                 print(line(finding))
-            print(f"{family.name}: " + (f"{len(broken)} of {len(findings)} checks failed" if broken
-                                        else f"{len(findings)} checks passed"))  # fmt: skip
+            failed = f"{len(broken)} of {len(findings)} checks failed"
+            print(f"{family.name}: {failed if broken else f'{len(findings)} checks passed'}")
         return EXIT_BROKEN if broken else 0
 
 
@@ -120,9 +120,9 @@ def described(family: TaskFamily) -> dict[str, Any]:
 
 def spelled(values: Uniform | Choice) -> list[Any]:
     """The values of a category, or the intervals of a range."""
-    with contextlib.suppress(AttributeError):
-        return list(values.values)  # type: ignore[union-attr]
-    return [list(interval) for interval in values.intervals]  # type: ignore[union-attr]
+    if hasattr(values, "values"):
+        return list(values.values)
+    return [list(interval) for interval in values.intervals]
 
 
 def in_words(row: dict[str, Any]) -> str:

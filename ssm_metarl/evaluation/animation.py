@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.evaluation.episodes import PURPOSE, collect_support
+from ssm_metarl.evaluation.episodes import PURPOSE
+from ssm_metarl.evaluation.score import step_for, support_for
 from ssm_metarl.methods.frozen import Frozen
 from ssm_metarl.methods.method import Data, Method, Model
+from ssm_metarl.methods.standard import Standard
 from ssm_metarl.tasks.sketch import Role, Shape, Sketch
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import EnvStep
@@ -87,34 +90,31 @@ class Film:
         )
 
 
-def can_film(family: TaskFamily) -> bool:
-    """Whether a family can be drawn, and a disturbance come over it."""
-    return bool(family.dynamics and family.sketch and family.disturbances)
-
-
-def record(
-    model: Model, family: TaskFamily, method: Method, *, support_steps: int, seed: int
-) -> Film:
+def record(model: Model, family: TaskFamily, config: EvaluationConfig) -> Film | None:
     """One episode before and one after adapting to the default plant, disturbed or not.
 
     An unadapted policy may play one of the two well; the other one is shown.
 
     Args:
         model: Stays untouched.
-        family: See `can_film`.
-        method: How it adapts.
-        support_steps: Environment steps that it adapts from.
-        seed: Names the initial state and the support data.
+        family: Whose default plant it is.
+        config: How it adapts, and the seed of initial state and support data.
+
+    Returns:
+        None where a family cannot be drawn, nothing disturbs it, or the model cannot adapt.
     """
+    method = Standard(step_for(model, config))
+    if not (family.dynamics and family.sketch and family.disturbances):
+        return None
+    if method.applies(model, family) is not None:
+        return None
     name, disturb = next(iter(family.disturbances.items()))
     plants = {f"Another plant: {name}": disturb(family.task()), "The plant as it is": family.task()}
+    seed = config.seed
     takes = {title: _take(Frozen(), model, t, Data(None), seed) for title, t in plants.items()}
     title = min(takes, key=lambda each: takes[each].total)
     tasks = plants[title]
-    support = collect_support(
-        model.policy, tasks, support_steps, model.trained.support_policy, seed=seed
-    )
-    after = _take(method, model, tasks, Data(support), seed)
+    after = _take(method, model, tasks, Data(support_for(model, tasks, config)), seed)
     return Film(family, tasks.as_dicts()[0], title, takes[title], after)
 
 

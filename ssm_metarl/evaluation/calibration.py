@@ -73,7 +73,6 @@ def calibrate(
     seed: int = 0,
     num_tasks: int = 1200,
     support_steps: tuple[int, ...] = (5, 20, 40),
-    window: int = Calibration.window,
 ) -> Calibration | None:
     """Limits for a policy, from adapting it to meta-training tasks by one step.
 
@@ -84,7 +83,6 @@ def calibrate(
         seed: Names the tasks and episodes.
         num_tasks: Tasks, shared out among the lengths.
         support_steps: Lengths of the support data, ascending.
-        window: Transitions that the change detector looks at.
 
     Returns:
         The limits; None where the policy has no outputs for the inner objective.
@@ -116,7 +114,9 @@ def calibrate(
     max_error = None
     if trained.objective == "prediction":
         spread = torch.cat([target_spread(policy, data) for data in honest])
-        errors = own_window_errors(policy, params, spread, tasks, window=window, seed=seed)
+        errors = own_window_errors(
+            policy, params, spread, tasks, window=Calibration.window, seed=seed
+        )
         max_error = finite_quantile(errors, MAX_ERROR_QUANTILE)
     return Calibration(
         objective=trained.objective,
@@ -125,7 +125,6 @@ def calibrate(
         support_steps=support_steps,
         max_kl=MAX_KL_MARGIN * finite_quantile([r.kl for r in reports], MAX_KL_QUANTILE),
         max_prediction_error=max_error,
-        window=window,
     )
 
 
@@ -146,8 +145,7 @@ def harm_limit(losses: dict[str, np.ndarray], falls: dict[str, np.ndarray]) -> f
         falls: Whether the return fell, likewise, bool.
 
     Returns:
-        A loss that was seen; below all of them where even the lowest are too often followed
-        by a fall.
+        A loss that was seen; below all where even the lowest are too often followed by a fall.
     """
     allowed = {kind: most_falls(len(values)) for kind, values in losses.items()}
     every = np.sort(np.concatenate([v[np.isfinite(v)] for v in losses.values()]))

@@ -25,14 +25,12 @@ from ssm_metarl import seeding
 from ssm_metarl.adaptation.online_adapter import OnlineAdapter
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.changing_task_batch import ChangingTaskBatch
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.evaluation.episodes import PURPOSE, Episodes
 from ssm_metarl.evaluation.score import score, step_for, support_if_used
 from ssm_metarl.evaluation.statistics import share_interval
 from ssm_metarl.methods.frozen import Frozen, InContext
-from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Data, Method, Model, Prepared
 from ssm_metarl.methods.online import BothOnline, Online, Restarted
 from ssm_metarl.methods.random import Random
@@ -146,11 +144,10 @@ class ToldOfChange(Told):
 
 @usual_modes()
 def measure_drift(
-    policy: Policy,
+    model: Model,
     family: TaskFamily,
     drift: str,
     config: EvaluationConfig,
-    trained: MetaTrained,
     *,
     schedule: Schedule | None = None,
     on_step: Callable[[float, str], None] | None = None,
@@ -158,11 +155,10 @@ def measure_drift(
     """Let plants change inside an episode, and see who controls them.
 
     Args:
-        policy: Under evaluation; stays untouched.
+        model: Under evaluation; stays untouched.
         family: Whose held-out tasks are drawn; it needs batched physics.
         drift: What changes: a disturbance of the family, or ``parameters``.
         config: Split, tasks, seed, and how the standard arm adapts beforehand.
-        trained: How the model was meta-trained.
         schedule: When it changes; None for what suits the family's episodes.
         on_step: Called with the share done and what comes next.
 
@@ -180,7 +176,6 @@ def measure_drift(
             f"drift: expected one of {', '.join(kinds)} for {family.name!r}, received {drift!r}"
         )
     tell = on_step or (lambda share, what: None)
-    model = Model(policy, trained)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
     schedule = schedule or Schedule.of(family.dynamics.max_episode_steps)
     change = change_of(tasks, drift, config, schedule)

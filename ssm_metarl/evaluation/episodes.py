@@ -44,15 +44,9 @@ def check_family(policy: Policy, family: TaskFamily) -> None:
 
 
 def check_declaration(trained_on: tuple[str, str] | None, family: TaskFamily) -> None:
-    """Raise ValueError where a model was trained on another family of this one's name.
-
-    Args:
-        trained_on: As in `Policy`.
-        family: Which is it?
-    """
-    if trained_on is None or trained_on[0] != family.name:
-        return
-    if trained_on[1] != fingerprint(family):
+    """Raise ValueError where a model was trained on another family of this one's name."""
+    known = trained_on is not None and trained_on[0] == family.name
+    if known and trained_on != (family.name, fingerprint(family)):
         raise ValueError(
             f"task family: expected {family.name!r} as the model was trained on it, received "
             f"another of that name (other parameters, ranges, sizes or physics); hand over that "

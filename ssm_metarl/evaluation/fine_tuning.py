@@ -1,15 +1,9 @@
 """Fine-tuning: plain training on each task alone, from any start, K tasks at once.
 
 Place in the flow: stage 7, a baseline: what a new task costs without an inner step that was learnt.
-From fresh weights it is reinforcement learning from scratch, from one policy for all tasks
-(``adaptation_steps=0``) the usual transfer, from a meta-trained model what comes after its step.
-A round is
-
-    sampled episodes of each task  ->  gradient steps of Adam  ->  one greedy episode
-
-Every task has parameters and moments of its own: Adam moves each number by itself, so that one
-optimiser over all K rows is K optimisers. Greedy episodes are those that `score` gives
-any other arm of the same seed; sampled ones are the same for every start.
+A round is sampled episodes of each task, gradient steps on them, and one greedy episode. Every task
+has parameters and moments of its own: Adam moves each number by itself, so that one optimiser over
+all K rows is K optimisers.
 
 The trap: the greedy episodes are measurements, not data. Only what a task learns from is counted.
 """
@@ -95,11 +89,9 @@ class FineTuningCurve:
         Raises:
             ValueError: No round ends there.
         """
-        if episodes not in self.episodes:
-            raise ValueError(
-                f"episodes: expected one of {self.episodes.tolist()}, received {episodes}"
-            )
-        result: np.ndarray = self.returns[self.episodes.tolist().index(episodes)]
+        known = self.episodes.tolist()
+        require(episodes in known, "episodes", f"one of {known}", episodes)
+        result: np.ndarray = self.returns[known.index(episodes)]
         return result
 
     def steps_to(self, target: float) -> np.ndarray:

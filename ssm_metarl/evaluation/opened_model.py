@@ -8,6 +8,7 @@ ValueError or OSError that names it.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,6 @@ from ssm_metarl.config import (
     MetaTrainingConfig,
     StandardAdaptationConfig,
 )
-from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.worlds import fingerprint
 from ssm_metarl.evaluation.episodes import check_family
 from ssm_metarl.experience.experience_buffer import ExperienceBuffer, is_saved_buffer
@@ -47,33 +47,21 @@ MODES: tuple[Mode, ...] = (*ADAPTATION_MODES, "in_context", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedModel:
+class OpenedModel(Model):
     """A model, ready to run."""
 
     name: str
     """As the user called it."""
     checkpoint: Checkpoint
-    policy: Policy
     family: TaskFamily
-    trained: MetaTrained
-    buffer: ExperienceBuffer | None
-    """The experience that came with it, or that was given in its place."""
-
-    @property
-    def model(self) -> Model:
-        """What methods adapt."""
-        return Model(self.policy, self.trained, self.buffer)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
         """The ways in which it can adapt, gradient steps first."""
         every = methods_for(self.family, self.trained, EvaluationConfig())
-        applying = {
-            method.name: isinstance(method, WAYS)
-            and method.applies(self.model, self.family) is None
-            for method in every
-        }
-        return tuple(mode for mode in MODES if applying[mode])
+        ways = [method for method in every if isinstance(method, WAYS)]
+        names = [way.name for way in ways if way.applies(self, self.family) is None]
+        return tuple(mode for mode in MODES if mode in names)
 
     @property
     def gradient_modes(self) -> tuple[AdaptationMode, ...]:
@@ -101,10 +89,8 @@ class OpenedModel:
         from ssm_metarl.meta_rl.training_log import LOG_NAME
 
         model = find_model(self.name)
-        for log in (model.parent / LOG_NAME, model.with_suffix(".training.jsonl")):
-            if log.is_file() and log.stat().st_size > 0:
-                return log
-        return None
+        logs = (model.parent / LOG_NAME, model.with_suffix(".training.jsonl"))
+        return next((log for log in logs if log.is_file() and log.stat().st_size > 0), None)
 
     @usual_modes()
     def adapt(
@@ -132,9 +118,8 @@ class OpenedModel:
             hybrid = self.trained.hybrid(config, seed=seed)
             adapted = HybridAdapter(hybrid).adapt(self.policy, support, self.experience(config))
         # Without rollback. The loss counts as well: long steps overflow it before the weights.
-        finite = all(bool(torch.isfinite(v).all()) for v in adapted.state_dict().values())
         told = torch.tensor([adapted.report.loss_after, adapted.report.kl])
-        if not finite or not torch.isfinite(told).all():
+        if not all(bool(v.isfinite().all()) for v in (told, *adapted.state_dict().values())):
             raise ValueError(
                 f"adapt_lr: expected a rate with which {config.num_adapt_steps} step(s) stay "
                 f"finite, received {config.adapt_lr}; nothing was saved"
@@ -151,7 +136,7 @@ class OpenedModel:
             raise ValueError(
                 "mode: expected 'standard' for a model without experience, received 'hybrid'"
             )
-        if not is_of_family(self.buffer, self.family):
+        if self.buffer.family not in (None, self.family.name):
             raise ValueError(
                 f"experience: expected that of {self.family.name}, received that of "
                 f"{self.buffer.family}"
@@ -169,13 +154,8 @@ class OpenedModel:
         """Evaluate it, telling how far it is (0 to 1) and which arm runs; JSON-ready."""
         from ssm_metarl.evaluation.meta_evaluator import evaluate
 
-        done, most = 0, len(methods_for(self.family, self.trained, config, fixed=fixed))
-
-        def on_arm(arm: str) -> None:
-            nonlocal done
-            on_progress(done / most, arm)
-            done += 1
-
+        most = len(methods_for(self.family, self.trained, config, fixed=fixed))
+        done = itertools.count()
         result = evaluate(
             self.policy,
             self.family,
@@ -184,7 +164,7 @@ class OpenedModel:
             trained=self.trained,
             buffer=self.buffer,
             fixed=fixed,
-            on_arm=on_arm,
+            on_arm=lambda arm: on_progress(next(done) / most, arm),
         )
         on_progress(1.0, "done")
         return result
@@ -204,31 +184,21 @@ def open_model(name: str, family: str | TaskFamily | None = None) -> OpenedModel
     """
     with readable(name):
         checkpoint = load_model(name)
-        policy, buffer = checkpoint.policy(), checkpoint.experience()
+        policy, buffer = checkpoint.policy(), _experience(checkpoint)
         trained = MetaTrained.from_training(checkpoint.training)
         trained.adaptation()  # refuses what no training writes
         if policy.adapted:
             trained = replace(trained, gradient=False)
-        recorded = checkpoint.training.get("family", MetaTrainingConfig.family)
-        if isinstance(family, TaskFamily):
-            known = family
-        elif family is not None:
-            known = named_family(family)
-        else:
-            known = family_of_env(recorded, HAND_OVER)
-            if checkpoint.trained_on not in (None, (recorded, fingerprint(known))):
-                raise ValueError(
-                    f"task family: expected {recorded!r} as {name} was trained on it, received "
-                    f"the package's {known.name!r}, which declares something else; {HAND_OVER}"
-                )
-        if buffer is not None and checkpoint.trained_on is None:
-            buffer.family = _name_of(buffer.family)
-    check_family(policy, known)
+        if family is None:
+            family = _family_of(checkpoint, name)
+        elif isinstance(family, str):
+            family = named_family(family)
+    check_family(policy, family)
     return OpenedModel(
         name=name,
         checkpoint=checkpoint,
         policy=policy,
-        family=known,
+        family=family,
         trained=trained,
         buffer=buffer,
     )
@@ -245,10 +215,7 @@ def open_experience(name: str | Path) -> ExperienceBuffer:
     if is_saved_buffer(path):
         return ExperienceBuffer.load(path)
     with readable(name):
-        checkpoint = load_model(name)
-        buffer = checkpoint.experience()
-        if buffer is not None and checkpoint.trained_on is None:
-            buffer.family = _name_of(buffer.family)
+        buffer = _experience(load_model(name))
     if buffer is None:
         raise ValueError(
             f"experience: expected a saved buffer or a model with experience, received {name} "
@@ -257,17 +224,25 @@ def open_experience(name: str | Path) -> ExperienceBuffer:
     return buffer
 
 
-def is_of_family(buffer: ExperienceBuffer, family: TaskFamily) -> bool:
-    """Whether experience is of a family, as far as it says where it is from."""
-    return buffer.family in (None, family.name)
+def _family_of(checkpoint: Checkpoint, name: str) -> TaskFamily:
+    """The family that a model was trained on, where it is known by its name."""
+    recorded = checkpoint.training.get("family", MetaTrainingConfig.family)
+    known = family_of_env(recorded, HAND_OVER)
+    if checkpoint.trained_on not in (None, (recorded, fingerprint(known))):
+        raise ValueError(
+            f"task family: expected {recorded!r} as {name} was trained on it, received "
+            f"the package's {known.name!r}, which declares something else; {HAND_OVER}"
+        )
+    return known
 
 
-def _name_of(label: str | None) -> str | None:
-    """The name of the family that an older file calls by its Gymnasium id, perhaps."""
-    try:
-        return label and family_of_env(label).name
-    except ValueError:
-        return label
+def _experience(checkpoint: Checkpoint) -> ExperienceBuffer | None:
+    """A model's experience; that of older files may call its family by a Gymnasium id."""
+    buffer = checkpoint.experience()
+    if buffer is not None and buffer.family and checkpoint.trained_on is None:
+        with contextlib.suppress(ValueError):
+            buffer.family = family_of_env(buffer.family).name
+    return buffer
 
 
 @contextlib.contextmanager

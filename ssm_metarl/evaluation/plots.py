@@ -9,7 +9,6 @@ state would choose a window toolkit, and keep every figure alive in a daemon.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mode
@@ -62,15 +61,8 @@ def _clean(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """Write a PNG of few colours, a third the size of matplotlib's own."""
-    from PIL import Image
-
-    full = io.BytesIO()
-    figure.savefig(full, format="png")  # a Figure made without pyplot draws with Agg
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(full) as image:
-        small = image.convert("RGB").quantize(96, dither=Image.Dither.NONE)
-    small.save(path, "PNG", optimize=True)
+    figure.savefig(path)  # a Figure made without pyplot draws with Agg
     return path
 
 

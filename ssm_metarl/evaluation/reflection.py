@@ -34,14 +34,15 @@ class Unchecked(Exception):
     """There is nothing to check, or no way to."""
 
 
+StateStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+"""States (K, N, S) and actions to the next states, observations, rewards and ends."""
+
+
 def check_reflection(family: TaskFamily) -> str:
     """Mirrored states and actions give mirrored observations, and the same rewards and ends.
 
-    Args:
-        family: It says what its reflection makes of each observation.
-
     Returns:
-        The factors, in words.
+        The factors of the observations, in words.
 
     Raises:
         Unchecked: None is declared, or there is no way to set a state.
@@ -55,53 +56,55 @@ def check_reflection(family: TaskFamily) -> str:
         raise ValueError(f"reflection: expected bounds of actions that mirror, received {space}")
     rng = seeding.generator(2, PURPOSE)
     actions = [space.random(rng, 64).unflatten(0, (8, 8)) for _ in range(10)]
-    if family.plant is None:
-        return _checked(family, actions, *_batched_states(tasks))
     with ExitStack() as opened:
-        worlds = [
-            opened.enter_context(closing(GymnasiumWorld(family.plant, values)))
-            for values in tasks.as_dicts()
-        ]
-        return _checked(family, actions, *_gymnasium_states(worlds, space))
+        if family.plant is None:
+            state, step = _batched_states(tasks)
+        else:
+            worlds = [
+                opened.enter_context(closing(GymnasiumWorld(family.plant, values)))
+                for values in tasks.as_dicts()
+            ]
+            state, step = _gymnasium_states(worlds, space)
+        patterns = [(-1.0,) * state.shape[-1]]
+        if state.shape[-1] <= LARGEST_STATE:
+            patterns += itertools.product((-1.0, 1.0), repeat=state.shape[-1])
+        found = [_wrong(family, space, actions, state, step, pattern) for pattern in patterns]
+    best = min(found, key=lambda wrong: int(wrong.sum())).tolist()
+    names = [*(family.obs_names or map("obs_{}".format, range(len(best) - 1))), "reward or end"]
+    if any(best):
+        raise ValueError(
+            f"reflection: expected the mirrored history to give what {family.reflection} says, "
+            f"received something else in {', '.join(itertools.compress(names, best))}"
+        )
+    return f"factors {', '.join(f'{factor:+g}' for factor in family.reflection)}"
 
 
-StateStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
-"""States (K, N, S) and actions to the next states, observations, rewards and ends."""
-
-
-def _checked(family: TaskFamily, actions: list[Tensor], state: Tensor, step: StateStep) -> str:
-    _, space = observation_and_action(family)
-    factors = torch.tensor(family.reflection, dtype=torch.float64)
-
-    def wrong_in(pattern: tuple[float, ...]) -> Tensor:
-        """Which observations are not mirrored, where states are mirrored so; (O + 1,)."""
-        one, other = state, state * torch.tensor(pattern, dtype=torch.float64)
-        running = torch.ones(8, 8, dtype=torch.bool)
-        wrong = torch.zeros(len(factors) + 1, dtype=torch.bool)
-        for action in actions:
-            one, seen, reward, ends = step(one, action)
-            other, mirrored, same_reward, same_ends = step(other, _mirrored(space, action))
-            expected = torch.cat([factors * seen, reward[..., None], ends[..., None]], dim=-1)
-            met = torch.cat([mirrored, same_reward[..., None], same_ends[..., None]], dim=-1)
-            apart = _apart(met[running], expected[running])
-            wrong |= torch.cat([apart[:-2], apart[-2:].any()[None]])
-            running = running & ~ends
-            if not running.any():
-                break
-        return wrong
-
-    patterns = [(-1.0,) * state.shape[-1]]
-    if state.shape[-1] <= LARGEST_STATE:
-        patterns += list(itertools.product((-1.0, 1.0), repeat=state.shape[-1]))
-    best = min(map(wrong_in, patterns), key=lambda wrong: int(wrong.sum()))
-    if not best.any():
-        return f"factors {', '.join(f'{factor:+g}' for factor in family.reflection)}"
-    names = [*(family.obs_names or [f"obs_{i}" for i in range(len(factors))]), "reward or end"]
-    wrong = ", ".join(name for name, bad in zip(names, best.tolist(), strict=True) if bad)
-    raise ValueError(
-        f"reflection: expected the mirrored history to give what {family.reflection} says, "
-        f"received something else in {wrong}"
-    )
+def _wrong(
+    family: TaskFamily,
+    space: ActionSpace,
+    actions: list[Tensor],
+    state: Tensor,
+    step: StateStep,
+    pattern: tuple[float, ...],
+) -> Tensor:
+    """Which observations, and last reward or end, are not mirrored if states are so, (O + 1,)."""
+    factors = torch.tensor([*family.reflection, 1.0, 1.0], dtype=torch.float64)
+    one, other = state, state * torch.tensor(pattern, dtype=torch.float64)
+    running = torch.ones(8, 8, dtype=torch.bool)
+    wrong = torch.zeros(len(factors), dtype=torch.bool)
+    for action in actions:
+        mirrored = space.n - 1 - action if isinstance(space, Discrete) else -action
+        one, *seen = step(one, action)
+        other, *met = step(other, mirrored)
+        expected, received = (
+            torch.cat([obs, reward[..., None], ends[..., None]], dim=-1).double()[running]
+            for obs, reward, ends in (seen, met)
+        )
+        wrong |= ~torch.isclose(received, factors * expected, rtol=1e-5, atol=1e-6).all(dim=0)
+        running = running & ~seen[-1].bool()
+        if not running.any():
+            break
+    return torch.cat([wrong[:-2], wrong[-2:].any()[None]])
 
 
 def _batched_states(tasks: Tasks) -> tuple[Tensor, StateStep]:
@@ -152,13 +155,3 @@ def _gymnasium_states(worlds: list[GymnasiumWorld], space: ActionSpace) -> tuple
         return after.double(), obs.double(), reward.double(), ends
 
     return torch.tensor(np.array(states, dtype=float)).unflatten(0, (8, 8)), step
-
-
-def _apart(one: Tensor, other: Tensor) -> Tensor:
-    """Which of the last axis's numbers differ anywhere."""
-    same = torch.isclose(one.double(), other.double(), rtol=1e-5, atol=1e-6)
-    return ~same.flatten(0, -2).all(0)
-
-
-def _mirrored(space: Discrete | Continuous, action: Tensor) -> Tensor:
-    return space.n - 1 - action if isinstance(space, Discrete) else -action

@@ -25,7 +25,6 @@ from ssm_metarl.evaluation.episodes import shuffle_actions
 from ssm_metarl.evaluation.score import Score, score, support_for
 from ssm_metarl.evaluation.statistics import mean_and_worst
 from ssm_metarl.methods.frozen import Frozen
-from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Method, Model
 from ssm_metarl.methods.standard import Standard
 from ssm_metarl.objectives.prediction import target_spread
@@ -54,21 +53,19 @@ DEFINITIONS = {
 
 @usual_modes()
 def measure_safety(
-    policy: Policy,
+    model: Model,
     family: TaskFamily,
     config: EvaluationConfig,
-    trained: MetaTrained,
     *,
     on_step: Callable[[float, str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure what the safeguard and the change detector do on held-out tasks.
 
     Args:
-        policy: Under evaluation; stays untouched.
+        model: Under evaluation; stays untouched.
         family: Whose held-out tasks are drawn.
         config: Split, tasks, seed, support data and rate; its ``num_adapt_steps``, ``rollback``
             and ``shuffle_actions`` do not matter here.
-        trained: How the model was meta-trained.
         on_step: Called with the share done and what comes next.
 
     Returns:
@@ -77,9 +74,8 @@ def measure_safety(
     """
     tell = on_step or (lambda share, what: None)
     tasks = family.sample(config.split, config.num_tasks, seed=config.seed)
-    model = Model(policy, trained)
     support = support_for(model, tasks, replace(config, shuffle_actions=False))
-    step = trained.adaptation(objective=config.objective, adapt_lr=config.adapt_lr)
+    step = model.trained.adaptation(objective=config.objective, adapt_lr=config.adapt_lr)
 
     def scored(method: Method, data: Rollout = support) -> Score:
         (row,) = score(
@@ -118,8 +114,8 @@ def measure_safety(
     low, high = family.return_bounds or (float(seen.min()), float(seen.max()))
     harmless = undone | (frozen - lied_to.per_task <= MARGIN * (high - low))
     tell((most + 2) / (most + 4), "change detector")
-    adapted, _ = StandardAdapter(step).adapt_tasks(policy, support)
-    detector = _change_detector(policy, adapted, support, tasks, config.seed)
+    adapted, _ = StandardAdapter(step).adapt_tasks(model.policy, support)
+    detector = _change_detector(model.policy, adapted, support, tasks, config.seed)
     return {
         "more_steps": rows,
         "falls_after_a_kept_step": float(fell.mean()),

@@ -39,15 +39,14 @@ def _checked(scores: ArrayLike, name: str) -> Scores:
     return array
 
 
-def _iqm(scores: Scores) -> Scores:
-    n = scores.shape[-1]
-    middle: Scores = np.sort(scores, axis=-1)[..., n // 4 : n - n // 4].mean(axis=-1)
-    return middle
-
-
 def _mean(scores: Scores) -> Scores:
     mean: Scores = scores.mean(axis=-1)
     return mean
+
+
+def _iqm(scores: Scores) -> Scores:
+    n = scores.shape[-1]
+    return _mean(np.sort(scores, axis=-1)[..., n // 4 : n - n // 4])
 
 
 def _percentiles(values: Scores, confidence: float) -> Scores:
@@ -58,10 +57,7 @@ def _percentiles(values: Scores, confidence: float) -> Scores:
 
 
 def iqm(scores: ArrayLike) -> float:
-    """Interquartile mean of all scores: ``floor(n / 4)`` are dropped at either end.
-
-    Args:
-        scores: Any shape; flattened.
+    """Interquartile mean of scores of any shape: ``floor(n / 4)`` are dropped at either end.
 
     Raises:
         ValueError: No scores, or one that is not finite.
@@ -70,10 +66,7 @@ def iqm(scores: ArrayLike) -> float:
 
 
 def worst_tenth(scores: ArrayLike) -> float:
-    """Mean of the lowest ``floor(n / 10)`` scores, of the lowest one where n < 10.
-
-    Args:
-        scores: One score a task, any shape; flattened.
+    """Mean of the lowest ``floor(n / 10)`` scores of any shape, of the lowest one where n < 10.
 
     Raises:
         ValueError: No scores, or one that is not finite.

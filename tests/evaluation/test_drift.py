@@ -22,6 +22,7 @@ from ssm_metarl.evaluation.drift import Change, Schedule, change_of, measure_dri
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.meta_rl.in_context import InContextTrainer
 from ssm_metarl.methods.meta_trained import MetaTrained
+from ssm_metarl.methods.method import Model
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.pendulum import PENDULUM
@@ -45,7 +46,7 @@ def change(drift_kind: str, schedule: Schedule, family: TaskFamily = CARTPOLE) -
 def test_the_shares_are_counts_of_first_episodes() -> None:
     schedule = Schedule(horizon=130, earliest=30, latest=60, moving=20, look_after=40)
     policy = as_policy(load_pretrained("cartpole"))
-    result = measure_drift(policy, CARTPOLE, "flip", CONFIG, MetaTrained(), schedule=schedule)
+    result = measure_drift(Model(policy), CARTPOLE, "flip", CONFIG, schedule=schedule)
     arms = result["arms"]
     assert list(arms) == ["frozen", "standard", "online", "random", "lqr"]
     assert arms["standard"]["up_at_change"] == 1.0 and arms["standard"]["up_after"] == 0.0
@@ -80,7 +81,8 @@ def test_the_arms_of_a_model_that_remembers(remembering: Policy, gradient: bool)
     schedule = Schedule(horizon=60, earliest=5, latest=9, moving=5, look_after=10)
     told: list[float] = []
     result = measure_drift(
-        remembering, CARTPOLE, "flip", CONFIG, MetaTrained(gradient=gradient), schedule=schedule,
+        Model(remembering, MetaTrained(gradient=gradient)), CARTPOLE, "flip", CONFIG,
+        schedule=schedule,
         on_step=lambda share, what: told.append(share),
     )  # fmt: skip
     arms = result["arms"]
@@ -102,7 +104,7 @@ def test_the_arms_of_a_model_that_remembers(remembering: Policy, gradient: bool)
 def test_a_plant_that_never_ends_is_judged_by_what_is_earned(kind: str) -> None:
     small = MetaTrainingConfig(state_dim=4, hidden_dim=8, num_layers=1)
     policy = build_policy(architecture(small, PENDULUM), seed=0, inner_lr=0.1)
-    result = measure_drift(policy, PENDULUM, kind, CONFIG, MetaTrained())
+    result = measure_drift(Model(policy), PENDULUM, kind, CONFIG)
     arms = result["arms"]
     assert (result["horizon"], result["look_after"], result["control_period_ms"]) == (400, 120, 50)
     assert list(arms) == ["frozen", "standard", "online", "random", "energy"]
@@ -129,9 +131,9 @@ def test_categories_stay_whole_while_parameters_move() -> None:
                      CARTPOLE_SCRAMBLED), seed=0, inner_lr=0.1,
     )  # fmt: skip
     for kind in ("flip", "parameters"):
-        arms = measure_drift(
-            policy, CARTPOLE_SCRAMBLED, kind, CONFIG, MetaTrained(), schedule=schedule
-        )["arms"]
+        arms = measure_drift(Model(policy), CARTPOLE_SCRAMBLED, kind, CONFIG, schedule=schedule)[
+            "arms"
+        ]
         assert arms["lqr"]["of_told"] == 1.0
 
 
@@ -144,7 +146,8 @@ def choices_of(parameter: TaskParameter) -> set[float]:
 def test_after_a_flip_a_new_trial_saves_what_the_old_ones_memory_loses() -> None:
     policy = InContextTrainer(InContextConfig(max_env_steps=1_000_000)).train()
     settings = EvaluationConfig(num_tasks=60, seed=77)
-    arms = measure_drift(policy, CARTPOLE, "flip", settings, MetaTrained(gradient=False))["arms"]
+    model = Model(policy, MetaTrained(gradient=False))
+    arms = measure_drift(model, CARTPOLE, "flip", settings)["arms"]
     assert arms["in_context"]["up_at_change"] >= 0.95 and arms["in_context"]["up_after"] <= 0.05
     assert arms["in_context_restarted"]["up_after"] >= 0.95
     assert arms["in_context_restarted"]["notice_steps"] <= 2
@@ -181,6 +184,6 @@ def test_a_family_that_cannot_change_is_refused() -> None:
     stepped = TaskFamily.from_gymnasium("CartPole-v1", {})
     for what in ("flip", "parameters"):
         with pytest.raises(ValueError, match="drift: expected a family with batched physics"):
-            measure_drift(policy, stepped, what, CONFIG, MetaTrained())
+            measure_drift(Model(policy), stepped, what, CONFIG)
     with pytest.raises(ValueError, match="expected one of flip, parameters for 'cartpole', rec"):
-        measure_drift(policy, CARTPOLE, "break", CONFIG, MetaTrained())
+        measure_drift(Model(policy), CARTPOLE, "break", CONFIG)

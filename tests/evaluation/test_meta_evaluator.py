@@ -18,7 +18,7 @@ from ssm_metarl.core.ssm import StateSpaceModel
 from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.env_runner.task_batch import TaskBatch
 from ssm_metarl.env_runner.worlds import make_worlds
-from ssm_metarl.evaluation.animation import can_film, record
+from ssm_metarl.evaluation.animation import record
 from ssm_metarl.evaluation.episodes import PURPOSE, collect_support, run_arm, run_trials
 from ssm_metarl.evaluation.meta_evaluator import (
     evaluate,
@@ -32,7 +32,6 @@ from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.methods.fixed_policy import Effort, search_fixed_policy
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Model
-from ssm_metarl.methods.standard import Standard
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.pendulum import PENDULUM
@@ -425,9 +424,9 @@ def test_a_film_is_of_the_same_world_before_and_after(family: TaskFamily) -> Non
     with torch.no_grad():
         policy.heads.action.weight.mul_(1000)
     model = Model(policy)
-    film = record(
-        model, family, Standard(MetaTrained().adaptation(rollback=False)), support_steps=20, seed=1
-    )
+    settings = EvaluationConfig(support_steps=20, rollback=False, seed=1)
+    film = record(model, family, settings)
+    assert film is not None
     totals = {}
     for sign in (-1.0, 1.0):  # of the two directions, the one that the policy is worse at
         tasks = family.task({"sign": sign})
@@ -436,8 +435,8 @@ def test_a_film_is_of_the_same_world_before_and_after(family: TaskFamily) -> Non
         totals[sign] = float(collect_rollout(worlds, actor, 500).episode_returns())
     assert film.task == {**family.default_task, "sign": min(totals, key=totals.__getitem__)}
     assert film.before.total == min(totals.values())
-    still = Standard(MetaTrained().adaptation(num_adapt_steps=0))
-    unchanged = record(model, family, still, support_steps=20, seed=1)
+    unchanged = record(model, family, replace(settings, num_adapt_steps=0))
+    assert unchanged is not None
     np.testing.assert_array_equal(unchanged.after.states, unchanged.before.states)
     np.testing.assert_array_equal(unchanged.before.states, film.before.states)
     assert not np.array_equal(film.before.states, film.after.states)
@@ -446,10 +445,15 @@ def test_a_film_is_of_the_same_world_before_and_after(family: TaskFamily) -> Non
     assert film.before.states.shape[1] == len(family.dynamics.push_scale)
 
 
-def test_only_a_plant_that_can_be_drawn_and_disturbed_is_filmed(pendulum: TaskFamily) -> None:
-    assert can_film(CARTPOLE) and can_film(PENDULUM) and not can_film(pendulum)
-    assert not can_film(replace(CARTPOLE, sketch=None))
-    assert not can_film(replace(CARTPOLE, disturbances={}))
+def test_only_a_plant_that_can_be_drawn_and_disturbed_is_filmed(
+    policy: Policy, pendulum: TaskFamily, pendulum_policy: Policy
+) -> None:
+    settings = EvaluationConfig()
+    assert record(Model(policy), CARTPOLE, settings) is not None
+    assert record(Model(policy), replace(CARTPOLE, sketch=None), settings) is None
+    assert record(Model(policy), replace(CARTPOLE, disturbances={}), settings) is None
+    assert record(Model(policy, MetaTrained(gradient=False)), CARTPOLE, settings) is None
+    assert record(Model(pendulum_policy), pendulum, settings) is None
 
 
 def test_a_report_of_a_family_without_a_sketch_has_no_film(

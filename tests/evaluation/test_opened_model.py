@@ -145,7 +145,7 @@ def test_an_adapted_policy_and_its_model_meet_the_same_episodes(opened: OpenedMo
     support = collect_support(policy, tasks, 20, "random", seed=0)
     adapted = opened.adapt(support, "standard", opened.trained.adaptation()).meta_params()
     methods = (Frozen(), AdaptedTo("adapted", adapted))
-    table = score(methods, opened.model, tasks, None, num_episodes=3, seed=4)
+    table = score(methods, opened, tasks, None, num_episodes=3, seed=4)
     for row, params in zip(table.scores, (policy.meta_params(), adapted), strict=True):
         alone = run_episodes(tasks, policy.actor(params, 1, 3), 3, seed=4)
         assert row.returns.tolist() == alone.returns.tolist()

@@ -15,6 +15,7 @@ from ssm_metarl.evaluation.episodes import collect_support, run_arm, shuffle_act
 from ssm_metarl.evaluation.safety import MARGIN, SHOWN_STEPS, measure_safety
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.methods.meta_trained import MetaTrained
+from ssm_metarl.methods.method import Model
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.cartpole_scrambled import CARTPOLE_SCRAMBLED
 from ssm_metarl.tasks.pendulum import PENDULUM
@@ -36,7 +37,7 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="module")
 def safety(policy: Policy) -> dict[str, Any]:
-    return measure_safety(policy, CARTPOLE, CONFIG, MetaTrained())
+    return measure_safety(Model(policy), CARTPOLE, CONFIG)
 
 
 def test_more_steps_with_rollback_and_without(policy: Policy, safety: dict[str, Any]) -> None:
@@ -97,7 +98,7 @@ def test_the_detectors_shares_move_with_its_limit(policy: Policy) -> None:
     shares = []
     for limit in (0.0, 1e9):
         policy.calibration = replace(LIMITS, max_prediction_error=limit)
-        found = measure_safety(policy, CARTPOLE, CONFIG, MetaTrained())["change_detector"]
+        found = measure_safety(Model(policy), CARTPOLE, CONFIG)["change_detector"]
         shares.append((found["false_alarms"], found["flips_found"]))
     policy.calibration = LIMITS
     assert shares == [(1.0, 1.0), (0.0, 0.0)]
@@ -107,7 +108,7 @@ def test_without_a_calibration_there_is_no_detector(policy: Policy) -> None:
     policy.calibration = None
     told: list[float] = []
     result = measure_safety(
-        policy, CARTPOLE, CONFIG, MetaTrained(), on_step=lambda share, what: told.append(share)
+        Model(policy), CARTPOLE, CONFIG, on_step=lambda share, what: told.append(share)
     )
     policy.calibration = LIMITS
     assert "change_detector" not in result
@@ -120,7 +121,7 @@ def test_it_is_measured_on_any_plant(family: TaskFamily) -> None:
     policy = build_policy(architecture(small, family), seed=0, inner_lr=0.1)
     policy.calibration = LIMITS
     config = replace(CONFIG, num_tasks=3)
-    result = measure_safety(policy, family, config, MetaTrained())
+    result = measure_safety(Model(policy), family, config)
     assert result["change_detector"].keys() == {"false_alarms", "flips_found"}
     assert 0 <= result["shuffled_actions"]["harmless"] <= 1
     low, high = family.return_bounds or (0.0, 0.0)

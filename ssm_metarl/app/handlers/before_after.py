@@ -162,7 +162,7 @@ def _sides(opened: OpenedModel, params: Sequence[Params], tasks: Tasks, number: 
         )
 
     methods = [AdaptedTo(str(i), each) for i, each in enumerate(params)]
-    score(methods, opened.model, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)
+    score(methods, opened, tasks, None, num_episodes=EPISODES, seed=SEED, play=play)
     return sides
 
 
