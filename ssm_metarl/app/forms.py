@@ -34,11 +34,7 @@ class Between:
     whole: bool = False
 
     def read(self, value: Any) -> float:
-        """The number that was entered.
-
-        Raises:
-            ValueError: It is none, or not from ``low`` to ``high``.
-        """
+        """The number that was entered."""
         span = f"{_plain(self.low)} to {_plain(self.high)}"
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value):
@@ -64,11 +60,7 @@ class OneOf:
     values: tuple[Any, ...]
 
     def read(self, value: Any) -> Any:
-        """What was chosen.
-
-        Raises:
-            ValueError: It is not in the list.
-        """
+        """What was chosen."""
         if isinstance(value, bool) or value not in self.values:
             raise ValueError(f"expected one of {', '.join(map(_plain, self.values))}")
         return value
@@ -93,11 +85,7 @@ def problems(form: Form, entered: Mapping[str, object]) -> dict[str, str]:
 
 
 def read(form: Form, entered: Mapping[str, object]) -> dict[str, Any]:
-    """The values of a form's fields.
-
-    Raises:
-        FieldError: A field holds what it may not.
-    """
+    """The values of a form's fields."""
     for name, message in problems(form, entered).items():
         raise FieldError(name, message)
     return {name: field.read(entered.get(name)) for name, field in form.items()}

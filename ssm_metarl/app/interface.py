@@ -52,17 +52,14 @@ def build(server: Server) -> gr.Blocks:
             with gr.Tab("About", id="about"):
                 about = (STATIC / "about.md").read_text().replace("VERSION", __version__)
                 gr.Markdown(about, elem_classes="ssm-prose")
-        outputs = [component for part in page.parts for component in part.components]
 
         @shown
         def restore(given: Any) -> list[Any]:
             visitor = server.visitors.arrive(given)
-            values = [value for part in page.parts for value in part.values(visitor)]
-            return [visitor.token, *values]
+            return [visitor.token, *(v for values in page.values for v in values(visitor))]
 
-        restoring: dict[str, Any] = {
-            "inputs": [token], "outputs": [token, *outputs], **QUIET,
-        }  # fmt: skip
+        restoring: dict[str, Any] = {"inputs": [token], "outputs": [token, *page.components]}
+        restoring |= QUIET
         blocks.load(restore, **restoring)
         for chosen in page.model_chosen:
             chosen.success(restore, **restoring)

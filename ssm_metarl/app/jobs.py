@@ -110,11 +110,7 @@ class JobQueue:
         self._worker = ThreadPoolExecutor(1, "jobs")
 
     def submit(self, job: Job) -> Job:
-        """Put a job at the end of the queue.
-
-        Raises:
-            Busy: Too many wait already.
-        """
+        """Put a job at the end of the queue."""
         with self._lock:
             self._jobs = [each for each in self._jobs if each.active]
             waiting = sum(each.state == JobState.WAITING for each in self._jobs)

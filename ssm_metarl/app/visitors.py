@@ -94,11 +94,7 @@ class Visitors:
         return len(self._visitors)
 
     def arrive(self, token: object) -> Visitor:
-        """Whoever the token belongs to, or a new visitor.
-
-        Raises:
-            Busy: There are as many as there may be.
-        """
+        """Whoever the token belongs to, or a new visitor."""
         with self._lock:
             self.sweep()
             with suppress(UnknownVisitor):
@@ -119,11 +115,7 @@ class Visitors:
             return visitor
 
     def get(self, token: object) -> Visitor:
-        """The visitor of a token that the server gave.
-
-        Raises:
-            UnknownVisitor: There is none.
-        """
+        """The visitor of a token that the server gave."""
         with self._lock:
             visitor = self._visitors.get(token) if isinstance(token, str) else None
             if visitor is None:

@@ -59,16 +59,6 @@ def test_two_visitors_share_what_is_read_only(server: Server, visitor: Visitor) 
     assert visitor.model == "cartpole"
 
 
-def test_the_direction_is_the_one_that_the_unadapted_model_plays(
-    server: Server, visitor: Visitor
-) -> None:
-    directions = {}
-    for name in server.models.names(visitor):
-        server.models.choose(visitor, name)
-        directions[name] = server.models.expects_disturbed(visitor)
-    assert directions == {"cartpole": True, "cartpole_hybrid_real_model": False}
-
-
 def test_what_is_said_of_a_model_that_was_trained_in_context(
     server: Server, visitor: Visitor
 ) -> None:

@@ -39,11 +39,7 @@ def how_form(modes: Sequence[str]) -> dict[str, Between | OneOf]:
 def adapt(
     visitor: Visitor, models: Models, kernels: Kernels, plant: Plant, how: Mapping[str, object]
 ) -> Adaptation:
-    """Press *adapt*: the first time, or on from the last press on this plant in this mode.
-
-    Raises:
-        FieldError: A field holds what it may not; nothing has changed.
-    """
+    """Press *adapt*: the first time, or on from the last press on this plant in this mode."""
     opened = models.of(visitor)
     given = forms.read(how_form(models.modes(visitor)), how)
     mode = given.pop("mode")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parents[1] / "results"
@@ -34,7 +34,6 @@ class Table:
 class Result:
     """One committed result."""
 
-    name: str
     command: str
     """What makes it again; empty where the file does not say."""
     about: dict[str, str]
@@ -50,18 +49,13 @@ def names(folder: Path = RESULTS) -> list[str]:
 
 
 def read(name: object, folder: Path = RESULTS) -> Result:
-    """One result.
-
-    Raises:
-        ValueError: There is none of that name.
-    """
+    """One result."""
     if name not in names(folder):
         raise ValueError("result: expected one from the list, received another")
     content = json.loads((folder / f"{name}.json").read_text())
     about = {"version": str(content.get("version", ""))}
     about |= {k: str(v) for k, v in content.get("machine", {}).items() if not isinstance(v, dict)}
     return Result(
-        name=str(name),
         command=str(content.get("command", "")),
         about=about,
         definitions={k: str(v) for k, v in content.get("definitions", {}).items()},
@@ -105,14 +99,12 @@ def _same_columns(records: list[Row]) -> list[Row]:
     return [{c: row.get(c) for c in used} for row in flat]
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A ratio with its spread, or a difference with its 95 % interval."""
 
     label: str
     kind: str
-    """What it is a ratio of, such as ``speedup``, or which difference, such as ``hybrid -
-    standard``; empty where the file does not say."""
+    """Such as ``speedup`` or ``hybrid - standard``; empty where the file does not say."""
     middle: float
     low: float
     high: float

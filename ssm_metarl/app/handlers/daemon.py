@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,13 @@ class Refused(PermissionError):
 
 @dataclass(frozen=True)
 class DaemonView:
-    """How the daemon is."""
+    """How the daemon is (`rsi_daemon.status`), or why there can be none here."""
 
-    status: dict[str, Any]
-    """See `rsi_daemon.status`."""
-    lineage: LineageView | None
     can_steer: bool
     """Whether there is a password at all."""
+    status: dict[str, Any] = field(default_factory=dict)
+    lineage: LineageView | None = None
     problem: str = ""
-    """Why there can be none here; empty where there can."""
 
 
 class Daemon:
@@ -64,12 +62,12 @@ class Daemon:
         can_steer = bool(os.environ.get(PASSWORD))
         try:
             folder = self._lineage
-            return DaemonView(rsi_daemon.status(folder), read_lineage(folder), can_steer)
+            return DaemonView(can_steer, rsi_daemon.status(folder), read_lineage(folder))
         except PermissionError as error:
             problem = f"lineage: expected a folder that can be read, received {error.filename}"
         except ValueError as error:
             problem = str(error)
-        return DaemonView({}, None, can_steer, problem)
+        return DaemonView(can_steer, problem=problem)
 
     @property
     def _lineage(self) -> Path:
@@ -77,16 +75,12 @@ class Daemon:
         return (self._folder or rsi_daemon.default_lineage()).resolve()
 
     def steer(self, action: object, password: object, model: object) -> str:
-        """Start, stop, pause or resume it; returns what came of it.
+        """Start, stop, pause or resume it, if the password is right; returns what came of it.
 
         Args:
             action: One of `ACTIONS`.
             password: Compared with ``SSM_METARL_PASSWORD``.
             model: A shipped model to begin a new lineage with.
-
-        Raises:
-            Refused: Not the password, none is set, or too many were wrong.
-            ValueError: An unknown action or model.
         """
         self._check(password)
         if action not in ACTIONS:

@@ -48,30 +48,20 @@ FORM: dict[str, Between | OneOf] = {
 class ImprovementView:
     """A visitor's run."""
 
-    message: str
-    active: bool
-    auditable: bool
-    """Whether an audit can be asked for."""
-    lineage: LineageView | None
+    message: str = ""
+    active: bool = False
+    auditable: bool = False
+    lineage: LineageView | None = None
 
 
 def run_of(entered: Mapping[str, object], model: str) -> RSIRun:
-    """The settings of a run.
-
-    Raises:
-        FieldError: A field holds what it may not.
-    """
+    """The settings of a run."""
     given = forms.read(FORM, entered)
     return RSIRun(model=model, workers=1, **EFFORTS[given.pop("effort")], **given)
 
 
 def start(visitor: Visitor, jobs: JobQueue, entered: Mapping[str, object]) -> None:
-    """Put a run into the queue, from the visitor's model.
-
-    Raises:
-        FieldError: A field holds what it may not.
-        Busy: The visitor has one already, or too many wait.
-    """
+    """Put a run into the queue, from the visitor's model."""
     model = str(own_run(visitor)) if visitor.model == OWN_RUN else visitor.model
     flags = flags_of(run_of(entered, model))
     words = ["rsi", "run", *flags, "--lineage", "lineage", "--json"]
@@ -79,12 +69,7 @@ def start(visitor: Visitor, jobs: JobQueue, entered: Mapping[str, object]) -> No
 
 
 def start_audit(visitor: Visitor, jobs: JobQueue) -> None:
-    """Put an audit of the visitor's lineage into the queue.
-
-    Raises:
-        ValueError: There is no lineage.
-        Busy: The visitor has a job already, or too many wait.
-    """
+    """Put an audit of the visitor's lineage into the queue."""
     job = visitor.jobs.get(KIND)
     if job is None or not (job.folder / "lineage" / FILE_NAME).is_file():
         raise ValueError("audit: expected a lineage, of which there is none yet")
@@ -99,7 +84,7 @@ def view(visitor: Visitor, jobs: JobQueue) -> ImprovementView:
     """How the visitor's run stands."""
     job, audit = visitor.jobs.get(KIND), visitor.jobs.get(AUDIT)
     if job is None:
-        return ImprovementView("", False, False, None)
+        return ImprovementView()
     lineage = read_lineage(job.folder / "lineage")
     audited = audit is not None and audit.folder == job.folder
     message = f"Audit: {jobs.describe(audit)}" if audit and audited else jobs.describe(job)

@@ -35,11 +35,7 @@ class LineageView:
 
 
 def read_lineage(folder: Path) -> LineageView | None:
-    """A lineage as it stands on disk, whoever works at it; None where there is none yet.
-
-    Raises:
-        LedgerDamaged: It was changed.
-    """
+    """A lineage as it stands on disk, whoever works at it; None where there is none yet."""
     if not (folder / FILE_NAME).is_file():
         return None
     try:

@@ -50,11 +50,9 @@ class LiveEvent(NamedTuple):
     """Something that happened in a live run, as the page tells it."""
 
     step: int
-    kind: str
-    """``begin``, ``disturbed``, ``changed``, ``settled`` or ``ended``."""
+    kind: str  # begin, disturbed, changed, settled or ended
     text: str
-    state: str
-    """What the controller is doing from here on."""
+    state: str  # what the controller is doing from here on
 
 
 @dataclass(frozen=True)
@@ -143,11 +141,7 @@ class LiveRun:
     def disturb(self, at: int) -> Piece:
         """Let the family's first disturbance come over the plant at step ``at``.
 
-        Args:
-            at: A step that was simulated; one too old, or not simulated yet, becomes the nearest.
-
-        Raises:
-            ValueError: The family names none.
+        One too old, or not simulated yet, becomes the nearest that there is.
         """
         disturb = first_disturbance(self.tasks.family)
         if disturb is None:

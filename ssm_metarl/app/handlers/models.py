@@ -57,11 +57,7 @@ class Models:
         return [*self._shipped, *([OWN_RUN] if own_run(visitor) else [])]
 
     def choose(self, visitor: Visitor, name: object) -> None:
-        """Make a model the visitor's.
-
-        Raises:
-            ValueError: There is none of that name.
-        """
+        """Make a model the visitor's."""
         names = self.names(visitor)
         if name not in names:
             raise ValueError(f"model: expected one of {', '.join(names)}, received another")

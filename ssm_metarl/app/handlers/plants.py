@@ -31,9 +31,6 @@ class Plant:
         Args:
             family: Of the model.
             expects_disturbed: Which of the two the model expects.
-
-        Raises:
-            FieldError: A value that is no number, or outside what the page offers.
         """
         tasks = family.task(forms.read(plant_form(family), self.values))
         disturb = first_disturbance(family)

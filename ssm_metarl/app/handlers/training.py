@@ -52,18 +52,13 @@ def training_form(families: Iterable[str]) -> dict[str, Between | OneOf]:
 class TrainingView:
     """How far a training is."""
 
-    state: JobState | None = None
-    """None before the first."""
+    state: JobState | None = None  # before the first
     message: str = ""
-    progress: float = 0.0
-    """From 0 to 1."""
-    seconds_left: float | None = None
-    """None where it cannot be told yet."""
+    progress: float = 0.0  # from 0 to 1
+    seconds_left: float | None = None  # it cannot be told yet
     log: Sequence[dict[str, Any]] = ()
     return_bounds: tuple[float, float] | None = None
-    """Least and greatest return of its family's episodes."""
-    usable: bool = False
-    """Whether there is a checkpoint to use."""
+    usable: bool = False  # whether there is a checkpoint to use
     active: bool = False
     command: str = ""
 
@@ -71,12 +66,7 @@ class TrainingView:
 def start(
     visitor: Visitor, jobs: JobQueue, families: Iterable[str], entered: Mapping[str, object]
 ) -> None:
-    """Put a training into the queue.
-
-    Raises:
-        FieldError: A field holds what it may not.
-        Busy: The visitor has one already, or too many wait.
-    """
+    """Put a training into the queue."""
     config = MetaTrainingConfig(**forms.read(training_form(families), entered))
     words = ["train", *flags_of(config), "--out", "run", "--json"]
     submit(visitor, jobs, KIND, words, limit_seconds=LIMIT_SECONDS)
@@ -91,11 +81,7 @@ def submit(
     limit_seconds: float,
     folder: Path | None = None,
 ) -> None:
-    """Put a command of ``ssm-metarl`` into the queue, in a folder of its own unless one is given.
-
-    Raises:
-        Busy: The visitor has something in the queue already, or too many wait.
-    """
+    """Queue a command of ``ssm-metarl``, in a folder of its own unless one is given."""
     with visitor.lock:
         for job in visitor.jobs.values():
             if job.active:
@@ -116,11 +102,7 @@ def cancel(visitor: Visitor, jobs: JobQueue, *kinds: str) -> None:
 
 
 def use(visitor: Visitor, models: Models) -> None:
-    """Make the trained model the one in use.
-
-    Raises:
-        ValueError: It has left no checkpoint yet.
-    """
+    """Make the trained model the one in use."""
     if own_run(visitor) is None:
         raise ValueError("model: your training has left no checkpoint yet")
     models.choose(visitor, OWN_RUN)

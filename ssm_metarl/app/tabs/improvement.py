@@ -7,18 +7,16 @@ from typing import Any
 
 import gradio as gr
 
-from ssm_metarl.app import forms, lineage_markup, markup
+from ssm_metarl.app import lineage_markup, markup
 from ssm_metarl.app.config import PASSWORD
-from ssm_metarl.app.handlers import improving, training
+from ssm_metarl.app.handlers import improving
 from ssm_metarl.app.handlers.daemon import ACTIONS
 from ssm_metarl.app.handlers.improving import AUDIT, CYCLES, EFFORTS, FORM, KIND
 from ssm_metarl.app.tabs.parts import (
     PRIVATE,
-    QUIET,
     Page,
     chart,
     lineage_values,
-    nothing,
     shown,
     text,
 )
@@ -65,15 +63,6 @@ def _own(page: Page) -> None:
     lineage = text("improve-lineage")
     timer = gr.Timer(2, active=False)
 
-    def entered(values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(FORM, values, strict=True))
-
-    def on_begin(visitor: Visitor, *values: Any) -> None:
-        improving.start(visitor, server.jobs, entered(values))
-
-    def on_stop(visitor: Visitor) -> None:
-        training.cancel(visitor, server.jobs, KIND, AUDIT)
-
     def on_audit(visitor: Visitor) -> None:
         improving.start_audit(visitor, server.jobs)
 
@@ -90,15 +79,9 @@ def _own(page: Page) -> None:
         ]
 
     outputs = [status, wealth, generations, lineage, begin, stop, audit, timer]
-    check = page.validator(FORM, lambda visitor, *values: forms.problems(FORM, entered(values)))
-    begin.click(
-        page.then(on_begin, updates), [page.token, cycles, effort, seed], outputs, validator=check,
-        **PRIVATE,
-    )  # fmt: skip
-    stop.click(page.then(on_stop, updates), page.token, outputs, **PRIVATE)
+    fields, buttons = [cycles, effort, seed], (begin, stop, timer)
+    page.runs(FORM, fields, buttons, outputs, improving.start, updates, KIND, AUDIT)
     audit.click(page.then(on_audit, updates), page.token, outputs, **PRIVATE)
-    timer.tick(page.then(nothing, updates), page.token, outputs, **QUIET)
-    page.restores(outputs, updates)
 
 
 def _daemon(page: Page) -> None:

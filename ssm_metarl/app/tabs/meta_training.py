@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from ssm_metarl.app import charts, forms, markup
+from ssm_metarl.app import charts, markup
 from ssm_metarl.app.handlers import training
 from ssm_metarl.app.handlers.training import ENV_STEPS, TrainingView
-from ssm_metarl.app.jobs import JobState
-from ssm_metarl.app.tabs.parts import PRIVATE, QUIET, Page, chart, nothing, text
+from ssm_metarl.app.jobs import JobQueue, JobState
+from ssm_metarl.app.tabs.parts import PRIVATE, Page, chart, text
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.config import MetaTrainingConfig
 
@@ -40,14 +40,8 @@ def build(page: Page) -> None:
                 command = text("train-command")
         timer = gr.Timer(1.5, active=False)
 
-    def entered(values: Sequence[Any]) -> dict[str, Any]:
-        return dict(zip(form, values, strict=True))
-
-    def on_begin(visitor: Visitor, *values: Any) -> None:
-        training.start(visitor, server.jobs, server.families, entered(values))
-
-    def on_stop(visitor: Visitor) -> None:
-        training.cancel(visitor, server.jobs, training.KIND)
+    def start(visitor: Visitor, jobs: JobQueue, entered: dict[str, Any]) -> None:
+        training.start(visitor, jobs, server.families, entered)
 
     def on_use(visitor: Visitor) -> None:
         training.use(visitor, server.models)
@@ -66,14 +60,8 @@ def build(page: Page) -> None:
         ]
 
     outputs = [status, curve, begin, stop, use, command, timer]
-    check = page.validator(form, lambda visitor, *values: forms.problems(form, entered(values)))
-    begin.click(
-        page.then(on_begin, updates), [page.token, *fields], outputs, validator=check, **PRIVATE
-    )
-    stop.click(page.then(on_stop, updates), page.token, outputs, **PRIVATE)
-    timer.tick(page.then(nothing, updates), page.token, outputs, **QUIET)
+    page.runs(form, fields, (begin, stop, timer), outputs, start, updates, training.KIND)
     page.model_chosen.append(use.click(page.then(on_use), page.token, None, **PRIVATE))
-    page.restores(outputs, updates)
 
 
 def _fields(families: Iterable[str]) -> list[Any]:

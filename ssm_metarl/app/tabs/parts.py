@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from ssm_metarl.app import charts, lineage_markup
+from ssm_metarl.app import charts, forms, lineage_markup
+from ssm_metarl.app.handlers import training
 from ssm_metarl.app.handlers.daemon import Refused
 from ssm_metarl.app.handlers.lineages import LineageView
-from ssm_metarl.app.jobs import Busy
+from ssm_metarl.app.jobs import Busy, JobQueue
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.visitors import Visitor
 
@@ -29,30 +30,25 @@ SHOWN_ERRORS = (ValueError, Busy, Refused, OSError)
 
 
 @dataclass
-class Part:
-    """What one tab restores."""
-
-    components: Sequence[Any]
-    values: Callable[[Visitor], Sequence[Any]]
-    """A value, or a `gr.update`, for each of them."""
-
-
-@dataclass
 class Page:
     """The page that is being built."""
 
     server: Server
     token: gr.BrowserState
     tabs: gr.Tabs
-    parts: list[Part] = field(default_factory=list)
+    components: list[Any] = field(default_factory=list)
+    """What loading the page sets, and choosing another model."""
+    values: list[Callable[[Visitor], Sequence[Any]]] = field(default_factory=list)
+    """What sets them, a value or a `gr.update` each."""
     model_chosen: list[Any] = field(default_factory=list)
-    """Events after which everything is restored, for another model is in use."""
+    """Events after which another model is in use."""
 
     def restores(
         self, components: Sequence[Any], values: Callable[[Visitor], Sequence[Any]]
     ) -> None:
         """Have these components set whenever the page is loaded or the model changes."""
-        self.parts.append(Part(components, values))
+        self.components += components
+        self.values.append(values)
 
     def visitor(self, token: object) -> Visitor:
         """Whose page it is."""
@@ -90,6 +86,49 @@ class Page:
 
         return check
 
+    def runs(
+        self,
+        form: forms.Form,
+        fields: Sequence[Any],
+        buttons: tuple[gr.Button, gr.Button, gr.Timer],
+        outputs: Sequence[Any],
+        start: Callable[[Visitor, JobQueue, dict[str, Any]], object],
+        updates: Callable[[Visitor], Sequence[Any]],
+        *kinds: str,
+    ) -> None:
+        """Wire what starts a command from a form, stops it, and watches it.
+
+        Args:
+            form: In the order of its components, ``fields``.
+            fields: What is entered.
+            buttons: What begins it, what stops it, and what looks again while it runs.
+            outputs: What ``updates`` sets.
+            start: Puts a job into the queue.
+            updates: How it stands.
+            kinds: Of the jobs that are stopped.
+        """
+        begin, stop, timer = buttons
+
+        def entered(values: Sequence[Any]) -> dict[str, Any]:
+            return dict(zip(form, values, strict=True))
+
+        def on_begin(visitor: Visitor, *values: Any) -> None:
+            start(visitor, self.server.jobs, entered(values))
+
+        def on_stop(visitor: Visitor) -> None:
+            training.cancel(visitor, self.server.jobs, *kinds)
+
+        def problems(visitor: Visitor, *values: Any) -> dict[str, str]:
+            return forms.problems(form, entered(values))
+
+        begin.click(
+            self.then(on_begin, updates), [self.token, *fields], outputs,
+            validator=self.validator(form, problems), **PRIVATE,
+        )  # fmt: skip
+        stop.click(self.then(on_stop, updates), self.token, outputs, **PRIVATE)
+        timer.tick(self.then(lambda visitor: None, updates), self.token, outputs, **QUIET)
+        self.restores(outputs, updates)
+
 
 def shown(handler: F) -> F:
     """Show a handler's refusal to the visitor, without a traceback in the log."""
@@ -102,10 +141,6 @@ def shown(handler: F) -> F:
             raise gr.Error(str(error), print_exception=False, duration=8) from None
 
     return run  # type: ignore[return-value]
-
-
-def nothing(visitor: Visitor) -> None:
-    """What an event does that only looks."""
 
 
 def drawn(elem_id: str, template: str, script: str) -> gr.HTML:
