@@ -1,9 +1,7 @@
 """The check at every entrance to compiled code, which would read and write past a short array.
 
-Place in the flow: before everything. Compiled functions know no bounds: an array of another shape
-than the one they were written for gives somebody else's memory for a number, or overwrites it.
-So whoever hands tensors to one of them, or through `ssm_metarl.core.fused` to a kernel, passes
-them through here first, once.
+Place in the flow: before everything. Compiled functions know no bounds, so whoever hands tensors
+to one of them, or through `ssm_metarl.core.fused` to a kernel, passes them through here, once.
 
 What can be converted without a loss of meaning is (other widths of numbers, other strides); the
 rest is a `ValueError` that names what was expected and what was received.
@@ -20,17 +18,14 @@ from torch import Tensor
 def fitted(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, axes: str
 ) -> Tensor:
-    """A tensor as compiled code takes it, without its graph.
+    """A tensor as compiled code takes it: on the processor, contiguous, without its graph.
 
     Args:
         name: What to call it in an error.
-        tensor: On the processor.
+        tensor: Returned itself where it fits; see `shaped` for what is converted.
         shape: Expected.
-        dtype: Expected; see `shaped` for what is converted.
+        dtype: Expected.
         axes: Names of the axes, such as "K, N".
-
-    Returns:
-        The tensor itself where it fits, otherwise a contiguous copy.
 
     Raises:
         ValueError: It does not fit.
@@ -96,7 +91,7 @@ def sequence(
     flat: Tensor, size: int, x: Tensor, hidden: Tensor, reset: Tensor, sizes: tuple[int, int],
     name: str = "x",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What a recurrent model runs over, in the type of its parameters.
+    """What a recurrent model runs over, in the type of its parameters: x, hidden and reset.
 
     Args:
         flat: Parameters, as in `parameters`.
@@ -106,9 +101,6 @@ def sequence(
         reset: True where the state is cleared, shape (T, K, N).
         sizes: I and H.
         name: What to call the inputs in an error.
-
-    Returns:
-        x, hidden and reset.
 
     Raises:
         ValueError: One of them does not fit.
