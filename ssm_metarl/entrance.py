@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
+
+NUMPY_TYPES = {torch.float32: np.dtype(np.float32), torch.bool: np.dtype(np.bool_)}
 
 
 def fitted(
@@ -43,6 +46,24 @@ def fitted(
     if not tensor.is_cpu:
         raise ValueError(f"{name}: expected a tensor on cpu, received one on {tensor.device}")
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def array(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, axes: str
+) -> np.ndarray:
+    """As `fitted`, for NumPy, whose array tells sooner than a tensor what it is."""
+    try:
+        found: np.ndarray | None = tensor.numpy()
+    except (AttributeError, RuntimeError, TypeError):  # no tensor, one elsewhere or with a graph
+        found = None
+    if (
+        found is not None
+        and found.shape == shape
+        and found.dtype is NUMPY_TYPES[dtype]
+        and found.flags.c_contiguous
+    ):
+        return found
+    return fitted(name, tensor, shape, dtype, axes).numpy()
 
 
 def shaped(
