@@ -64,6 +64,32 @@ class Checkpoint:
     versions: dict[str, str] = field(default_factory=dict)
     """Versions that wrote it."""
 
+    @classmethod
+    def of(
+        cls, policy: Policy, experience: ExperienceBuffer | None = None, **known: Any
+    ) -> Checkpoint:
+        """A policy with its limits, and what it may replay.
+
+        Args:
+            policy: It.
+            experience: Saved beside it; None for none.
+            known: Other fields.
+        """
+        assert policy.config is not None
+        held = {} if experience is None else experience.tensors()
+        return cls(
+            policy_config=asdict(policy.config),
+            tensors={f"policy.{n}": v for n, v in policy.state_dict().items()}
+            | {f"experience.{n}": v for n, v in held.items()},
+            calibration={} if policy.calibration is None else asdict(policy.calibration),
+            **known,
+        )
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a part, such as ``policy``, by their names in it."""
+        prefix = f"{name}."
+        return {n.removeprefix(prefix): v for n, v in self.tensors.items() if n.startswith(prefix)}
+
     @property
     def adapted(self) -> bool:
         """Whether the weights are a task's, as ``ssm-metarl adapt`` saves them."""
@@ -84,12 +110,10 @@ class Checkpoint:
     def policy(self) -> Policy:
         """The policy with its weights."""
         config = PolicyConfig.from_dict(self.policy_config)
-        _check_size(config, self.tensors)
+        received = self.part("policy")
+        _check_size(config, sum(value.numel() for value in received.values()))
         policy = build_policy(config, seed=0, inner_lr=0.0)
         expected = {n: tuple(v.shape) for n, v in policy.state_dict().items()}
-        received = {
-            n.removeprefix("policy."): v for n, v in self.tensors.items() if n.startswith("policy.")
-        }
         for name, shape in expected.items():
             value = received.get(name)
             if value is None or value.shape != shape:
@@ -123,21 +147,19 @@ class Checkpoint:
 
         It may grow as far as in the training.
         """
-        prefix = "experience."
-        tensors = {n[len(prefix) :]: v for n, v in self.tensors.items() if n.startswith(prefix)}
+        tensors = self.part("experience")
         if not tensors:
             return None
         max_size = max(1, len(tensors["reward"]), self.training.get("buffer_size", 1))
         return ExperienceBuffer(max_size, self.training.get("family")).restore(tensors)
 
 
-def _check_size(config: PolicyConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where a policy would be larger than the numbers that are there for it.
+def _check_size(config: PolicyConfig, held: int) -> None:
+    """Raise ValueError where a policy would be larger than the numbers that are held for it.
 
     It is built before shapes are compared, and a file may claim any: memory is taken for what is
     there alone.
     """
-    held = sum(v.numel() for name, v in tensors.items() if name.startswith("policy."))
     matrices = [config.state_dim * config.hidden_dim]
     if config.core == "diagonal":
         matrices[0] *= config.num_layers
@@ -327,11 +349,7 @@ def load_model(name_or_path: str | os.PathLike[str]) -> Checkpoint:
         checkpoint = load_checkpoint(beside)
         core = {f"policy.core.{n}": v for n, v in model.state_dict().items()}
         return replace(checkpoint, tensors=checkpoint.tensors | core)
-    policy = as_policy(model)
-    return Checkpoint(
-        policy_config=asdict(policy.config),
-        tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},
-    )
+    return Checkpoint.of(as_policy(model))
 
 
 @usual_modes()

@@ -1,9 +1,7 @@
 """The check at every entrance to compiled code, which would read and write past a short array.
 
-Place in the flow: before everything. Compiled functions know no bounds: an array of another shape
-than the one they were written for gives somebody else's memory for a number, or overwrites it.
-So whoever hands tensors to one of them, or through `ssm_metarl.core.fused` to a kernel, passes
-them through here first, once.
+Place in the flow: before everything. Compiled functions know no bounds, so whoever hands tensors
+to one of them, or through `ssm_metarl.core.fused` to a kernel, passes them through here, once.
 
 What can be converted without a loss of meaning is (other widths of numbers, other strides); the
 rest is a `ValueError` that names what was expected and what was received.
@@ -13,24 +11,24 @@ from __future__ import annotations
 
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
+
+NUMPY_TYPES = {torch.float32: np.dtype(np.float32), torch.bool: np.dtype(np.bool_)}
 
 
 def fitted(
     name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, axes: str
 ) -> Tensor:
-    """A tensor as compiled code takes it, without its graph.
+    """A tensor as compiled code takes it: on the processor, contiguous, without its graph.
 
     Args:
         name: What to call it in an error.
-        tensor: On the processor.
+        tensor: Returned itself where it fits; see `shaped` for what is converted.
         shape: Expected.
-        dtype: Expected; see `shaped` for what is converted.
+        dtype: Expected.
         axes: Names of the axes, such as "K, N".
-
-    Returns:
-        The tensor itself where it fits, otherwise a contiguous copy.
 
     Raises:
         ValueError: It does not fit.
@@ -48,6 +46,24 @@ def fitted(
     if not tensor.is_cpu:
         raise ValueError(f"{name}: expected a tensor on cpu, received one on {tensor.device}")
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def array(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, axes: str
+) -> np.ndarray:
+    """As `fitted`, for NumPy, whose array tells sooner than a tensor what it is."""
+    try:
+        found: np.ndarray | None = tensor.numpy()
+    except (AttributeError, RuntimeError, TypeError):  # no tensor, one elsewhere or with a graph
+        found = None
+    if (
+        found is not None
+        and found.shape == shape
+        and found.dtype is NUMPY_TYPES[dtype]
+        and found.flags.c_contiguous
+    ):
+        return found
+    return fitted(name, tensor, shape, dtype, axes).numpy()
 
 
 def shaped(
@@ -96,7 +112,7 @@ def sequence(
     flat: Tensor, size: int, x: Tensor, hidden: Tensor, reset: Tensor, sizes: tuple[int, int],
     name: str = "x",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What a recurrent model runs over, in the type of its parameters.
+    """What a recurrent model runs over, in the type of its parameters: x, hidden and reset.
 
     Args:
         flat: Parameters, as in `parameters`.
@@ -106,9 +122,6 @@ def sequence(
         reset: True where the state is cleared, shape (T, K, N).
         sizes: I and H.
         name: What to call the inputs in an error.
-
-    Returns:
-        x, hidden and reset.
 
     Raises:
         ValueError: One of them does not fit.

@@ -1,12 +1,11 @@
 """Counter-based randomness: one (seed, purpose, index) names one stream, for ever.
 
 Place in the flow: under everything that draws a number. No stream depends on what was drawn
-before it, so a training resumes bit-identically from its iteration number alone, the order of
-tasks changes nothing, and two purposes ("train-task", "ood-task") can never share a draw.
+before it, so a training resumes bit-identically, the order of tasks changes nothing, and two
+purposes ("train-task", "ood-task") never share a draw. The global generators are never touched.
 
 The generator is Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"):
 its key is a hash of seed and purpose, its counter starts at ``index * 2**192``.
-The global generators of torch, numpy and random are never touched.
 """
 
 from __future__ import annotations

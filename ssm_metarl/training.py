@@ -229,13 +229,11 @@ def train_one_task(
         **greedy_figures(policy, family, seed=config.seed),
     }
     if out is not None:
-        assert policy.config is not None
-        command = command_line("train --mode policy_gradient", config)
-        checkpoint = Checkpoint(
-            policy_config=asdict(policy.config),
-            tensors={f"policy.{n}": v for n, v in policy.state_dict().items()},
-            card={"command": command, "single_task": asdict(config), "result": dict(result)},
-        )
-        save_checkpoint(out / FILE_NAME, checkpoint)
+        card = {
+            "command": command_line("train --mode policy_gradient", config),
+            "single_task": asdict(config),
+            "result": dict(result),
+        }
+        save_checkpoint(out / FILE_NAME, Checkpoint.of(policy, card=card))
         result["model"] = str(out)
     return policy, result

@@ -173,7 +173,6 @@ class Rollout:
         rewards: ArrayLike | None = None,
         *,
         terminated: bool = False,
-        log_probs: ArrayLike | None = None,
     ) -> Rollout:
         """One episode of one task, such as a plant's log, as a rollout with K = N = 1.
 
@@ -182,8 +181,6 @@ class Rollout:
             actions: Shape (T,) integers if discrete, (T, A) floats if continuous.
             rewards: Shape (T,); None for zeros (prediction needs none).
             terminated: Whether the last action ended the episode for good.
-            log_probs: Log-probability of each action under whoever acted, shape (T,); None for
-                NaN, unknown: only the policy_gradient objective needs it.
 
         Raises:
             ValueError: The lengths do not fit.
@@ -196,12 +193,9 @@ class Rollout:
                 f"observations: expected shape ({steps + 1}, O), one more than the {steps} "
                 f"actions (at least 1), received {tuple(obs.shape)}"
             )
-        reward, log_prob = (
-            torch.full((steps,), missing)
-            if values is None
-            else torch.from_numpy(np.array(values, dtype=np.float32))
-            for values, missing in ((rewards, 0.0), (log_probs, torch.nan))
-        )
+        reward = torch.zeros(steps)
+        if rewards is not None:
+            reward = torch.from_numpy(np.array(rewards, dtype=np.float32))
         step = torch.arange(steps)
         columns = {
             "obs": obs[:-1],
@@ -212,7 +206,7 @@ class Rollout:
             "truncated": step < 0,
             "reset": step == 0,
             "mask": step >= 0,
-            "log_prob": log_prob,
+            "log_prob": torch.full((steps,), torch.nan),  # unknown
         }
         return cls(**{name: v[:, None, None] for name, v in columns.items()})
 

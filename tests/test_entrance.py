@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssm_metarl.entrance import counts, fitted, parameters, sequence, shaped
+from ssm_metarl.entrance import array, counts, fitted, parameters, sequence, shaped
 
 
 def test_what_fits_is_passed_on_as_it_is() -> None:
     x = torch.zeros(2, 3)
     assert fitted("x", x, (2, 3), torch.float32, "K, N") is x
     assert shaped("x", x, (2, 3), torch.float32, "K, N") is x
+    assert array("x", x, (2, 3), torch.float32, "K, N").ctypes.data == x.data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,9 @@ def test_what_means_the_same_is_converted(value: torch.Tensor, dtype: torch.dtyp
     got = fitted("x", value, (2, 3), dtype, "K, N")
     assert got.dtype is dtype and got.is_contiguous() and not got.requires_grad
     assert torch.equal(got, torch.ones(2, 3).to(dtype))
+    if dtype is not torch.int64:
+        taken = array("x", value, (2, 3), dtype, "K, N")
+        assert taken.flags.c_contiguous and torch.equal(torch.from_numpy(taken), got)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,9 @@ def test_what_means_the_same_is_converted(value: torch.Tensor, dtype: torch.dtyp
 def test_what_does_not_is_refused(value: object, dtype: torch.dtype, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fitted("x", value, (2, 3), dtype, "K, N")  # type: ignore[arg-type]
+    if dtype is not torch.int64:
+        with pytest.raises(ValueError, match=message):
+            array("x", value, (2, 3), dtype, "K, N")  # type: ignore[arg-type]
 
 
 def test_a_sequence_has_at_least_one_step_and_one_environment() -> None:

@@ -18,17 +18,14 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ssm_metarl.cli.console import announce_compilation, print_json
-from ssm_metarl.cli.flags import ModelArgument
 from ssm_metarl.command_line import PROGRAM, changed, command_line, flag
 from ssm_metarl.config import AdaptationMode, EvaluationConfig, SupportSettings
 from ssm_metarl.settings import Count, in_one_line, require
 from ssm_metarl.tasks import names
 
 if TYPE_CHECKING:
-    from ssm_metarl.adaptation.adapter import AdaptedPolicy
     from ssm_metarl.core.policy import Policy
     from ssm_metarl.evaluation.opened_model import OpenedModel
-    from ssm_metarl.experience.experience_buffer import ExperienceBuffer
     from ssm_metarl.tasks.task_family import Tasks
     from ssm_metarl.types import Rollout
 
@@ -39,7 +36,7 @@ SIMULATED = ("task", "support_steps", "support_policy", "episodes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adapt(ModelArgument, SupportSettings):
+class Adapt(SupportSettings):
     """Adapt a model to one task, such as --task '{"PARAMETER": 7}', and save it.
 
     With --data it adapts to the plant that wrote a CSV or Parquet file, without an environment. A
@@ -55,6 +52,8 @@ class Adapt(ModelArgument, SupportSettings):
     Exit code 4: the data are none to adapt to, or no step was kept; nothing is written.
     """
 
+    model: str
+    """A shipped name, a run's folder, a checkpoint or a .pth file."""
     task: str = "{}"
     """The task's parameters as JSON; what is missing keeps its default."""
     data: Path | None = None
@@ -87,6 +86,7 @@ class Adapt(ModelArgument, SupportSettings):
     def run(self) -> int:
         """Take or collect support data, adapt, save, show the difference."""
         from ssm_metarl.adaptation.log_check import LogRefused
+        from ssm_metarl.checkpoint import Checkpoint, save_checkpoint
         from ssm_metarl.cli.outputs import new_file
         from ssm_metarl.evaluation.episodes import collect_support
         from ssm_metarl.evaluation.opened_model import open_experience, open_model
@@ -137,7 +137,14 @@ class Adapt(ModelArgument, SupportSettings):
         if buffer is not None:
             buffer.add(support, [buffer.next_task_id])
             result["experience"] = len(buffer)
-        self._save(out, opened, adapted, result.get("task", {"data": target}), buffer)
+        card = {
+            "command": command_line("adapt", self),
+            "adapted_to": result.get("task", {"data": target}),
+            "report": asdict(report),
+        }
+        training = opened.checkpoint.training
+        checkpoint = Checkpoint.of(adapted, buffer, training=training, card=card)
+        save_checkpoint(out, checkpoint, new=True)
         if self.json:
             print_json(result)
         else:
@@ -179,31 +186,6 @@ class Adapt(ModelArgument, SupportSettings):
         about = "task" if self.data is None else self.data
         print(f"{PROGRAM}: {about}: {message}; nothing was written", file=sys.stderr)
         return REFUSED
-
-    def _save(
-        self,
-        out: Path,
-        opened: OpenedModel,
-        adapted: AdaptedPolicy,
-        adapted_to: Mapping[str, Any],
-        buffer: ExperienceBuffer | None,
-    ) -> None:
-        from ssm_metarl.checkpoint import Checkpoint, save_checkpoint
-
-        held = {} if buffer is None else buffer.tensors()
-        checkpoint = Checkpoint(
-            policy_config=opened.checkpoint.policy_config,
-            tensors={f"policy.{n}": v for n, v in adapted.state_dict().items()}
-            | {f"experience.{n}": v for n, v in held.items()},
-            training=opened.checkpoint.training,
-            card={
-                "command": command_line("adapt", self),
-                "adapted_to": adapted_to,
-                "report": asdict(adapted.report),
-            },
-            calibration={} if adapted.calibration is None else asdict(adapted.calibration),
-        )
-        save_checkpoint(out, checkpoint, new=True)
 
 
 def print_result(result: Mapping[str, Any]) -> None:

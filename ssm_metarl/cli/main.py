@@ -1,13 +1,7 @@
 """Run a command line; a mistake ends it with one clear line.
 
-Place in the flow: the entry point. `parsing` reads the command, the commands stand beside it in
-the order of their use: `train`, `adapt`, `evaluate`, `families`, `verify`, `models`, `bench`,
-`rsi`, `app`.
-
-Exit codes: 0 done, 1 `verify` found other figures, `families check` a fault, a row of `bench`
-failed or `rsi` is halted, 2 bad input, 3 training diverged (`rsi status`: no daemon runs), 4
-`adapt` wrote nothing, since its data are none to adapt to (`rsi start`: a daemon runs already), 130
-interrupted. Nothing here imports torch: commands import what they need when they run.
+Place in the flow: the entry point. `parsing` reads the command, and lists them all and the exit
+codes. Nothing here imports torch: commands import what they need when they run.
 """
 
 from __future__ import annotations
@@ -43,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = parse(arguments)
         if getattr(command, "reproducible", False) and not is_reproducible():
             begin_again()
-        code = command.run()
+        code: int = command.run()
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

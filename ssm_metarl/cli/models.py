@@ -37,11 +37,12 @@ class Models:
             )
         if self.json:
             print_json({"models": rows})
-        elif not rows:
-            print("no models come with this version; train one with: ssm-metarl train")
-        for row in [] if self.json else rows:
+            return 0
+        for row in rows:
             print(
                 f"{row['name']}: {row['core']}, {row['parameters']:,} parameters, family "
                 f"{row['family']}\n  {row['path']}\n  made by: {row['command'] or 'not recorded'}"
             )
+        if not rows:
+            print("no models come with this version; train one with: ssm-metarl train")
         return 0

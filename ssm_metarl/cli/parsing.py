@@ -13,15 +13,14 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from ssm_metarl.cli import rsi
 from ssm_metarl.cli.adapt import Adapt
 from ssm_metarl.cli.app import App
-from ssm_metarl.cli.bench import Bench
-from ssm_metarl.cli.bench_adaptation import BenchAdaptation
+from ssm_metarl.cli.bench import Bench, BenchAdaptation
 from ssm_metarl.cli.evaluate import Evaluate
 from ssm_metarl.cli.families import Families, FamiliesCheck
 from ssm_metarl.cli.models import Models
@@ -54,7 +53,6 @@ MODES: dict[str, type[Any]] = {
     "policy_gradient": TrainPolicyGradient,
 }
 """Trainings with flags of their own, by the value of --mode."""
-CONFIG = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
 
 OVERVIEW = f"""\
 usage: {PROGRAM} COMMAND [flags]
@@ -82,13 +80,6 @@ examples:
 Flags = TypeVar("Flags", bound="DataclassInstance")
 
 
-class Command(Protocol):
-    """A parsed command."""
-
-    def run(self) -> int:
-        """Do the work; returns the exit code."""
-
-
 def overview() -> str:
     """What ``ssm-metarl --help`` prints."""
     lines = [
@@ -98,8 +89,8 @@ def overview() -> str:
     return OVERVIEW.format(commands="\n".join(lines), example=names.EXAMPLE_TASK)
 
 
-def parse(arguments: Sequence[str]) -> Command:
-    """The command that the arguments name.
+def parse(arguments: Sequence[str]) -> Any:
+    """The command that the arguments name: its ``run`` does the work and returns the exit code.
 
     Raises:
         ValueError: They name none, or a flag does not fit.
@@ -127,8 +118,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if name == "train":
         mode = _value(rest, "--mode") or "meta_rl"
         kind, defaults = MODES.get(mode, kind), _recipe(mode, rest)
-    command: Command = read_flags(kind, name, rest, defaults)
-    return command
+    return read_flags(kind, name, rest, defaults)
 
 
 def read_flags(
@@ -151,7 +141,8 @@ def read_flags(
     """
     if {"-h", "--help"} & set(arguments):
         given: dict[str, Any] = {"default": kind(**defaults)} if defaults else {}
-        tyro.cli(kind, prog=f"{PROGRAM} {name}", args=["--help"], config=CONFIG, **given)
+        short = (tyro.conf.FlagCreatePairsOff,)  # --json, without a --no-json that nobody needs
+        tyro.cli(kind, prog=f"{PROGRAM} {name}", args=["--help"], config=short, **given)
     values, loose = _values(kind, name, arguments)
     for field in fields(kind):
         positional = tyro.conf.Positional in _marks(kind, field.name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -57,18 +57,13 @@ class TrainPolicyGradient(SingleTaskConfig):
                 return EXIT_DIVERGED
         if self.json:
             print_json(result)
-        else:
-            print_result(result)
+            return 0
+        print(
+            f"{result['env_name']}: {result['episodes']} finished episodes, "
+            f"{result['env_steps']:,} environment steps; {result['greedy_episodes']} greedy "
+            f"episodes: mean {result['mean']:.1f} ± {result['std']:.1f}, minimum "
+            f"{result['min']:g}, maximum {result['max']:g}"
+        )
+        if self.out is not None:
+            print(f"model: {self.out}")
         return 0
-
-
-def print_result(result: dict[str, Any]) -> None:
-    """The result in words."""
-    print(
-        f"{result['env_name']}: {result['episodes']} finished episodes, "
-        f"{result['env_steps']:,} environment steps; {result['greedy_episodes']} greedy episodes: "
-        f"mean {result['mean']:.1f} ± {result['std']:.1f}, minimum {result['min']:g}, maximum "
-        f"{result['max']:g}"
-    )
-    if "model" in result:
-        print(f"model: {result['model']}")

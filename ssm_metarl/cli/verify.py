@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ssm_metarl.cli.console import announce_compilation, print_json
-from ssm_metarl.cli.flags import ModelArgument
 
 EXIT_DIFFERENT = 1
 VERDICTS = {
@@ -19,9 +18,11 @@ VERDICTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verify(ModelArgument):
+class Verify:
     """Run ten seeded episodes of a model and compare them with its card."""
 
+    model: str
+    """A shipped name, a run's folder, a checkpoint or a .pth file."""
     family: str | None = None
     """Task family: a name, or my_plant.py:FAMILY; None for the one it was trained on."""
     seed: int | None = None

@@ -19,7 +19,7 @@ from ssm_metarl.core.acting import ActingState
 from ssm_metarl.core.fused import KernelRun
 from ssm_metarl.core.heads import LinearHeads
 from ssm_metarl.core.policy_network import PolicyNetwork
-from ssm_metarl.entrance import fitted
+from ssm_metarl.entrance import array, fitted
 from ssm_metarl.types import FlatParams
 
 LOG_ROOT_TWO_PI = np.float32(0.5 * math.log(2 * math.pi))
@@ -90,14 +90,16 @@ class CompiledActor:
     def __call__(self, obs: Tensor, reset: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (K, N[, A]) and their log-probabilities for observations (K, N, O)."""
         run, memory = self._run, self._memory
-        obs = fitted("obs", obs, self._obs_shape, torch.float32, "K, N, O")
-        reset = fitted("reset", reset, self._shape, torch.bool, "K, N")
         if memory is None:
             observe(
-                obs.numpy(), reset.numpy(), self._limit, self._scale, self._reflection,
+                array("obs", obs, self._obs_shape, torch.float32, "K, N, O"),
+                array("reset", reset, self._shape, torch.bool, "K, N"),
+                self._limit, self._scale, self._reflection,
                 self._remembers, run.x, run.reset, self._bad,
             )  # fmt: skip
         else:
+            obs = fitted("obs", obs, self._obs_shape, torch.float32, "K, N, O")
+            reset = fitted("reset", reset, self._shape, torch.bool, "K, N")
             envs = self._rows[1]
             x, first = memory.observe(obs.flatten(0, 1), reset.flatten())
             run.x[:, :envs], run.reset[:, :envs] = x.view(*self._rows, -1), first.view(self._rows)

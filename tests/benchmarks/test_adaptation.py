@@ -350,7 +350,7 @@ def test_the_command_refuses_in_one_line(
 def test_a_missing_matplotlib_is_missed_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ssm_metarl.cli.bench_adaptation.find_spec", lambda _: None)
+    monkeypatch.setattr("ssm_metarl.cli.bench.find_spec", lambda _: None)
     assert main(["bench", "adaptation", "--work", str(tmp_path / "work")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "expected matplotlib" in line and not (tmp_path / "work").exists()
