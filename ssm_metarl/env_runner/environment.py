@@ -1,11 +1,7 @@
 """One world with Gymnasium's interface: any Gymnasium id, or a task of a family.
 
-Place in the flow: stage 2, the front door for a reader's own loops and for the documents'
-snippets; training and evaluation use `worlds`, which steps many at once.
-
-    env = Environment("Acrobot-v1")
-    obs, info = env.reset()
-    obs, reward, terminated, truncated, info = env.step(action)
+Place in the flow: stage 2, the front door for a reader's own loops; training and evaluation use
+`worlds`, which steps many at once.
 
 The trap: a Gymnasium id, of a family too, is Gymnasium's own environment. Only a ``task``, or the
 family's name, brings in the family's physics, whose default task does the same.

@@ -6,11 +6,9 @@ Of its state s and the chosen actions u = 2 a - 1 a task shows and does::
     observation[place_i] = sensor_sign_i gain_i s_i        i = x, dx/dt, theta, dtheta/dt
     force at step t      = sign force u_{t - delay}        0 before the first action of an episode
 
-`order` names which of the 24 ways to place the sensors a task has. In `cartpole` one bit is hidden
-and one fixed controller, told that bit, is enough. Here the same observation asks for one push in
-one task and for the other in the next, whatever the controller: `tests/tasks` measures that no
-fixed linear controller keeps the pole up, and `ScrambledExpert` that one which is
-told the wiring does.
+`order` names which of the 24 ways to place the sensors a task has. In `cartpole` one fixed
+controller that is told one bit is enough. Here no fixed linear controller keeps the pole up
+(`tests/tasks` measures it), and `ScrambledExpert`, which is told the wiring, does.
 
 The trap: an action that waits in the line is part of the state. Whoever rates an action by the
 next observation rates another one wherever there is a delay.

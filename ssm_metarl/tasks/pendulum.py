@@ -9,10 +9,8 @@ task shows (cos theta, sin theta, dtheta/dt), and::
     I dtheta'/dt = m g l/2 sin theta + sign gain u - c dtheta/dt      I = m l^2 / 3, |u| <= 2 N m
     reward = -(theta^2 + 0.1 (dtheta/dt)^2 + 0.001 u^2)               theta in [-pi, pi)
 
-The torque is too weak to lift the pendulum at once: it has to be swung up.
-
-The traps. The reflection: theta to -theta leaves the cosine as it is. And the reward charges the
-torque that was asked for, clipped to what the motor takes, not what the motor makes of it.
+The torque is too weak to lift the pendulum at once. The traps: the reflection leaves the cosine as
+it is; the reward charges the torque that was asked for, clipped, not what the motor makes of it.
 """
 
 from __future__ import annotations

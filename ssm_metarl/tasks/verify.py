@@ -32,14 +32,7 @@ def probed(parameter: TaskParameter, parameters: Sequence[TaskParameter]) -> lis
 def verify(
     dynamics: Dynamics, parameter: TaskParameter, values: list[dict[str, float]], family: str
 ) -> None:
-    """Check one parameter; errors and warnings are those of `TaskFamily.verify`.
-
-    Args:
-        dynamics: Batched physics.
-        parameter: Which one.
-        values: The tasks that are `probed`.
-        family: Its name.
-    """
+    """Check one parameter on the tasks that are `probed`, see `TaskFamily.verify`."""
     names = {"obs": 0, "reward": 1}
     traces = _traces(dynamics, values)
     judge(parameter, family, [[
