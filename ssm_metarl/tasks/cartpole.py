@@ -24,7 +24,7 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import compiled
 from ssm_metarl.tasks.actuator import flip, signed
 from ssm_metarl.tasks.control import linearised, lqr
-from ssm_metarl.tasks.dynamics import CompiledDynamics, Stepped
+from ssm_metarl.tasks.dynamics import CompiledDynamics, Parameters, Stepped
 from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import Probe, TaskFamily, Tasks
 from ssm_metarl.tasks.task_parameter import TaskParameter, Uniform
@@ -80,13 +80,11 @@ class CartPoleDynamics(CompiledDynamics):
         """Every component uniform in [-0.05, 0.05), as in Gymnasium; shape (..., 4)."""
         return uniform * 0.1 - 0.05
 
-    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    def observe(self, state: Tensor, parameters: Parameters) -> Tensor:
         """The full state is observed, in every task."""
         return state
 
-    def step_plainly(
-        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
-    ) -> Stepped:
+    def step_plainly(self, state: Tensor, action: Tensor, parameters: Parameters) -> Stepped:
         """See `CompiledDynamics`."""
         x, x_dot, theta, theta_dot = state.unbind(-1)
         mass, length = parameters["mass"], parameters["length"]

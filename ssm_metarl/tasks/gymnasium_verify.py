@@ -128,8 +128,8 @@ def verify(
             None: f" (inert, or never reached in {steps} steps)",
         }[_is_read(plant, values[-1], name)]
 
-    with closing(differences()) as drives:  # and the environments with it
-        if not judge(parameter, family, drives, unmoved):
+    with closing(differences()) as differing:  # and the environments with it
+        if not judge(parameter, family, differing, unmoved):
             return
     if _is_made_otherwise(plant, values[-1], name):
         found = (
