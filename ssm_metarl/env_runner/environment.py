@@ -1,11 +1,7 @@
 """One world with Gymnasium's interface: any Gymnasium id, or a task of a family.
 
-Place in the flow: stage 2, the front door for a reader's own loops and for the documents'
-snippets; training and evaluation use `worlds`, which steps many at once.
-
-    env = Environment("Acrobot-v1")
-    obs, info = env.reset()
-    obs, reward, terminated, truncated, info = env.step(action)
+Place in the flow: stage 2, the front door for a reader's own loops; training and evaluation use
+`worlds`, which steps many at once.
 
 The trap: a Gymnasium id, of a family too, is Gymnasium's own environment. Only a ``task``, or the
 family's name, brings in the family's physics, whose default task does the same.
@@ -53,10 +49,11 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(
         self, env_id: str | TaskFamily, task: Mapping[str, Any] | None = None, *, seed: int = 0
     ) -> None:
-        self._family = _family_or_none(env_id)
+        self.family = _family_or_none(env_id)
+        """The task family that the environment belongs to, None if there is none."""
         named = isinstance(env_id, TaskFamily) or env_id in {**FAMILIES, **TOLD}
-        if self._family is not None and (named or task is not None):
-            env = _task_environment(self._family.task(task))
+        if self.family is not None and (named or task is not None):
+            env = _task_environment(self.family.task(task))
         elif task is not None:
             raise ValueError(
                 f"task: expected None, for {env_id!r} belongs to no task family, received "
@@ -67,11 +64,6 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
             env = GymnasiumPlant(str(env_id)).build(check=True, expected=expected)
         super().__init__(env)
         self._first_seed: int | None = seed
-
-    @property
-    def family(self) -> TaskFamily | None:
-        """The task family that the environment belongs to, None if there is none."""
-        return self._family
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -86,7 +78,7 @@ class Environment(gymnasium.Wrapper[Any, Any, Any, Any]):
             Observation, shape (O,), and an information dictionary.
         """
         first, self._first_seed = self._first_seed, None
-        return super().reset(seed=first if seed is None else plain(seed), options=options)
+        return super().reset(seed=plain(first if seed is None else seed), options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take one step.

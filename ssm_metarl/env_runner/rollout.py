@@ -72,13 +72,7 @@ def collect_rollout(
 
 
 def random_actor(worlds: Worlds, noise: TaskNoise, num_steps: int) -> Actor:
-    """Uniformly random actions: the support policy that tells most about a plant.
-
-    Args:
-        worlds: Where the actions will be taken.
-        noise: The tasks' own streams.
-        num_steps: Steps that will be asked for.
-    """
+    """Uniformly random actions, for so many steps: what tells most about a plant."""
     actions, log_probs = worlds.action_space.draw_random(noise, num_steps, worlds.num_envs)
     steps = iter(zip(actions.to(worlds.device), log_probs.to(worlds.device), strict=True))
 

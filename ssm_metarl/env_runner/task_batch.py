@@ -231,22 +231,10 @@ def settle(  # type: ignore[no-untyped-def]
     before, was_ended, old_count, uniform, push_probability, push_scale, max_steps,
     state, reward, terminated, truncated, ended, step_count,
 ):  # fmt: skip
-    """Push, hold what had ended where it was, count, and cut at the time limit; in place.
+    """Push, hold what had ended where it was, count, and cut at the time limit.
 
-    Args:
-        before: State before the step (K, N, S).
-        was_ended: Whether the episode had ended before it (K, N).
-        old_count: Steps taken before it (K, N).
-        uniform: Numbers for the pushes (K, N, 1 + S), or (K, N, 0) for none.
-        push_probability: Of each environment.
-        push_scale: Standard deviation of a push (S,).
-        max_steps: The time limit.
-        state: State after the dynamics' step; becomes the state.
-        reward: The dynamics'; becomes 0 where the episode had ended.
-        terminated: The dynamics'; becomes False there.
-        truncated: Filled.
-        ended: Filled.
-        step_count: Filled.
+    What the dynamics gave (state, reward, terminated) is changed in place; the last three are
+    filled. ``uniform`` are numbers for the pushes (K, N, 1 + S), or (K, N, 0) for none.
     """
     for k in range(state.shape[0]):
         for n in range(state.shape[1]):

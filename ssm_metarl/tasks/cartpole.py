@@ -5,13 +5,11 @@ Barto, Sutton & Anderson (1983) as Gymnasium's ``CartPole-v1`` integrates them (
 0.02 s): at the default parameters a step equals Gymnasium's within 1e-9 in float64.
 
 The trap: Gymnasium caches ``total_mass`` and ``polemass_length``, so changing ``masscart`` on its
-environment changes nothing, and changing ``masspole`` or ``length`` only some of the terms they
-stand in. Here everything is computed from the parameters in every step.
+environment changes nothing. Here everything is computed from the parameters in every step.
 
 Ranges are those of Packer et al. 2018 (arXiv 1810.12282); gravity and the hidden actuator sign
-are added. With sign -1, action 1 pushes to the left. No single observation tells the sign; what a
-push did tells it. It can be read off support data, remembered within an episode or, since a push
-leaves a velocity behind, even be played in range by a policy without memory.
+are added. A policy can read the sign off support data, remember it within an episode or, since a
+push leaves a velocity behind, even play without memory in range.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.compiled import compiled
 from ssm_metarl.tasks.actuator import flip, signed
 from ssm_metarl.tasks.control import linearised, lqr
-from ssm_metarl.tasks.dynamics import CompiledDynamics, Stepped
+from ssm_metarl.tasks.dynamics import CompiledDynamics, Parameters, Stepped
 from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import Probe, TaskFamily, Tasks
 from ssm_metarl.tasks.task_parameter import TaskParameter, Uniform
@@ -82,13 +80,11 @@ class CartPoleDynamics(CompiledDynamics):
         """Every component uniform in [-0.05, 0.05), as in Gymnasium; shape (..., 4)."""
         return uniform * 0.1 - 0.05
 
-    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    def observe(self, state: Tensor, parameters: Parameters) -> Tensor:
         """The full state is observed, in every task."""
         return state
 
-    def step_plainly(
-        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
-    ) -> Stepped:
+    def step_plainly(self, state: Tensor, action: Tensor, parameters: Parameters) -> Stepped:
         """See `CompiledDynamics`."""
         x, x_dot, theta, theta_dot = state.unbind(-1)
         mass, length = parameters["mass"], parameters["length"]
@@ -145,19 +141,11 @@ PROBE_GAIN = (0.0055, 0.015, 23.0, 1.39)
 
 
 def read_sign(support: Rollout) -> Tensor:
-    """Which way action 1 pushes, from how the cart's velocity changed.
+    """Which way action 1 pushes in each task, +1 or -1 (K,), +1 where the data say nothing.
 
-    The sum over taken steps of ``(2 a - 1) (dx/dt after - before)``. Near the upright the pole
-    changes the cart's velocity much less than the actuator does, so even five random steps
+    The sign of the sum over taken steps of ``(2 a - 1) (dx/dt after - before)``. Near the upright
+    the pole changes the cart's velocity much less than the actuator does, so five random steps
     suffice. The actions are not centred: that would throw away a support with one action only.
-
-    Args:
-        support: Steps with observation (x, dx/dt, theta, dtheta/dt), shape (T, K, N, 4), and
-            actions 0 or 1; whole episodes or parts of them.
-
-    Returns:
-        +1 or -1 for each task, shape (K,), in the type of the observations; +1 where the data
-        say nothing.
     """
     change = support.next_obs[..., 1] - support.obs[..., 1]  # (T, K, N), m/s
     evidence = (2 * support.action - 1) * change

@@ -6,11 +6,9 @@ Of its state s and the chosen actions u = 2 a - 1 a task shows and does::
     observation[place_i] = sensor_sign_i gain_i s_i        i = x, dx/dt, theta, dtheta/dt
     force at step t      = sign force u_{t - delay}        0 before the first action of an episode
 
-`order` names which of the 24 ways to place the sensors a task has. In `cartpole` one bit is hidden
-and one fixed controller, told that bit, is enough. Here the same observation asks for one push in
-one task and for the other in the next, whatever the controller: `tests/tasks` measures that no
-fixed linear controller keeps the pole up, and `ScrambledExpert` that one which is
-told the wiring does.
+`order` names which of the 24 ways to place the sensors a task has. In `cartpole` one fixed
+controller that is told one bit is enough. Here no fixed linear controller keeps the pole up
+(`tests/tasks` measures it), and `ScrambledExpert`, which is told the wiring, does.
 
 The trap: an action that waits in the line is part of the state. Whoever rates an action by the
 next observation rates another one wherever there is a delay.
@@ -18,7 +16,7 @@ next observation rates another one wherever there is a delay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 
 import numpy as np
@@ -30,7 +28,7 @@ from ssm_metarl.compiled import compiled
 from ssm_metarl.entrance import fitted, shaped
 from ssm_metarl.tasks.actuator import signed
 from ssm_metarl.tasks.cartpole import CARTPOLE, CartPoleDynamics, CartPoleExpert
-from ssm_metarl.tasks.dynamics import Stepped, leading, spread
+from ssm_metarl.tasks.dynamics import Parameters, Stepped, leading, spread
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.tasks.task_parameter import Choice, TaskParameter, Uniform
 
@@ -63,7 +61,7 @@ class CartPoleScrambledDynamics:
         cart = self._cartpole.initial_state(uniform[..., : self.obs_dim])
         return torch.cat([cart, torch.zeros_like(uniform[..., self.obs_dim :])], dim=-1)
 
-    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    def observe(self, state: Tensor, parameters: Parameters) -> Tensor:
         """What the sensors show, each at its place, shape (K, N, 4).
 
         Raises:
@@ -79,14 +77,13 @@ class CartPoleScrambledDynamics:
             return obs
         return self.observe_plainly(state, parameters)
 
-    def observe_plainly(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    def observe_plainly(self, state: Tensor, parameters: Parameters) -> Tensor:
         """The same by PyTorch's own operations, on any device."""
-        factors = [parameters[f"sensor_sign_{n}"] * parameters[f"gain_{n}"] for n in SENSORS]
-        sensed = state[..., : self.obs_dim] * torch.stack(factors, dim=-1)
+        sensed = state[..., : self.obs_dim] * _factors(parameters)
         place = torch.from_numpy(PLACES).to(state.device)[parameters["order"].long()]
         return torch.empty_like(sensed).scatter_(-1, place, sensed)
 
-    def step(self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]) -> Stepped:
+    def step(self, state: Tensor, action: Tensor, parameters: Parameters) -> Stepped:
         """One step of 0.02 s; parameters are those of `cartpole` and delay [steps].
 
         Raises:
@@ -131,12 +128,10 @@ class ScrambledExpert:
     """See `Expert`; it is told the wiring, too."""
 
     def __init__(self, tasks: Tasks) -> None:
-        values = tasks.values
         self._regulator, self._physics = CartPoleExpert(tasks), CartPoleDynamics()
-        self._values = values
-        self._place = torch.from_numpy(PLACES)[values["order"].long()]  # (K, 4)
-        factors = [values[f"sensor_sign_{n}"] * values[f"gain_{n}"] for n in SENSORS]
-        self._factor = torch.stack(factors, dim=-1)[:, None]  # (K, 1, 4)
+        self._values = tasks.values
+        self._place = torch.from_numpy(PLACES)[tasks.values["order"].long()]  # (K, 4)
+        self._factor = _factors(tasks.values)[:, None]  # (K, 1, 4)
 
     def __call__(self, obs: Tensor, action: Tensor, episode_start: Tensor) -> Tensor:
         """What the regulator does where the plant will be when an action arrives."""
@@ -157,6 +152,12 @@ class ScrambledExpert:
             rows = torch.where((parameters["delay"] >= ago)[..., None], after, rows)
         ahead = rows.view(tasks, steps, envs, -1).transpose(0, 1)
         return self._regulator(ahead, action, episode_start)
+
+
+def _factors(parameters: Parameters) -> Tensor:
+    """Sign and gain of each sensor, shape (..., 4)."""
+    factors = [parameters[f"sensor_sign_{n}"] * parameters[f"gain_{n}"] for n in SENSORS]
+    return torch.stack(factors, dim=-1)
 
 
 def _chosen(action: Tensor, episode_start: Tensor, ago: int) -> Tensor:

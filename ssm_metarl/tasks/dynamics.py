@@ -59,12 +59,7 @@ class CompiledDynamics:
     push_scale: Sequence[float]
 
     def step(self, state: Tensor, action: Tensor, parameters: Parameters) -> Stepped:
-        """One step.
-
-        Args:
-            state: Shape (K, N, S), float32 or float64.
-            action: As the action space has it, shape (K, N) or (K, N, A).
-            parameters: Each broadcasts to (K, N).
+        """See `Dynamics`; the state is float32 or float64, the parameters broadcast to (K, N).
 
         Raises:
             ValueError: A shape does not fit.

@@ -19,7 +19,8 @@ import numpy as np
 
 from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.settings import in_one_line, require
-from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, Setting, parse_path, part
+from ssm_metarl.tasks.attribute_path import parse_path, part
+from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, Setting
 from ssm_metarl.tasks.gymnasium_spaces import names_of, spaces_of, widest
 from ssm_metarl.tasks.task_parameter import Choice, TaskParameter, Uniform
 

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Discrete
-from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, parse_path
+from ssm_metarl.tasks.attribute_path import parse_path
+from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld
 from ssm_metarl.tasks.task_parameter import TaskParameter
 from ssm_metarl.tasks.verify import judge
@@ -107,7 +108,7 @@ def first_difference(one: Trace, other: Trace) -> set[str]:
 def verify(
     plant: GymnasiumPlant, parameter: TaskParameter, values: Sequence[Values], family: str
 ) -> None:
-    """Check one parameter; arguments, errors and warnings are those of `verify.verify`."""
+    """Check one parameter on the tasks that are `probed`, see `TaskFamily.verify`."""
     name, steps = parameter.name, 0
 
     def differences() -> Generator[list[set[str]], None, None]:
@@ -127,8 +128,8 @@ def verify(
             None: f" (inert, or never reached in {steps} steps)",
         }[_is_read(plant, values[-1], name)]
 
-    with closing(differences()) as drives:  # and the environments with it
-        if not judge(parameter, family, drives, unmoved):
+    with closing(differences()) as differing:  # and the environments with it
+        if not judge(parameter, family, differing, unmoved):
             return
     if _is_made_otherwise(plant, values[-1], name):
         found = (

@@ -64,10 +64,7 @@ class GymnasiumWorld:
             raise self._refusal("reset", error) from error
 
     def step(self, action: Any) -> tuple[Row, float, bool, bool]:
-        """One step: observation (O,), reward, terminated, truncated.
-
-        Args:
-            action: As `native` gives it.
+        """One step of a `native` action: observation (O,), reward, terminated, truncated.
 
         Raises:
             ValueError: The environment raises, or returns something else than a step.

@@ -9,10 +9,8 @@ task shows (cos theta, sin theta, dtheta/dt), and::
     I dtheta'/dt = m g l/2 sin theta + sign gain u - c dtheta/dt      I = m l^2 / 3, |u| <= 2 N m
     reward = -(theta^2 + 0.1 (dtheta/dt)^2 + 0.001 u^2)               theta in [-pi, pi)
 
-The torque is too weak to lift the pendulum at once: it has to be swung up.
-
-The traps. The reflection: theta to -theta leaves the cosine as it is. And the reward charges the
-torque that was asked for, clipped to what the motor takes, not what the motor makes of it.
+The torque is too weak to lift the pendulum at once. The traps: the reflection leaves the cosine as
+it is; the reward charges the torque that was asked for, clipped, not what the motor makes of it.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from ssm_metarl.action_space import Continuous
 from ssm_metarl.compiled import compiled
 from ssm_metarl.tasks.actuator import flip, signed
 from ssm_metarl.tasks.control import linearised, lqr
-from ssm_metarl.tasks.dynamics import CompiledDynamics, Stepped
+from ssm_metarl.tasks.dynamics import CompiledDynamics, Parameters, Stepped
 from ssm_metarl.tasks.sketch import Shape, Sketch
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.tasks.task_parameter import TaskParameter, Uniform
@@ -79,14 +77,12 @@ class PendulumDynamics(CompiledDynamics):
         """Any angle, and a speed uniform in [-1, 1), as in Gymnasium; shape (..., 2)."""
         return (2 * uniform - 1) * uniform.new_tensor([math.pi, 1.0])
 
-    def observe(self, state: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    def observe(self, state: Tensor, parameters: Parameters) -> Tensor:
         """Cosine, sine and speed, in every task, shape (..., 3)."""
         theta, speed = state.unbind(-1)
         return torch.stack((torch.cos(theta), torch.sin(theta), speed), dim=-1)
 
-    def step_plainly(
-        self, state: Tensor, action: Tensor, parameters: Mapping[str, Tensor]
-    ) -> Stepped:
+    def step_plainly(self, state: Tensor, action: Tensor, parameters: Parameters) -> Stepped:
         """See `CompiledDynamics`."""
         theta, speed = state.unbind(-1)
         torque = action[..., 0].clamp(-MAX_TORQUE, MAX_TORQUE)

@@ -76,13 +76,7 @@ class TaskParameter:
         return isinstance(self.id, Choice)
 
     def between(self, before: Tensor, after: Tensor, share: Tensor) -> Tensor:
-        """Values on the way from one to another: a category jumps half-way, a range moves evenly.
-
-        Args:
-            before: Values at the start, any shape.
-            after: At the end.
-            share: How much of the way is done, in [0, 1].
-        """
+        """At a share in [0, 1] of the way; a category jumps half-way, a range moves evenly."""
         if self.is_category:
             return torch.where(share < 0.5, before, after)
         return torch.lerp(before, after, share)

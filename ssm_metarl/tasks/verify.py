@@ -32,20 +32,13 @@ def probed(parameter: TaskParameter, parameters: Sequence[TaskParameter]) -> lis
 def verify(
     dynamics: Dynamics, parameter: TaskParameter, values: list[dict[str, float]], family: str
 ) -> None:
-    """Check one parameter; errors and warnings are those of `TaskFamily.verify`.
-
-    Args:
-        dynamics: Batched physics.
-        parameter: Which one.
-        values: The tasks that are `probed`.
-        family: Its name.
-    """
-    names = {"obs": 0, "reward": 1}
+    """Check one parameter on the tasks that are `probed`, see `TaskFamily.verify`."""
     traces = _traces(dynamics, values)
-    judge(parameter, family, [[
-        {name for name, i in names.items() if not _alike(traces[i][k], traces[i][0])}
+    differing = [
+        {name for name, rows in traces.items() if not _alike(rows[k], rows[0])}
         for k in range(1, len(values))
-    ]])  # fmt: skip
+    ]
+    judge(parameter, family, [differing])
 
 
 def judge(
@@ -90,7 +83,7 @@ def judge(
     return False
 
 
-def _traces(dynamics: Dynamics, values: list[dict[str, float]]) -> tuple[Tensor, Tensor]:
+def _traces(dynamics: Dynamics, values: list[dict[str, float]]) -> dict[str, Tensor]:
     """What random actions meet in each of K tasks, and earn; shape (K, ...) each."""
     rng, num_tasks = seeding.generator(0, "verify"), len(values)
     uniform = torch.from_numpy(rng.random((NUM_ENVS, len(dynamics.push_scale))))
@@ -107,7 +100,7 @@ def _traces(dynamics: Dynamics, values: list[dict[str, float]]) -> tuple[Tensor,
         )
         seen += [dynamics.observe(state, parameters).flatten(1), terminated.double()]
         rewards.append(reward)
-    return torch.cat(seen, dim=1), torch.cat(rewards, dim=1)
+    return {"obs": torch.cat(seen, dim=1), "reward": torch.cat(rewards, dim=1)}
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

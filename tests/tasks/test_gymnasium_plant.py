@@ -16,7 +16,8 @@ from gymnasium import spaces
 
 from ssm_metarl.action_space import Continuous
 from ssm_metarl.env_runner.worlds import fingerprint, make_worlds, observation_and_action
-from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant, parse_path
+from ssm_metarl.tasks.attribute_path import parse_path
+from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.task_family import Choice, Setting, TaskFamily, Uniform
 
 
