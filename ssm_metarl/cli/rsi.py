@@ -262,18 +262,21 @@ def find_start(folder: Path, model: str | None) -> None:
         from ssm_metarl.checkpoint import find_model
 
         find_model(model)
-        return
-    from ssm_metarl.recursive_self_improvement.ledger import FILE_NAME, Ledger
-
-    events = 0  # a start that was refused may have left a ledger without any
-    if (folder / FILE_NAME).is_file():
-        with Ledger(folder, read_only=True) as ledger:
-            events, _ = ledger.head
-    if events == 0:
+    elif not has_begun(folder):
         raise ValueError(
             f"lineage: expected the folder of one, received {folder}; "
             f"begin one with: ssm-metarl rsi run --model NAME --lineage {folder}"
         )
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a lineage lives there: a refused start may have left a ledger without events."""
+    from ssm_metarl.recursive_self_improvement.ledger import FILE_NAME, Ledger
+
+    if not (folder / FILE_NAME).is_file():
+        return False
+    with Ledger(folder, read_only=True) as ledger:
+        return ledger.head[0] > 0
 
 
 @contextmanager

@@ -8,12 +8,14 @@ refused here ends with one line in the log, which `rsi_daemon.start` shows to wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssm_metarl.cli.parsing import read_flags
-from ssm_metarl.cli.rsi import find_start
+from ssm_metarl.cli.rsi import find_start, has_begun
 from ssm_metarl.recursive_self_improvement.config import RSIRun
+from ssm_metarl.tasks import names
 
 if TYPE_CHECKING:
     from ssm_metarl.daemon.control import Control
@@ -31,6 +33,8 @@ def serve(lineage: Path, control: Control, arguments: Sequence[str]) -> int:
 
     try:
         run = read_flags(RSIRun, "rsi start", list(arguments))
+        if run.model is None and not has_begun(lineage):
+            run = replace(run, model=names.FAMILY)  # the shipped model of that name
         find_start(lineage, run.model)
         from ssm_metarl.recursive_self_improvement import service  # torch: a mistake need not wait
 

@@ -8,12 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from ssm_metarl.cli.rsi import has_begun
 from ssm_metarl.daemon.lock import lock_is_held
 from ssm_metarl.recursive_self_improvement.ledger import Ledger
 from ssm_metarl.recursive_self_improvement.lineage import Lineage
@@ -227,7 +229,6 @@ def test_what_a_lineage_is_not_to_become_is_refused(made: Made, cli: Cli, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "lineage: expected the folder of one, received"),
         (("--alfa", "0.1"), "received --alfa; did you mean --alpha?"),
         (("--model", "nope"), "model: expected a shipped name"),
         (("--model", "cartpole", "--alpha", "3"), "alpha: expected between 0 and 1, received 3.0"),
@@ -245,6 +246,23 @@ def test_the_daemons_mistakes_are_seen_by_who_starts_it(
     finally:
         stop(lineage)
     assert json.loads((lineage / "daemon.lock").read_text())["arguments"] == []  # for a restart
+
+
+def test_a_start_alone_begins_with_the_shipped_model(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSM_METARL_HOME", str(tmp_path))
+    outcome = cli("rsi", "start")
+    try:
+        assert outcome.code == 0 and outcome.out.startswith("started: pid ")
+        deadline = time.monotonic() + 120
+        while not has_begun(tmp_path / "rsi") and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        stop(tmp_path / "rsi", 60)
+    first = events(tmp_path / "rsi")[0]
+    assert (first.kind, first.body["family"]) == ("init", "cartpole")
+    assert json.loads((tmp_path / "rsi" / "daemon.lock").read_text())["arguments"] == []
 
 
 def test_help_lists_the_flags(cli: Cli) -> None:
