@@ -65,11 +65,10 @@ class Memory(ModelSizes):
     remembered."""
 
     def _check_memory(self) -> None:
-        if self.norm_dim is not None:
-            require(self.core == "diagonal", "norm_dim", "None where core is 'state_space'",
-                    self.norm_dim)  # fmt: skip
-            require(1 <= self.norm_dim <= self.width, "norm_dim",
-                    f"None or 1 to {self.width}, the width", self.norm_dim)  # fmt: skip
+        if (size := self.norm_dim) is not None:
+            require(self.core == "diagonal", "norm_dim", "None where core is 'state_space'", size)
+            expected = f"None or 1 to {self.width}, the width"
+            require(1 <= size <= self.width, "norm_dim", expected, size)
         require(not self.in_context or self.core == "diagonal", "in_context",
                 "False, or core 'diagonal'", self.in_context)  # fmt: skip
         require(self.memory or not self.in_context, "memory", "True in context", self.memory)

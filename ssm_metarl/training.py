@@ -1,18 +1,15 @@
 """A whole training: train -> calibrate -> verify -> save -> evaluate, for any family and mode.
 
 Place in the flow: above `evaluation`, whose figures and limits a trained model gets, and under the
-command line, which is a thin caller of this. The kind of configuration says the mode:
-`MetaTrainingConfig` (a gradient step; with ``in_context`` on top of a context), `InContextConfig`
-(a memory), `SingleTaskConfig` (one environment, no adaptation)::
+command line. The kind of configuration says the mode: `MetaTrainingConfig` (a gradient step; with
+``in_context`` on top of a context), `InContextConfig` (a memory), `SingleTaskConfig` (one
+environment, no adaptation)::
 
     trained = train(MetaTrainingConfig(num_epochs=50), "runs/mine", family=MY_FAMILY)
-    trained.policy, trained.result["arms"]["standard"]["mean"]
 
-A training that was stopped goes on by `TrainingRun.resume(out, family=...)`, its `train`, and
-:func:`finish`.
-
-The trap: the last checkpoint is written twice, first as the training leaves it and then with its
-limits and verification. Whoever is interrupted between has a model that can be finished.
+A training that was stopped goes on by `TrainingRun.resume`, its `train`, and :func:`finish`. The
+trap: the last checkpoint is written twice, at last with its limits and verification. Whoever is
+interrupted between has a model that can be finished.
 """
 
 from __future__ import annotations
@@ -156,16 +153,13 @@ def finish(
 
 def _remark(family: TaskFamily, resumed_further: bool) -> str:
     """What the recorded command does not say."""
-    remarks = []
-    if resumed_further:
-        # The learning rate decays towards the limit, so no one command does the same.
-        remarks.append("its limits were changed on resuming")
+    # The learning rate decays towards the limit, so no one command does the same.
+    remarks = ["its limits were changed on resuming"] if resumed_further else []
     try:
         known = fingerprint(family_of_env(family.name)) == fingerprint(family)
     except ValueError:
         known = False
-    if not known:
-        remarks.append("its family was handed over")
+    remarks += [] if known else ["its family was handed over"]
     return f"  # {', '.join(remarks)}" if remarks else ""
 
 

@@ -222,7 +222,7 @@ def _read(spelled: str, words: list[str], declared: Any) -> tuple[Any, list[str]
     several = [x for x in (declared, *get_args(declared)) if get_origin(x) is tuple]
     taken = words if several else words[:1]
     value = _one(taken[0], declared)
-    if several and value is not None:
+    if several and taken != ["None"]:
         items = [_one(word, get_args(several[0])[0]) for word in taken]
         value = converted(items, declared, finite=False)
     if value is UNFIT:

@@ -43,6 +43,10 @@ MISTAKES = {
         "--mode: expected one of 'meta_rl', 'in_context', 'both', 'policy_gradient', received 'rl'"
     ),
     "train --mode": "--mode: expected a value, received none",
+    "train --seed --json": "--seed: expected a value, received none",
+    "train --seed 3 4": "arguments: expected flags only, received 4",
+    "adapt": "--model: expected a value, received none",
+    "evaluate --compare one": "--compare: expected 2 of: text or None, received 'one'",
     "train --tasks_per_epoch 0": "tasks_per_epoch: expected at least 1, received 0",
     "train --outer_lr nan": "outer_lr: expected a number above 0, received nan",
     "train --mode policy_gradient --lr -1": "lr: expected a number above 0, received -1.0",
@@ -80,6 +84,15 @@ def test_underscores_and_hyphens_are_the_same() -> None:
     underscores = parse(["train", "--num_epochs", "3", "--env_name", "CartPole-v1", "--seed=4"])
     assert underscores == parse(["train", "--num-epochs=3", "--family", "CartPole-v1", "--seed=4"])
     assert underscores == Train(num_epochs=3, family="CartPole-v1", seed=4)
+
+
+def test_values_have_the_types_that_are_declared() -> None:
+    line = "--seed -1 --gamma 1 --no_memory --memory --horizon=9 --max_env_steps None --out None"
+    train = parse(["train", *line.split()])
+    assert train == Train(seed=-1, gamma=1.0, horizon=9)
+    assert (type(train.seed), type(train.gamma)) == (int, float)
+    evaluated = parse(["evaluate", "--seed", "1", "--compare", "1", "None", "--seed", "2"])
+    assert evaluated == Evaluate(compare=("1", "None"), seed=2), "the last one counts"
 
 
 @pytest.mark.parametrize(
