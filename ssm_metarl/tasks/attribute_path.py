@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -75,7 +76,7 @@ def placed(holder: Any, steps: tuple[Step, ...], value: Any) -> Any:
 def make_own(plant: Any, steps: tuple[Step, ...]) -> None:
     """Copy an object of the class, in which a path goes on, for this environment alone."""
     name = steps[0][1]
-    shared = _class_attribute(type(plant), name)
+    shared = inspect.getattr_static(type(plant), name, _Given)
     nested = len(steps) > 1 and name not in getattr(plant, "__dict__", {name})
     if nested and shared is not _Given and not hasattr(type(shared), "__get__"):
         setattr(plant, name, copy.deepcopy(shared))
@@ -126,7 +127,7 @@ def given_to_first(kind: type | None, values: Changes) -> Iterator[None]:
         changes.setdefault(steps[0][1], []).append((steps[1:], value))
     with contextlib.ExitStack() as restored:
         for name, rest in changes.items():
-            default = _class_attribute(kind, name)
+            default = inspect.getattr_static(kind, name, _Given)
             if hasattr(type(default), "__set__"):
                 continue  # a property or a slot, which knows what to do with a value
             own = vars(kind).get(name, _Given)
@@ -138,11 +139,3 @@ def given_to_first(kind: type | None, values: Changes) -> Iterator[None]:
                 *((delattr, kind, name) if own is _Given else (setattr, kind, name, own))
             )
         yield
-
-
-def _class_attribute(kind: type | None, name: str) -> Any:
-    """What a class or one of its bases has under a name, `_Given` for nothing."""
-    for base in getattr(kind, "__mro__", ()):
-        if name in vars(base):
-            return vars(base)[name]
-    return _Given
