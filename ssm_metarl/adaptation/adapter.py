@@ -97,13 +97,7 @@ def adapt_to_tasks(
     *,
     replay: Replay | None = None,
 ) -> tuple[FlatParams, list[AdaptationReport]]:
-    """Adapt to K tasks at once.
-
-    Args:
-        policy: Stays untouched.
-        current: Support data, (T, K, N).
-        config: Steps, rate and objective.
-        replay: Weighed experience, for hybrid adaptation.
+    """Adapt to K tasks at once, by support data (T, K, N) and, where there is any, by replay.
 
     Returns:
         Task parameters, shape (K, ...) each, and a report for each task.

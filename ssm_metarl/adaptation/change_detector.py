@@ -96,11 +96,14 @@ def window_error(
 
 def _last_steps(rollout: Rollout, window: int) -> Rollout:
     """The last ``window`` steps that each task took in one environment, (window, K, 1)."""
-    taken = rollout.mask[:, :, 0]
-    if (fewest := int(taken.sum(dim=0).min())) < window:
+    if (fewest := int(rollout.steps_taken().min())) < window:
         raise ValueError(f"transitions: expected at least {window}, received {fewest}")
-    # Taken steps sort behind the others and keep their order: the last rows are the window.
-    order = torch.argsort(taken.to(torch.int8), dim=0, stable=True)[-window:, :, None]
+    return taken_last(rollout).map(lambda x: x[-window:])
+
+
+def taken_last(rollout: Rollout) -> Rollout:
+    """The steps of (T, K, 1) in their order, but those that were taken behind the others."""
+    order = torch.argsort(rollout.mask.to(torch.int8), dim=0, stable=True)
     return rollout.map(
         lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
     )

@@ -161,11 +161,9 @@ class _Judge:
 
     @cached_property
     def honest(self) -> tuple[list[Array], float]:
-        """What honest, simulated logs give.
+        """The most that honest, simulated logs give.
 
-        Returns:
-            The largest log odds of each explanation, for each of `LENGTHS`, and the largest share
-            of the movement that is left unexplained.
+        The log odds of each explanation, for each of `LENGTHS`, and the unexplained share.
         """
         largest, left = [], 0.0
         for steps in LENGTHS:

@@ -29,6 +29,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ssm_metarl.adaptation.change_detector import taken_last
 from ssm_metarl.adaptation.inner_loop import expand_to_tasks
 from ssm_metarl.adaptation.inner_objective import check_unadapted
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
@@ -164,15 +165,14 @@ class OnlineAdapter:
 
     def _judge(self, reset: Tensor) -> Tensor:
         """Tell of bad readings; where the last transition says something of the plant, (K, 1)."""
-        known, was_bad, self._bad = ~reset, self._bad, self._readings.wild
-        new = self._bad
+        known, was_bad, bad = ~reset, self._bad, self._readings.wild
         if was_bad is not None:
             known &= ~was_bad
-            new = None if new is None else new & ~was_bad
-        if self._bad is not None and new is not None:
-            known &= ~self._bad
-            self.bad_readings += self._bad
-            self._record(new[:, 0], "bad reading")
+        if bad is not None:
+            known &= ~bad
+            self.bad_readings += bad
+            self._record((bad if was_bad is None else bad & ~was_bad)[:, 0], "bad reading")
+        self._bad = bad
         return known
 
     def _look_back(self, obs: Tensor, known: Tensor) -> None:
@@ -258,14 +258,8 @@ class OnlineAdapter:
             mask=mask,
             log_prob=torch.zeros(mask.shape),
         )
-        if self._memory is None:
-            return rollout
-        rollout = rollout.cleaned()
         # What is not known goes to the front: between two steps of a trial it would be a step.
-        order = torch.argsort(mask.to(torch.int8), dim=0, stable=True)
-        return rollout.map(
-            lambda x: torch.take_along_dim(x, order.view(*order.shape, *(1,) * (x.dim() - 3)), 0)
-        )
+        return rollout if self._memory is None else taken_last(rollout.cleaned())
 
     def _record(self, where: Tensor, kind: Kind) -> None:
         tasks = where.nonzero()[:, 0].tolist()

@@ -36,12 +36,7 @@ NO_LINE = "expected a line of a CSV file, received another one"
 
 
 class CsvTable:
-    """A log in text, perhaps compressed.
-
-    Args:
-        path: Its name, for messages.
-        raw: The file: UTF-8, or UTF-16 with its byte order mark; gzip is seen by its first bytes.
-        wanted: What is to be read.
+    """A log in UTF-8, or in UTF-16 with its byte order mark; gzip is seen by its first bytes.
 
     Raises:
         ValueError: It is no text, or its header lacks a column.
@@ -68,12 +63,11 @@ class CsvTable:
             if rows := list(self._rows(lines)):
                 yield self._block(rows)
             self._line += len(lines)
-        if self._headers:
-            self.notes.append(
-                f"the header is repeated {self._headers:,} time(s): each starts an episode"
-            )
-        if self._comments:
-            self.notes.append(f"{self._comments:,} comment line(s) between the rows are skipped")
+        for times, what in (
+            (self._headers, "the header is repeated {:,} time(s): each starts an episode"),
+            (self._comments, "{:,} comment line(s) between the rows are skipped"),
+        ):
+            self.notes += [what.format(times)] * (times > 0)
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:

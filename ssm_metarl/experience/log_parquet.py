@@ -34,11 +34,6 @@ MOMENTS = ("timestamp", "duration")
 class ParquetTable:
     """A log in a Parquet file; its rows are counted from 1.
 
-    Args:
-        path: Its name, for messages.
-        raw: The file.
-        wanted: What is to be read.
-
     Raises:
         ValueError: pyarrow is not installed, it is no such file, or a column is missing or of a
             type that holds no numbers.
@@ -63,13 +58,12 @@ class ParquetTable:
             if columns is None:
                 names = listed(schema.names) or "no columns"
                 raise ValueError(f"expected columns {wanted}, received {names}")
-            for column in columns.read:
-                _check_type(column, schema.field(column.index).type)
+            kinds = [schema.field(column.index).type for column in columns.read]
+            for column, kind in zip(columns.read, kinds, strict=True):
+                _check_type(column, kind)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        if columns.time is not None and _is(
-            schema.field(columns.read[columns.time].index).type, *MOMENTS
-        ):
+        if columns.time is not None and _is(kinds[columns.time], *MOMENTS):
             columns = replace(columns, seconds=1.0)  # the type tells more than the name
         self.columns = columns
 
@@ -86,11 +80,9 @@ class ParquetTable:
                 batch = next(batches, None)
                 if batch is None:
                     return
-                arrays = [batch.column(places.index(column.index)) for column in self.columns.read]
-                values = [
-                    _values(column, array)
-                    for column, array in zip(self.columns.read, arrays, strict=True)
-                ]
+                read = self.columns.read
+                arrays = [batch.column(places.index(column.index)) for column in read]
+                values = list(map(_values, read, arrays))
             if n := len(batch):
                 lines, breaks = np.arange(row, row + n), np.zeros(n, dtype=bool)
                 yield Block(np.stack(values, axis=1), lines, breaks, partial(_text, arrays))

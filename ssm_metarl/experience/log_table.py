@@ -64,7 +64,7 @@ class Block:
 
 
 class Table(Protocol):
-    """An open log."""
+    """An open log, made of its path, its open file and what is `Wanted` of it."""
 
     path: Path
     place: str

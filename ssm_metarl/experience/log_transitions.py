@@ -19,13 +19,7 @@ from ssm_metarl.experience.log_table import Block, Bools, Table, refusal
 
 
 class Transitions:
-    """The newest transitions of the rows that were added.
-
-    Args:
-        table: Where the rows come from.
-        wanted: What is read from them.
-        max_rows: Transitions that are kept.
-    """
+    """The newest transitions, at most ``max_rows``, of the rows that were added."""
 
     def __init__(self, table: Table, wanted: Wanted, max_rows: int) -> None:
         self.table, self.columns, self.max_rows = table, table.columns, max_rows
