@@ -121,7 +121,7 @@ class EpochTrainer(ABC, Generic[Config, Metrics]):
         decay = min(0.9, (self.epoch - 1) / self.epoch)
         self.recent_return = decay * self.recent_return + (1 - decay) * average_return
         told = {"average_return": average_return, "seconds": time.perf_counter() - started}
-        return EpochTrainer.counters(self) | told
+        return EpochTrainer.counters(self) | told  # without what a kind of training adds
 
     def counters(self) -> dict[str, int | float]:
         """The numbers that a resumed training starts from."""

@@ -5,15 +5,13 @@ Place in the flow: stage 5, a sibling of `trainer` behind the same interface. On
     draw K tasks  ->  trials, the memory running through their episodes  ->  advantages
                   ->  clipped steps on whole sequences, from the states that acting had there
 
-(Duan et al. 2016, arXiv 1611.02779; Wang et al. 2016, arXiv 1611.05763; PPO: Schulman et al. 2017,
-arXiv 1707.06347). The policy is told what it did and what came of it (`core.trial_input`); adapting
-is what its hidden state does, and at test time no weight changes.
-
-Where the family has an expert, the policy may also imitate it, told the task, in the states that it
-gets into itself (Ross et al. 2011, arXiv 1011.0686): a label at every step says more than a return.
+(Duan et al. 2016, arXiv 1611.02779; Wang et al. 2016, arXiv 1611.05763). The policy is told what it
+did and what came of it (`core.trial_input`); adapting is what its hidden state does. Where the
+family has an expert, the policy may also imitate it, told the task, in the states that it gets into
+itself (Ross et al. 2011, arXiv 1011.0686): a label at every step says more than a return.
 
 Two kinds of end. An episode's end is an input. A trial's end clears the memory and cuts the
-advantage. Every number belongs to (seed, purpose, task or epoch), as in `trainer`.
+advantage.
 """
 
 from __future__ import annotations

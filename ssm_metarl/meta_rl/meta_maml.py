@@ -1,17 +1,15 @@
 """The outer step of MAML: improve the parameters from which one inner step leads far.
 
-Place in the flow: stage 5. `trainer` collects the data; the inner step is
-`adaptation.inner_loop`, the same one that adapts at test time.
+Place in the flow: stage 5, between `adaptation.inner_loop` and `trainer`, which collects the data.
 
     phi <- Adam(grad_phi of mean_k J_clip(phi_k(phi); query_k))
 
 with phi_k the parameters adapted on task k's support data, and J_clip PPO's clipped surrogate
 on episodes that phi_k collected (ProMP, Rothfuss et al. 2019, arXiv 1810.06784). The gradient
 runs through the inner step, second order unless ``first_order``. The step sizes learn with it.
-
 Where the inner objective is prediction, ``inner_loss_coef`` times the inner loss *after* the inner
-steps is added. Without it nothing asks that a step towards better predictions predict better: the
-prediction loss grows fifty-fold, and a second step from there goes astray.
+steps is added: else nothing asks that a step towards better predictions predict better. That loss
+grew fifty-fold, and a second step from there went astray.
 
 The trap: the gradient holds the support *actions* fixed, so nothing credits them for being
 informative (E-MAML, Stadie et al. 2018, adds that term). Random support, the default, has no bias.

@@ -4,12 +4,10 @@ Place in the flow: stage 5. One epoch is
 
     draw K tasks  ->  support data  ->  inner step  ->  query episodes  ->  outer step
 
-with the worlds from `env_runner`, the inner step from `adaptation.inner_loop`, the outer one from
+with the steps from `training_data`, the inner step from `adaptation.inner_loop`, the outer one from
 `meta_maml`. Lengths, inner steps and horizons vary between epochs, so that test time may use any.
-
 Every random number belongs to (seed, purpose, task or epoch), so the epoch number is all the
-random state there is: a resumed training continues bit for bit. The trainer does not import the
-evaluator; whoever wants to look on passes ``on_epoch``.
+random state there is: a resumed training continues bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +28,6 @@ from ssm_metarl.experience.experience_buffer import ExperienceBuffer
 from ssm_metarl.meta_rl.epochs import EpochMetrics, EpochTrainer, named
 from ssm_metarl.meta_rl.meta_maml import MetaMAML
 from ssm_metarl.meta_rl.training_data import steps_in
-from ssm_metarl.objectives.policy_gradient import action_distribution
 from ssm_metarl.objectives.ppo import Guide
 from ssm_metarl.objectives.returns import advantages
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
@@ -212,7 +209,7 @@ class MetaTrainer(EpochTrainer[MetaTrainingConfig, MetaMetrics]):
             num_steps=num_steps,
         )
         with torch.no_grad():
-            return Guide(action_distribution(self.teacher, adapted, query.cleaned()), weight)
+            return Guide(self.teacher.look(adapted, query.cleaned()).distribution, weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """With the experience that it has collected."""

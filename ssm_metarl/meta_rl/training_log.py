@@ -20,8 +20,6 @@ class TrainingLog(NamedTuple):
 
     rows: list[dict[str, Any]]
     """An object a line, with ``env_steps``."""
-    lines: list[bytes]
-    """The same as they stand in the file, without the line's end."""
     damaged: int
     """Lines that are none."""
 
@@ -34,12 +32,8 @@ def read_log(path: Path) -> TrainingLog:
     """
     *whole, last = Path(path).read_bytes().split(b"\n")
     lines = [*whole, last] if last else whole
-    read = [(row, line) for line in lines if (row := _row(line)) is not None]
-    return TrainingLog(
-        rows=[row for row, _ in read],
-        lines=[line for _, line in read],
-        damaged=len(lines) - len(read),
-    )
+    rows = [row for line in lines if (row := _row(line)) is not None]
+    return TrainingLog(rows, damaged=len(lines) - len(rows))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

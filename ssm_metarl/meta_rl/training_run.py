@@ -237,13 +237,9 @@ class TrainingRun:
             return
         log = read_log(path)
         self.damaged_lines = log.damaged + sum("epoch" not in row for row in log.rows)
-        kept = [
-            line + b"\n"
-            for row, line in zip(log.rows, log.lines, strict=True)
-            if row.get("epoch", math.inf) <= self.trainer.epoch
-        ]
+        kept = [row for row in log.rows if row.get("epoch", math.inf) <= self.trainer.epoch]
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(kept))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(temporary, path)
 
     def save(self, card: dict[str, Any] | None = None) -> None:

@@ -4,10 +4,9 @@ Place in the flow: stage 5, used by `in_context`. Value loss and policy gain sha
 gradient. The advantages have size 1 whatever a family pays; the values must, too, or with rewards
 of -16 to 0 their squared error is a hundred times the gain, and the policy learns nothing. So the
 head predicts the discounted return times (1 - gamma), a mean reward, over the rewards' running root
-mean square. Where every reward is 1, as on a pole, that is 1 to the last bit.
-
-The head is rescaled with its unit, so that its predictions stay (PopArt, van Hasselt et al. 2016,
-arXiv 1602.07714, without the shift: a discounted return of zero is a zero).
+mean square: exactly 1 where every reward is 1. It is rescaled with its unit, so that its
+predictions stay (PopArt, van Hasselt et al. 2016, arXiv 1602.07714, without the shift: a discounted
+return of zero is a zero).
 """
 
 from __future__ import annotations

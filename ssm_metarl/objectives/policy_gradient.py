@@ -39,15 +39,10 @@ class PolicyGradientLoss:
 
     def look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
         """The losses (K,), and what the policy would do in these steps, (T, K, N)."""
-        distribution = action_distribution(self._policy, params, self._rollout)
+        distribution = self._policy.look(params, self._rollout).distribution
         log_ratio = distribution.log_prob(self._rollout.action) - self._rollout.log_prob
         ratio = log_ratio.clamp(max=math.log(MAX_RATIO)).exp()
         return -task_mean(ratio * self._advantage, self._rollout.mask), distribution
-
-
-def action_distribution(policy: Policy, params: Params, rollout: Rollout) -> ActionDistribution:
-    """What the policy would do in a (cleaned) rollout's steps, (T, K, N)."""
-    return policy.look(params, rollout).distribution
 
 
 def task_mean(x: Tensor, mask: Tensor) -> Tensor:

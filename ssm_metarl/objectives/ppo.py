@@ -6,12 +6,11 @@ Place in the flow: `gae` gives the advantages; all trainers descend what is here
     ratio = pi(a) / pi_old(a)      gain = min(ratio A, clip(ratio, 1 - c, 1 + c) A)
     loss  = -mean(gain) + value_coef mean((V - target)^2) - entropy_coef mean(entropy)
 
-The minimum is of two *products*: a good action (A > 0) earns nothing by becoming likelier than
-1 + c, a bad one nothing by becoming rarer than 1 - c, and either is drawn back from the other side
-without a limit.
+A good action (A > 0) earns nothing by becoming likelier than 1 + c, a bad one nothing by becoming
+rarer than 1 - c, and either is drawn back from the other side without a limit.
 
-The trap: the ratio is the exponential of a difference of log-probabilities. exp(100) is infinite in
-float32, and 0 * inf in a gradient is NaN, so the *logarithm* is clamped.
+The trap: exp(100) is infinite in float32, and 0 * inf in a gradient is NaN, so the *logarithm* of
+the ratio is clamped.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ssm_metarl.core.distributions import ActionDistribution
 from ssm_metarl.core.policy import Policy
-from ssm_metarl.objectives.policy_gradient import action_distribution, task_mean
+from ssm_metarl.objectives.policy_gradient import task_mean
 from ssm_metarl.types import Params, Rollout
 
 MAX_LOG_RATIO = 20.0
@@ -80,7 +79,7 @@ def clipped_policy_loss(
         imitation_coef: Weight of the log-probability of that.
     """
     rollout = rollout.cleaned()
-    distribution = action_distribution(policy, params, rollout)
+    distribution = policy.look(params, rollout).distribution
     advantage = torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
     gain = clipped_gain(
         distribution.log_prob(rollout.action), rollout.log_prob, advantage, clip_coef

@@ -10,7 +10,6 @@ from ssm_metarl.config import MetaTrainingConfig
 from ssm_metarl.meta_rl import trainer as trainer_module
 from ssm_metarl.meta_rl.gradient_steps import TrainingDiverged
 from ssm_metarl.meta_rl.trainer import MetaTrainer
-from ssm_metarl.objectives.policy_gradient import action_distribution
 from ssm_metarl.recursive_self_improvement import candidates
 from ssm_metarl.recursive_self_improvement.candidates import Training, prepare, recipe_for
 from ssm_metarl.settings import rebuild
@@ -121,7 +120,7 @@ def kl_to(teacher, policy):
     trainer = MetaTrainer(MetaTrainingConfig(num_epochs=1), FAMILY)
     support = trainer._collect_support(FAMILY.sample("id", 8, seed=5), 30)
     with torch.no_grad():
-        there, here = (action_distribution(p, p.meta_params(), support) for p in (teacher, policy))
+        there, here = (p.look(p.meta_params(), support).distribution for p in (teacher, policy))
     return float(there.kl(here).mean())
 
 
