@@ -16,22 +16,14 @@ PASSWORD = "SSM_METARL_PASSWORD"
 """Environment variable with the password that starts and stops the daemon; unset, nobody can."""
 
 
-def _default_host() -> str:
-    return os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK
-
-
-def _default_port() -> int:
-    return int(os.environ.get("GRADIO_SERVER_PORT") or 7860)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AppConfig:
     """The web app: watch an agent adapt."""
 
-    host: str = field(default_factory=_default_host)
+    host: str = field(default_factory=lambda: os.environ.get("GRADIO_SERVER_NAME") or LOOPBACK)
     """Address to bind: 127.0.0.1 is this machine alone, 0.0.0.0 lets others in. By default
     $GRADIO_SERVER_NAME, which Hugging Face Spaces set, or else 127.0.0.1."""
-    port: int = field(default_factory=_default_port)
+    port: int = field(default_factory=lambda: int(os.environ.get("GRADIO_SERVER_PORT") or 7860))
     """Port to bind; by default $GRADIO_SERVER_PORT, or else 7860."""
     max_visitors: Count = 200
     """Visitors whose state is kept at once."""

@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import gradio as gr
 
-from ssm_metarl.app.markup import STATIC
+from ssm_metarl.app.markup import STATIC, render
 from ssm_metarl.app.server import Server
 from ssm_metarl.app.tabs import adaptation, comparison, improvement, meta_training, models
-from ssm_metarl.app.tabs.parts import QUIET, Page, shown
+from ssm_metarl.app.tabs.parts import QUIET, Page, shown, text
 from ssm_metarl.version import __version__
 
 SCRIPTS = ("sketch.js", "player.js", "live.js", "chart.js")
@@ -29,14 +29,6 @@ BUTTONS = {
     "slider_color_dark": "#56b4e9",
     "checkbox_background_color_selected": "#0072b2",
 }
-HEADER = f"""
-<header class="ssm-header">
-  <h1>ssm-metarl</h1>
-  <p>A controller that re-tunes itself when the plant changes, from one short episode,
-  without a reward.</p>
-  <small>version {__version__}</small>
-</header>
-"""
 
 
 def build(server: Server) -> gr.Blocks:
@@ -44,7 +36,7 @@ def build(server: Server) -> gr.Blocks:
     with gr.Blocks(title="ssm-metarl: watch an agent adapt", analytics_enabled=False) as blocks:
         # The secret only garbles what the browser keeps; the token itself is what protects.
         token = gr.BrowserState("", storage_key=STORAGE_KEY, secret=STORAGE_KEY)
-        gr.HTML(HEADER, apply_default_css=False)
+        text(value=render("header", version=__version__))
         with gr.Tabs(selected=models.TAB) as tabs:
             page = Page(server, token, tabs)
             for tab in (models, meta_training, adaptation, improvement, comparison):

@@ -26,19 +26,9 @@ METRICS = {
 
 def lineage(view: LineageView) -> str:
     """Stage, counts, champion, candidates, metrics, generations and audit."""
-    s, state = view.summary, view.lineage
-    tiles = [
-        ("stage", s["stage"].replace("_", " ").lower()),
-        ("generation", s["generation"]),
-        ("accepted", s["accepted"]),
-        ("rolled back", s["rolled_back"]),
-        ("champion", s["champion"]),
-        ("parameters", f"{s['parameters']:,}"),
-        ("environment steps", f"{s['env_steps']:,}"),
-        ("chance of error left", f"{s['alpha_left']:.4f} of {s['alpha']:g}"),
-    ]
+    state = view.lineage
     return render(
-        "lineage", tiles=tiles, reason=s["reason"],
+        "lineage", s=view.summary,
         candidates=[_candidate(candidate) for candidate in state.candidates],
         metrics=[_metric(state, name, meaning) for name, meaning in METRICS.items()],
         generations=[_generation(record) for record in reversed(state.records)],

@@ -40,38 +40,11 @@ def range_strip(parameter: TaskParameter) -> str:
 
 def result(adaptation: Adaptation, family: TaskFamily) -> str:
     """Before and after in two numbers, the episodes as bars, and what it took."""
-    before, after = adaptation.before.returns, adaptation.after.returns
-    low, high = family.return_bounds or (min(0.0, *before, *after), max(0.0, *before, *after))
+    every = [*adaptation.before.returns, *adaptation.after.returns]
+    low, high = family.return_bounds or (min(0.0, *every), max(0.0, *every))
     task = adaptation.task
     plant = [f"{p.name} {task[p.name]:g} {_unit(p)}".rstrip() for p in family.parameters]
     return render(
-        "result", presses=adaptation.presses, before=before, after=after, low=low, high=high,
-        scale=f"of {high:g}" if low == 0 else f"from {low:g} to {high:g}",
-        took=_what_it_took(adaptation), plant=" · ".join(plant),
+        "result", done=adaptation, remembers=adaptation.mode in REMEMBERING, low=low, high=high,
+        scale=f"of {high:g}" if low == 0 else f"from {low:g} to {high:g}", plant=" · ".join(plant),
     )  # fmt: skip
-
-
-def _what_it_took(adaptation: Adaptation) -> list[tuple[str, str]]:
-    report, seconds, rows = adaptation.report, adaptation.seconds, list[tuple[str, str]]()
-    if adaptation.mode in REMEMBERING:
-        number = adaptation.presses + 1
-        rows.append(("memory", f"after: episode {number} of a trial, which it remembers"))
-    if report is None and rows:
-        return [*rows, ("weights", "no step: they stay as they are")]
-    if report is None:
-        return [("mode", "none: the model stays as it is, so before and after are the same")]
-    kept = f"{report.num_steps} of {adaptation.total.num_adapt_steps} kept"
-    if report.rolled_back is not None:
-        kept += f"; the next was undone, because {report.rolled_back}"
-    time = "" if seconds is None else f", {seconds:.1f} s of the plant"
-    rows += [
-        ("prediction error on the data", f"{report.loss_before:.3f} → {report.loss_after:.3f}"),
-        ("data", f"{report.env_steps} environment steps{time}; no reward"),
-        ("gradient steps", kept),
-        ("change of the policy", f"KL {report.kl:.2f} nats a step"),
-    ]
-    if report.replay_trust is not None:
-        rows.append(("trust in the replayed experience", f"{report.replay_trust:.2f}"))
-    if adaptation.presses > 1:
-        rows.append(("presses", f"{adaptation.presses}, of which this is the sum"))
-    return rows

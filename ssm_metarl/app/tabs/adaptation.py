@@ -21,11 +21,6 @@ from ssm_metarl.app.tabs.plant import PlantFields
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.tasks.task_family import Split, TaskFamily
 
-LEAD = """
-<div class="ssm-lead"><p><strong>Change the plant</strong> (disturb it, to begin with), then press
-<strong>Adapt</strong>. The controller tries the plant for a moment, takes one gradient step on how
-badly it predicted what happened, and drives it again.</p></div>
-"""
 EMPTY = markup.notice("Press Adapt: what the controller does before and after appears here.")
 REMEMBERS = (
     "This model takes no gradient step: it remembers. Each press shows its next episode on the "
@@ -40,7 +35,7 @@ def build(page: Page) -> None:
     """Build the tab."""
     server = page.server
     with gr.Tab("2. Test-Time Adaptation", id="adaptation"):
-        text(value=LEAD)
+        text(value=markup.render("lead", tab="adaptation"))
         with gr.Row(elem_classes="ssm-row"):
             with gr.Column(scale=2, min_width=280):
                 plant = PlantFields()

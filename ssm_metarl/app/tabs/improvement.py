@@ -23,19 +23,13 @@ from ssm_metarl.app.tabs.parts import (
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.checkpoint import shipped_models
 
-LEAD = """
-<div class="ssm-lead"><p>The model proposes changes to itself, trains them, and bets on fresh
-plants that a change is better. Only when the bet's <em>wealth</em> passes a threshold is the
-change kept, so luck passes with a chance of one in twenty over a whole life. Most cycles keep
-nothing: that is the point.</p></div>
-"""
 NO_DAEMON = "The daemon has no lineage yet."
 
 
 def build(page: Page) -> None:
     """Build the tab."""
     with gr.Tab("3. Recursive Self-Improvement", id="improvement"):
-        text(value=LEAD)
+        text(value=markup.render("lead", tab="improvement"))
         with gr.Tabs():
             with gr.Tab("A run of your own"):
                 _own(page)

@@ -6,18 +6,13 @@ from typing import Any
 
 import gradio as gr
 
+from ssm_metarl.app import markup
 from ssm_metarl.app.handlers import live
 from ssm_metarl.app.handlers.live import LiveRun, Piece
 from ssm_metarl.app.markup import STATIC
 from ssm_metarl.app.tabs.parts import COMPUTE, QUIET, Page, drawn, shown, text
 from ssm_metarl.app.tabs.plant import PlantFields
 
-LEAD = """
-<div class="ssm-lead"><h3>Live: break it while it runs</h3><p>The plant above runs on and on.
-Disturb it whenever you like: the controller notices within a few steps that nothing happens as it
-predicted, adapts to what it sees while it goes on, and recovers. One that never adapts does
-not.</p></div>
-"""
 ONLINE, FROZEN = "adapt while it runs", "never adapt to a change"
 
 
@@ -25,7 +20,7 @@ def build(page: Page, plant: PlantFields) -> tuple[gr.Column, gr.HTML]:
     """Build the section and its view: begin, more, disturb."""
     server = page.server
     with gr.Column(elem_classes="ssm-section") as section:
-        text(value=LEAD)
+        text(value=markup.render("lead", tab="live"))
         how = gr.Radio(
             [ONLINE, FROZEN], value=ONLINE, label="The controller shall", elem_id="live-how"
         )

@@ -15,18 +15,12 @@ from ssm_metarl.app.tabs.parts import PRIVATE, Page, chart, text
 from ssm_metarl.app.visitors import Visitor
 from ssm_metarl.config import MetaTrainingConfig
 
-LEAD = """
-<div class="ssm-lead"><p>Train a controller of your own over the whole family of plants. The blue
-line is the return after one step of adapting to a plant that training never drew, the orange one
-before it; the shade around a line holds eight of ten plants.</p></div>
-"""
-
 
 def build(page: Page) -> None:
     """Build the tab."""
     server, form = page.server, training.training_form(page.server.families)
     with gr.Tab("1. Meta-Training", id="training"):
-        text(value=LEAD)
+        text(value=markup.render("lead", tab="training"))
         with gr.Row(elem_classes="ssm-row"):
             with gr.Column(scale=2, min_width=280):
                 fields = _fields(server.families)

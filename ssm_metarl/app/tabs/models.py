@@ -13,21 +13,13 @@ from ssm_metarl.app.tabs.parts import PRIVATE, Page, chart, text
 from ssm_metarl.app.visitors import Visitor
 
 TAB, NEXT = "models", "adaptation"
-INTRODUCTION = """
-<div class="ssm-lead">
-  <p>This controller was trained on thousands of plants. Each has other physics, some a motor that
-  <strong>works the wrong way round</strong>. No sensor tells which plant it is.</p>
-  <p>So it learnt to find out: it tries some actions, compares what happens with what it expected,
-  and adapts.</p>
-</div>
-"""
 
 
 def build(page: Page) -> None:
     """Build the tab."""
     models = page.server.models
     with gr.Tab("0. Load Pre-trained Model", id=TAB):
-        text(value=INTRODUCTION)
+        text(value=markup.render("lead", tab="models"))
         with gr.Row(elem_classes="ssm-row"):
             with gr.Column(scale=2, min_width=280):
                 choice = gr.Radio(
