@@ -241,14 +241,17 @@ def _dead_time(family: TaskFamily) -> str:
     else:
         bounds = torch.tensor(space.bounds).double().unbind(-1)
         pair = [bound.float().expand(*lead, -1).contiguous() for bound in bounds]
-    seen = []
+    seen, paid = [], []
     for action in pair:
         with closing(make_worlds(tasks, 4, seed=4, purpose=PURPOSE)) as worlds:
             worlds.reset()
             ran = [worlds.step(a.to(action.dtype)) for a in (*before, action, *after)]
         seen.append(torch.stack([step.obs for step in ran[len(before) :]]))
+        paid.append(torch.stack([step.reward for step in ran[len(before) :]]))
     differs = (seen[0] != seen[1]).flatten(2).any(-1)  # (steps + 1, K)
     shown = differs.any(0)
+    if not shown.any() and not paid[0].equal(paid[1]):
+        raise Unchecked("actions change rewards alone, which adapting by prediction cannot see")
     if not shown.any():
         raise ValueError(
             f"actions: expected that one shows within {steps + 1} steps, received nothing that "
