@@ -119,9 +119,9 @@ def brought(name: str, packages: str) -> Row:
         row = replace(row, steps_per_second=trained(declared, model))
         write_log(declared, log)
         adapt = ["adapt", "--model", str(model), "--family", family, "--data", str(log),
-                 "--out", str(adapted), "--episodes", "1"]  # fmt: skip
+                 "--out", str(adapted)]  # fmt: skip
         kept, said = command(*adapt)
-        row = replace(row, adapt="kept" if kept == 0 else said["error"])
+        row = replace(row, adapt="kept" if kept == 0 else said["message"])
         if kept != 0:
             kept, _ = command(*adapt, "--no-rollback")
         scores = [
@@ -145,7 +145,7 @@ def command(*arguments: str) -> tuple[int, dict[str, Any]]:
     try:
         return ran.returncode, json.loads(ran.stdout)
     except json.JSONDecodeError:
-        return ran.returncode, {"error": lines[-1], "checks": []}
+        return ran.returncode, {"message": lines[-1], "checks": []}
 
 
 def trained(family: TaskFamily, out: Path) -> float:
