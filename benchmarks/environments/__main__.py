@@ -4,6 +4,7 @@ Place in the flow: beside the package; each environment is a file here that decl
 
     python -m benchmarks.environments            # those whose packages are installed here
     python -m benchmarks.environments ant acrobot
+    python -m benchmarks.environments units      # one plant in two systems of units
 
 Each is checked, trained for three epochs, saved, opened, trained on, adapted to a log that its own
 environment wrote in a task, and evaluated. Rows of environments that are not installed stay as they
@@ -30,6 +31,7 @@ import torch
 
 from ssm_metarl import Environment, MetaTrainingConfig, TaskFamily
 from ssm_metarl.action_space import Discrete
+from ssm_metarl.config import EvaluationConfig
 from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.evaluation.opened_model import open_model
 from ssm_metarl.meta_rl.training_run import TrainingRun
@@ -37,6 +39,11 @@ from ssm_metarl.tasks.registry import named_family
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "docs" / "results" / "environments.json"
+PAGE = RESULTS.parents[1] / "environments.md"
+BEGIN, END = "<!-- environments -->", "<!-- end of environments -->"
+HEAD = """\
+| environment | packages | lines | checks | steps/s | adapted to its log | all worked |
+|---|---|--:|---|--:|---|---|"""
 PACKAGES = {
     ("gymnasium",): "pendulum pendulum_other_units mountain_car mountain_car_continuous acrobot",
     ("gymnasium", "box2d"): "lunar_lander lunar_lander_continuous bipedal_walker",
@@ -53,6 +60,9 @@ TINY = MetaTrainingConfig(
     num_epochs=3, horizon=100, full_horizon_every=0, push_probability=0.0, spread_starts=0.0
 )
 LOG_EPISODES, LOG_STEPS = 3, 60
+UNITS = ("pendulum", "pendulum_other_units")
+"""The same plant twice."""
+UNITS_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -64,21 +74,24 @@ class Row:
     """With their versions."""
     lines: int
     """Of the family's file."""
-    check: str
-    """Last line of ``families check``, and what it noted or found wrong."""
-    steps_per_second: float
+    checks: str
+    """How many ``families check`` made, and whether it passed."""
+    notes: tuple[str, ...]
+    """What it noted or found wrong."""
+    steps_per_second: int
     """Of environment steps in meta-training, the faster of the epochs after the first, a second of
     processor time: other programs that run beside it count little."""
     adapt: str
-    """"kept", or why the step was undone; then the command is run again with --no-rollback."""
+    """"kept", or why nothing was written; then the command is run again with --no-rollback."""
     worked: bool
     """Whether every command and call did what it says."""
 
 
 def main(names: list[str]) -> None:
-    """Run what is asked for, and write the rows into `RESULTS`."""
-    held = json.loads(RESULTS.read_text())["environments"] if RESULTS.is_file() else []
-    rows = {row["name"]: row for row in held}
+    """Run what is asked for, and write each row once it is there."""
+    if names == ["units"]:
+        write(units=[learned(name) for name in UNITS])
+        return
     for packages, listed in PACKAGES.items():
         try:
             found = ", ".join(f"{package} {version(package)}" for package in packages)
@@ -86,37 +99,57 @@ def main(names: list[str]) -> None:
             print(f"{listed}: left out, {missing.name} is not installed here", flush=True)
             continue
         for name in (n for n in listed.split() if not names or n in names):
-            row = brought(name, found)
-            rows[name] = asdict(row)
-            print(as_line(rows[name]), flush=True)
-    order = [name for listed in PACKAGES.values() for name in listed.split()]
-    kept = [rows[name] for name in order if name in rows]
-    RESULTS.write_text(json.dumps({"environments": kept}, indent=1) + "\n")
+            write(row=asdict(brought(name, found)))
+
+
+def write(*, row: dict[str, Any] | None = None, units: list[dict[str, Any]] | None = None) -> None:
+    """Put a row, or the comparison of units, among the results and into the page."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"environments": []}
+    if row is not None:
+        rows = {r["name"]: r for r in [*results["environments"], row]}
+        order = [name for listed in PACKAGES.values() for name in listed.split()]
+        results["environments"] = [rows[name] for name in order if name in rows]
+        print(as_line(row), flush=True)
+    if units is not None:
+        results["units"] = units
+        print(json.dumps(units, indent=1))
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    table = "\n".join([HEAD, *map(as_line, results["environments"])])
+    PAGE.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
 
 
 def as_line(row: dict[str, Any]) -> str:
     """A row of a Markdown table."""
-    told = {"steps_per_second": f"{row['steps_per_second']:,.0f}"}
-    told["worked"] = "yes" if row["worked"] else "no"
-    return "| " + " | ".join(str(cell) for cell in (row | told).values()) + " |"
+    name = row["name"]
+    cells = (
+        f"[{name}](../benchmarks/environments/{name}.py)",
+        row["packages"],
+        row["lines"],
+        row["checks"] + (f", {len(row['notes'])} noted" if row["notes"] else ""),
+        f"{row['steps_per_second']:,}",
+        "kept" if row["adapt"] == "kept" else "undone",
+        "yes" if row["worked"] else "no",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def brought(name: str, packages: str) -> Row:
     """Everything that a user does with an environment, in a folder that goes when it is done."""
     file = HERE / f"{name}.py"
-    row = Row(name, packages, len(file.read_text().splitlines()), "", 0.0, "", False)
+    row = Row(name, packages, len(file.read_text().splitlines()), "", (), 0, "", False)
     family = f"{file}:FAMILY"
     with tempfile.TemporaryDirectory() as folder:
         model, log, adapted = (
             Path(folder) / n for n in ("model", "log.csv", "adapted.safetensors")
         )
         code, checked = command("families", "check", family)
-        told = [f"{c['check']}: {c['message']}" for c in checked["checks"]
-                if c["verdict"] in ("note", "wrong")]  # fmt: skip
-        verdict = f"{len(checked['checks'])} checks" if code == 0 else "failed"
-        row = replace(row, check="; ".join([verdict, *told]))
+        told = tuple(f"{c['check']}: {c['message']}" for c in checked["checks"]
+                     if c["verdict"] in ("note", "wrong"))  # fmt: skip
+        verdict = f"{len(checked['checks'])} passed" if code == 0 else "failed"
+        row = replace(row, checks=verdict, notes=told)
         declared = named_family(family)
-        row = replace(row, steps_per_second=trained(declared, model))
+        row = replace(row, steps_per_second=round(trained(declared, model)))
         write_log(declared, log)
         adapt = ["adapt", "--model", str(model), "--family", family, "--data", str(log),
                  "--out", str(adapted)]  # fmt: skip
@@ -130,6 +163,20 @@ def brought(name: str, packages: str) -> Row:
             for which in (model, adapted)
         ]  # fmt: skip
         return replace(row, worked=[code, kept, *scores] == [0, 0, 0, 0])
+
+
+def learned(name: str) -> dict[str, Any]:
+    """Train longer, and evaluate on unseen tasks: mean return of each arm."""
+    family = named_family(f"{HERE / name}.py:FAMILY")
+    config = replace(TINY, num_epochs=None, max_env_steps=UNITS_STEPS, horizon=200)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model"
+        policy = TrainingRun.start(config, out, family=family).train()
+        scored = open_model(str(out), family).evaluate(
+            EvaluationConfig(num_tasks=50), lambda share, message: None
+        )
+    means = {arm: round(scores["mean"], 1) for arm, scores in scored["arms"].items()}
+    return {"name": name, "obs_scale": policy.config.obs_scale, **means}
 
 
 def command(*arguments: str) -> tuple[int, dict[str, Any]]:
