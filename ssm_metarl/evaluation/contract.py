@@ -91,7 +91,9 @@ def _matters(family: TaskFamily, parameter: TaskParameter) -> str:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         family.verify_parameter(parameter)
-    return "; ".join(str(w.message) for w in told)
+    said = [str(w.message) for w in told]
+    # a stranger's code warns, too, of what is no concern of the parameter
+    return "; ".join(line for line in said if line.startswith(f"parameter {parameter.name!r} "))
 
 
 def _run(
@@ -241,11 +243,13 @@ def _dead_time(family: TaskFamily) -> str:
         bounds = torch.tensor(space.bounds).double().unbind(-1)
         pair = [bound.float().expand(*lead, -1).contiguous() for bound in bounds]
     one, other = (
-        _stepped(tasks, 4, (a.to(action.dtype) for a in (*before, action, *after)), seed=4).obs
+        _stepped(tasks, 4, (a.to(action.dtype) for a in (*before, action, *after)), seed=4)
         for action in pair
     )
-    differs = (one != other)[len(before) :].flatten(2).any(-1)  # (steps + 1, K)
+    differs = (one.obs != other.obs)[len(before) :].flatten(2).any(-1)  # (steps + 1, K)
     shown = differs.any(0)
+    if not shown.any() and not one.reward[len(before) :].equal(other.reward[len(before) :]):
+        raise Unchecked("actions change rewards alone, which adapting by prediction cannot see")
     if not shown.any():
         raise ValueError(
             f"actions: expected that one shows within {steps + 1} steps, received nothing that "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +89,15 @@ class Priced(SledDynamics):
         return after, reward * parameters["price"], ended
 
 
+class Guessing(SledDynamics):
+    """A game: an action changes nothing but what it is paid."""
+
+    def step(self, state: Tensor, action: Tensor, parameters: Any) -> tuple[Tensor, Tensor, Tensor]:
+        after, _, ended = super().step(state, torch.zeros_like(action), parameters)
+        paid = parameters["sign"] * parameters["force"] * self.pushed(action)
+        return after, paid, ended
+
+
 class Centring:
     """An expert that pushes towards the middle, or away from it."""
 
@@ -127,6 +137,8 @@ class Cached(gymnasium.Env):
     fault = ""
 
     def __init__(self) -> None:
+        if self.fault == "warns":
+            warnings.warn("low precision", stacklevel=2)
         self.load = 1.0
         self.inertia = 1.0 + self.load
 
@@ -235,6 +247,20 @@ def test_a_half_cached_parameter_and_one_of_rewards_alone_are_named() -> None:
     noted = verdicts(check_contract(replace(SLED, dynamics=Priced(), parameters=priced)), "note")
     assert noted.keys() == {"parameter price"}
     assert "changes rewards alone" in noted["parameter price"]
+
+
+@pytest.mark.filterwarnings("ignore:low precision")
+def test_what_an_environment_warns_of_itself_is_no_note_about_a_parameter() -> None:
+    noted = verdicts(check_contract(gymnasium_family("warns")), "note")
+    assert noted == verdicts(check_contract(gymnasium_family()), "note")
+    assert noted.keys() == {"parameter load"} and "precision" not in noted["parameter load"]
+
+
+def test_of_a_game_whose_actions_are_only_paid_for_it_is_said_and_no_dead_time_expected() -> None:
+    findings = check_contract(replace(SLED, dynamics=Guessing(), reflection=(), experts={}))
+    found = next(finding for finding in findings if finding.check == "dead time")
+    assert found.verdict == "unchecked" and "change rewards alone" in found.message
+    assert verdicts(findings, "wrong") == {}
 
 
 def test_a_gymnasium_reflection_is_checked_where_the_environment_keeps_its_state() -> None:

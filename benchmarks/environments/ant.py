@@ -1,0 +1,16 @@
+"""Gymnasium's Ant-v5 (MuJoCo): the torso's mass and the strength of all motors vary."""
+
+from ssm_metarl import Setting, TaskFamily, Uniform
+
+
+def set_motors(env, value):
+    env.model.actuator_gear[:, 0] = 150 * value
+
+
+FAMILY = TaskFamily.from_gymnasium(
+    "Ant-v5",
+    {
+        "torso": Setting("model.body_mass[1]", Uniform(0.2, 0.5, unit="kg")),
+        "motors": Setting(set_motors, Uniform(0.7, 1.4), default=1.0),
+    },
+)
