@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ssm_metarl.cli.rsi import has_begun
 from ssm_metarl.daemon.lock import lock_is_held
 from ssm_metarl.recursive_self_improvement.ledger import Ledger
 from ssm_metarl.recursive_self_improvement.lineage import Lineage
-from ssm_metarl.rsi_daemon import stop
+from ssm_metarl.rsi_daemon import status, stop
 
 from .conftest import Cli, Outcome
 
@@ -256,7 +255,7 @@ def test_a_start_alone_begins_with_the_shipped_model(
     try:
         assert outcome.code == 0 and outcome.out.startswith("started: pid ")
         deadline = time.monotonic() + 120
-        while not has_begun(tmp_path / "rsi") and time.monotonic() < deadline:
+        while not status(tmp_path / "rsi")["status"] and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
         stop(tmp_path / "rsi", 60)
