@@ -17,7 +17,13 @@
 #   evaluation "over 100 episodes" that seeds once has evaluated one.
 #
 # Seen 2026-11-29, Python 3.11, Linux x86-64:
-SEEN
+#   target-gym 0.6.1 | gymnasium 1.3.0 | jax 0.10.2
+#   Pendulum-v1: ten resets, the first of them seeded: 10 starts; each seeded: 10 starts
+#   CSTR: ten resets, the first of them seeded: 1 starts; each seeded: 10 starts
+#   CSTR: three objects that nobody seeded: 1 start
+#   four CSTRs in a vector, seed 0, at least 5 episodes each: 4 starts
+#   four CSTRs in a vector, seed None, at least 5 episodes each: 1 starts
+#   the JAX class with ten keys: 10 starts
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
