@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.adaptation.fine_tuning import FineTuningConfig
 from ssm_metarl.config import (
     EvaluationConfig,
     HybridAdaptationConfig,
@@ -18,7 +19,6 @@ from ssm_metarl.config import (
     SingleTaskConfig,
 )
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.evaluation.fine_tuning import FineTuningConfig
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
 
 NUMBERS: dict[str, Any] = {"seed": np.int64(3), "hidden_dim": np.int16(16),

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.adaptation.fine_tuning import FineTuningConfig, fine_tune
 from ssm_metarl.adaptation.hybrid_adapter import HybridAdapter
 from ssm_metarl.adaptation.standard_adapter import StandardAdapter
 from ssm_metarl.config import EvaluationConfig, ReplayWeights
@@ -28,7 +29,6 @@ from ssm_metarl.core.policy import build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.episodes import PURPOSE, collect_support, run_arm, run_trials
-from ssm_metarl.evaluation.fine_tuning import FineTuningConfig, fine_tune
 from ssm_metarl.evaluation.opened_model import OpenedModel
 from ssm_metarl.methods.least_squares import LeastSquaresActor
 from ssm_metarl.methods.random import uniform_actor

@@ -32,7 +32,6 @@ import torch
 from ssm_metarl import Environment, MetaTrainingConfig, TaskFamily
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.config import EvaluationConfig
-from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.evaluation.opened_model import open_model
 from ssm_metarl.meta_rl.training_run import TrainingRun
 from ssm_metarl.tasks.registry import named_family
@@ -226,7 +225,7 @@ def trained(family: TaskFamily, out: Path) -> float:
 def write_log(family: TaskFamily, path: Path) -> None:
     """What a plant of the family writes: some short episodes of random actions, without rewards."""
     env = Environment(family, task={p.name: p.of_kind(p.id.at(0.8)) for p in family.parameters})
-    obs_dim, space = observation_and_action(family)
+    obs_dim, space = family.spaces
     size = 1 if isinstance(space, Discrete) else space.dim
     actions = ["action"] if size == 1 else [f"action_{i}" for i in range(size)]
     rng = np.random.default_rng(0)

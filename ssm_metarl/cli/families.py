@@ -84,9 +84,7 @@ def line(finding: Finding) -> str:
 
 def described(family: TaskFamily) -> dict[str, Any]:
     """What a family declares, JSON-ready."""
-    from ssm_metarl.env_runner.worlds import horizon, observation_and_action
-
-    obs_dim, space = observation_and_action(family)
+    obs_dim, space = family.spaces
     names = family.obs_names or tuple(f"obs_{i}" for i in range(obs_dim))
     units = family.obs_units or ("",) * obs_dim
     return {
@@ -109,7 +107,7 @@ def described(family: TaskFamily) -> dict[str, Any]:
             for p in family.parameters
         ],
         "time_step": family.time_step,
-        "horizon": horizon(family),
+        "horizon": family.horizon,
         "dead_time": family.dead_time,
         "reflection": list(family.reflection),
         "return_bounds": family.return_bounds and list(family.return_bounds),

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ssm_metarl.action_space import ActionSpace
 from ssm_metarl.compiled import usual_modes
 from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds
 from ssm_metarl.env_runner.task_batch import TaskBatch
@@ -110,13 +109,3 @@ def _range(values: Uniform | Choice) -> list[Any]:
     if isinstance(values, Choice):
         return ["choice", *map(float, values.values)]
     return ["uniform", *([float(low), float(high)] for low, high in values.intervals)]
-
-
-def observation_and_action(family: TaskFamily) -> tuple[int, ActionSpace]:
-    """Observation size O and action space of a family's tasks: what a policy for it must fit."""
-    return family.spaces
-
-
-def horizon(family: TaskFamily) -> int:
-    """Most steps of an episode of a family's tasks."""
-    return family.horizon

@@ -25,7 +25,7 @@ from ssm_metarl import seeding
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.env_runner.observation_scale import measured_sizes
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
-from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
+from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.reflection import Unchecked, check_reflection
 from ssm_metarl.methods.told import ExpertActor
 from ssm_metarl.seeding import TaskNoise
@@ -126,7 +126,7 @@ def _stepped(tasks: Tasks, num_envs: int, actions: Iterable[Tensor], *, seed: in
 
 def _steps(family: TaskFamily) -> str:
     """Shapes, finite numbers, and an end."""
-    obs_dim, _ = observation_and_action(family)
+    obs_dim, _ = family.spaces
     ran, limit = _run(family.sample("id", 4, seed=0, stream=PURPOSE), seed=0)
     shapes = {"obs": (4, 2, obs_dim), "next_obs": (4, 2, obs_dim), "reward": (4, 2)}
     for name, shape in shapes.items():
@@ -203,7 +203,7 @@ def _check_values(tasks: Tasks, what: str) -> None:
 
 def _clips(family: TaskFamily) -> str:
     """What lies beyond a bound does what the bound does: a code of an action is clipped there."""
-    _, space = observation_and_action(family)
+    _, space = family.spaces
     if isinstance(space, Discrete):
         return f"{space.n} choices"
     tasks = family.sample("id", 4, seed=3, stream=PURPOSE)
@@ -232,7 +232,7 @@ def _dead_time(family: TaskFamily) -> str:
     values = {n: torch.cat([part.values[n] for part in parts]) for n in parts[0].values}
     tasks = Tasks(family, values, tuple(range(48)))
     steps = family.dead_time + BEYOND
-    _, space = observation_and_action(family)
+    _, space = family.spaces
     rng = seeding.generator(4, PURPOSE)
     lead = (len(tasks), 4)
     before = [space.random(rng, lead[0] * 4).unflatten(0, lead) for _ in range(2)]

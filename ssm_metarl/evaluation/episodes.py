@@ -21,7 +21,7 @@ from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.config import EvaluationConfig, SupportPolicy
 from ssm_metarl.core.policy import Policy
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
-from ssm_metarl.env_runner.worlds import fingerprint, make_worlds, observation_and_action
+from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 from ssm_metarl.types import Actor, RewardedActor, Rollout
@@ -35,7 +35,7 @@ def check_family(policy: Policy, family: TaskFamily) -> None:
     A policy may be run on another family than its own, but not on another one of the same name.
     """
     check_declaration(policy.trained_on, family)
-    obs_dim, space = observation_and_action(family)
+    obs_dim, space = family.spaces
     if (policy.obs_dim, policy.action_space) != (obs_dim, space):
         raise ValueError(
             f"model: expected one for {family.name} (observations of size {obs_dim}, {space}), "

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Continuous, Discrete
-from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.tasks.gymnasium_world import GymnasiumWorld
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
 
@@ -51,7 +50,7 @@ def check_reflection(family: TaskFamily) -> str:
     if not family.reflection:
         raise Unchecked("none is declared")
     tasks = family.sample("id", 8, seed=2, stream=PURPOSE)
-    _, space = observation_and_action(family)
+    _, space = family.spaces
     if isinstance(space, Continuous) and any(low != -high for low, high in space.bounds):
         raise ValueError(f"reflection: expected bounds of actions that mirror, received {space}")
     rng = seeding.generator(2, PURPOSE)

@@ -11,7 +11,6 @@ from ssm_metarl.action_space import Discrete
 from ssm_metarl.config import MetaTrainingConfig, PolicyConfig, SingleTaskConfig
 from ssm_metarl.config_in_context import InContextConfig
 from ssm_metarl.env_runner.observation_scale import measured_scale
-from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.tasks.task_family import TaskFamily
 
 ACTIONS_SEEN = 3
@@ -47,7 +46,7 @@ def architecture(
             in_context=True,
         )
     meta = config if isinstance(config, MetaTrainingConfig) else MetaTrainingConfig()
-    obs_dim, space = observation_and_action(family)
+    obs_dim, space = family.spaces
     nonlinear = config.core == "state_space"
     fitted: dict[str, Any] = {}
     if isinstance(space, Discrete):

@@ -1,8 +1,8 @@
 """The loop under every training: gradient steps whose rate falls, whose gradient is clipped.
 
-Place in the flow: stage 5, used by `meta_maml`, `in_context`, `single_task` and by
-`evaluation.fine_tuning`. Whoever trains says how a loss comes and puts its gradient into the
-parameters; here it is checked, clipped, and Adam or plain descent follows it.
+Place in the flow: stage 5, used by `meta_maml`, `in_context`, `single_task`, and by
+`benchmarks.adaptation.fine_tuning`. Whoever trains says how a loss comes and puts its gradient in
+the parameters; here it is checked, clipped, and Adam or plain descent follows it.
 
 The trap: a loss may be finite where its gradient is not. Both are looked at *before* the step, so
 that what diverged leaves the parameters as they were.

@@ -31,7 +31,7 @@ from ssm_metarl import seeding
 from ssm_metarl.action_space import ActionSpace, Discrete
 from ssm_metarl.compiled import threads_for_kernels
 from ssm_metarl.env_runner.rollout import CHECK_EVERY, collect_rollout, random_actor
-from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
+from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.methods.method import Data, Method, Model, Prepared
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
@@ -89,7 +89,7 @@ class FixedPolicy(Method):
 
     def applies(self, model: Model, family: TaskFamily) -> str | None:
         """Where the actions and observations are those that it was searched for."""
-        if observation_and_action(family) == (len(self.spread), self.action_space):
+        if family.spaces == (len(self.spread), self.action_space):
             return None
         return f"it was searched for another plant than {family.name}"
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ssm_metarl.action_space import Discrete
 from ssm_metarl.core.identification import Identification
-from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.methods.method import Data, Method, Model, Prepared
 from ssm_metarl.tasks.control import lqr
 from ssm_metarl.tasks.task_family import TaskFamily, Tasks
@@ -52,7 +51,7 @@ class LeastSquares(Method):
         """Beside a model that remembers, on a plant with two actions."""
         if not model.policy.in_context:
             return "the model remembers nothing between episodes, as this does"
-        _, space = observation_and_action(family)
+        _, space = family.spaces
         if not (isinstance(space, Discrete) and space.n == 2):
             return f"it regulates by two actions, and {family.name} has {space}"
         return None if family.obs_scale is not None else f"{family.name} declares no obs_scale"

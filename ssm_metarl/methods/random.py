@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.methods.method import Data, Method, Model, Prepared
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.task_family import Tasks
@@ -35,7 +34,7 @@ class Random(Method):
 
 def uniform_actor(tasks: Tasks, num_envs: int, seed: int) -> Actor:
     """Uniform actions in N environments of each task, for as many steps as are asked for."""
-    _, space = observation_and_action(tasks.family)
+    _, space = tasks.family.spaces
     noise = TaskNoise(seed, PURPOSE, tasks.indices)
 
     def drawn() -> Iterator[tuple[Tensor, Tensor]]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ssm_metarl.action_space import Discrete
-from ssm_metarl.env_runner.worlds import observation_and_action
 from ssm_metarl.methods.method import Cost, Data, Method, Model, Prepared
 from ssm_metarl.tasks.task_family import Expert, Probe, TaskFamily, Tasks
 
@@ -76,7 +75,7 @@ class ExpertActor:
 
     def __init__(self, expert: Expert, tasks: Tasks, num_envs: int) -> None:
         self._expert = expert
-        _, space = observation_and_action(tasks.family)
+        _, space = tasks.family.spaces
         shape = (tasks.family.dead_time, len(tasks), num_envs)
         self._actions = (
             torch.zeros(shape, dtype=torch.int64)

@@ -12,7 +12,7 @@ from ssm_metarl.action_space import Continuous, Discrete
 from ssm_metarl.env_runner.gymnasium_worlds import GymnasiumWorlds
 from ssm_metarl.env_runner.rollout import collect_rollout, random_actor
 from ssm_metarl.env_runner.task_batch import TaskBatch
-from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
+from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.seeding import TaskNoise
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
@@ -206,9 +206,9 @@ def test_each_kind_refuses_the_other_kinds_family():
         GymnasiumWorlds(CARTPOLE.task(), 1, seed=0, purpose="test")
 
 
-def test_observation_and_action():
-    assert observation_and_action(CARTPOLE) == (4, Discrete(2))
+def test_the_spaces_of_a_family():
+    assert CARTPOLE.spaces == (4, Discrete(2))
     pendulum = TaskFamily.from_gymnasium("Pendulum-v1", {})
-    assert observation_and_action(pendulum) == (3, Continuous(1, -2.0, 2.0))
+    assert pendulum.spaces == (3, Continuous(1, -2.0, 2.0))
     with pytest.raises(ValueError, match=r"expected batched physics, .*, received neither"):
-        observation_and_action(TaskFamily(name="nothing", parameters=()))
+        TaskFamily(name="nothing", parameters=())

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.adaptation.fine_tuning import FineTuningConfig
 from ssm_metarl.config import (
     Calibration,
     EvaluationConfig,
@@ -19,7 +20,6 @@ from ssm_metarl.config import (
     StandardAdaptationConfig,
 )
 from ssm_metarl.config_in_context import InContextConfig
-from ssm_metarl.evaluation.fine_tuning import FineTuningConfig
 from ssm_metarl.recursive_self_improvement.config import RSIConfig
 from ssm_metarl.settings import rebuild
 

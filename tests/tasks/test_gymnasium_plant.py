@@ -15,7 +15,7 @@ import pytest
 from gymnasium import spaces
 
 from ssm_metarl.action_space import Continuous
-from ssm_metarl.env_runner.worlds import fingerprint, make_worlds, observation_and_action
+from ssm_metarl.env_runner.worlds import fingerprint, make_worlds
 from ssm_metarl.tasks.attribute_path import parse_path
 from ssm_metarl.tasks.gymnasium_plant import GymnasiumPlant
 from ssm_metarl.tasks.task_family import Choice, Setting, TaskFamily, Uniform
@@ -165,7 +165,7 @@ def test_functions_and_factories_with_arguments() -> None:
 
 def test_a_wider_actuator_is_within_reach_and_a_weaker_one_clips() -> None:
     family = TaskFamily.from_gymnasium("Pendulum-v1", {"max_torque": Uniform(1, 6)})
-    _, space = observation_and_action(family)
+    _, space = family.spaces
     assert isinstance(space, Continuous)
     assert space.bounds[0] == pytest.approx((-6.0, 6.0))
     tasks = family.sample("id", 2, seed=0)

@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from ssm_metarl.action_space import Continuous, Discrete
 from ssm_metarl.env_runner.environment import Environment
-from ssm_metarl.env_runner.worlds import make_worlds, observation_and_action
+from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.tasks.gymnasium_spaces import flat, names_of, widest
 from ssm_metarl.tasks.task_family import TaskFamily, Uniform
 
@@ -64,7 +64,7 @@ def test_every_space_of_numbers_is_one_row(kind: str) -> None:
     family = TaskFamily.from_gymnasium(
         Shown, {}, kwargs={"space": space, "shown": shown}, max_episode_steps=5
     )
-    assert observation_and_action(family) == (len(row), Discrete(2))
+    assert family.spaces == (len(row), Discrete(2))
     assert family.obs_names == names
     worlds = make_worlds(family.task(), 2, seed=0, purpose="test")
     expected = torch.tensor(row, dtype=torch.float32).expand(1, 2, -1)
@@ -126,7 +126,7 @@ def test_the_widest_bounds_and_sizes_that_differ() -> None:
 
 def test_choices_are_numbers_that_an_environment_may_look_up() -> None:
     family = TaskFamily.from_gymnasium("FrozenLake-v1", {})
-    assert observation_and_action(family) == (16, Discrete(4))
+    assert family.spaces == (16, Discrete(4))
     worlds = make_worlds(family.task(), 2, seed=0, purpose="test")
     start = worlds.reset()
     step = worlds.step(torch.tensor([[1, 2]]))

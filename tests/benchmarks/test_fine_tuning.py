@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.adaptation import fine_tuning
+from benchmarks.adaptation.fine_tuning import FineTuningConfig, FineTuningCurve, fine_tune
 from ssm_metarl.config import EvaluationConfig, MetaTrainingConfig
 from ssm_metarl.core.policy import Policy, build_policy
 from ssm_metarl.env_runner.rollout import collect_rollout
-from ssm_metarl.evaluation import fine_tuning
 from ssm_metarl.evaluation.episodes import run_arm
-from ssm_metarl.evaluation.fine_tuning import FineTuningConfig, FineTuningCurve, fine_tune
 from ssm_metarl.meta_rl.architecture import architecture
 from ssm_metarl.tasks.cartpole import CARTPOLE
 from ssm_metarl.tasks.task_family import TaskFamily
