@@ -37,10 +37,8 @@ models: .venv/.installed-report ## Train, evaluate and ship the four models with
 		--max_env_steps 2900000 --out runs/cartpole
 	.venv/bin/ssm-metarl train --family cartpole --seed 0 --core state_space \
 		--adaptation_mode hybrid --out runs/cartpole_hybrid_real_model
-	for family in cartpole pendulum; do \
-		.venv/bin/ssm-metarl train --mode in_context --family $$family --seed 0 \
-			--out runs/$${family}_in_context || exit; \
-	done
+	.venv/bin/ssm-metarl train --mode in_context --family cartpole --seed 0 --out runs/cartpole_in_context
+	.venv/bin/ssm-metarl train --mode in_context --family pendulum --seed 0 --out runs/pendulum_in_context
 	.venv/bin/python docs/ship_models.py cartpole cartpole_hybrid_real_model cartpole_in_context \
 		pendulum_in_context
 

@@ -193,10 +193,10 @@ class Rollout:
                 f"observations: expected shape ({steps + 1}, O), one more than the {steps} "
                 f"actions (at least 1), received {tuple(obs.shape)}"
             )
-        reward = torch.zeros(steps)
+        reward = torch.zeros_like(obs[1:, 0])  # on the processor, whatever the default device
         if rewards is not None:
             reward = torch.from_numpy(np.array(rewards, dtype=np.float32))
-        step = torch.arange(steps)
+        step = torch.from_numpy(np.arange(steps))
         columns = {
             "obs": obs[:-1],
             "action": action.float() if action.is_floating_point() else action.long(),
@@ -206,7 +206,7 @@ class Rollout:
             "truncated": step < 0,
             "reset": step == 0,
             "mask": step >= 0,
-            "log_prob": torch.full((steps,), torch.nan),  # unknown
+            "log_prob": torch.full_like(reward, torch.nan),  # unknown
         }
         return cls(**{name: v[:, None, None] for name, v in columns.items()})
 

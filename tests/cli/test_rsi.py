@@ -215,7 +215,7 @@ def test_what_a_lineage_is_not_to_become_is_refused(made: Made, cli: Cli, tmp_pa
     told = cli("rsi", "run", *where, "--model", "cartpole").refusal()
     assert told.startswith("model: expected the one that this lineage began with")
     told = cli("rsi", "run", *where, *SETTINGS, "--seed", 5).refusal()
-    assert "received others for seed; leave them out" in told
+    assert "received others for seed; leave it out" in told
     (tmp_path / "file.png").write_text("mine")
     for command in (("export", "--out"), ("plot", "--out")):
         told = cli("rsi", *command, "file.png", *where).refusal()

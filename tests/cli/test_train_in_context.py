@@ -104,5 +104,5 @@ def test_a_report_has_the_trials_curves(cli: Cli) -> None:
     cli("train", *TINY, "--out", "run", "--json")
     outcome = cli("evaluate", "--model", "run", "--num_tasks", 2, "--report", "page")
     assert outcome.code == 0, outcome.err
-    text = (Path("page") / "report.md").read_text()
+    text = (Path("page") / "report.html").read_text()
     assert "in context" in text and "least squares, told nothing" in text

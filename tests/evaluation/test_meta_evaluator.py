@@ -531,7 +531,7 @@ def test_a_trial_is_one_memory_and_its_first_episode_is_a_frozen_one(
     np.testing.assert_array_equal(three[:, 0], side_by_side[:, 0])
     assert (three[:, 1:] != side_by_side[:, 1:]).any()  # what came before is remembered
     worlds = make_worlds(tasks, 1, seed=0, purpose=PURPOSE, trial_episodes=3)
-    whole = collect_rollout(worlds, policy.actor(params, 4, 1), 400, autoreset=True)
+    whole = collect_rollout(worlds, policy.actor(params, 4, 1), 1500, autoreset=True)
     ends = (whole.terminated | whole.truncated)[:, :, 0]
     for k in range(4):
         steps = ends[:, k].nonzero()[:3, 0]
