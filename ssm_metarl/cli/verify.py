@@ -32,7 +32,7 @@ class Verify:
 
     def run(self) -> int:
         """Verify; exit code 1 where the figures differ from the card's."""
-        from ssm_metarl.evaluation.meta_evaluator import verify
+        from ssm_metarl.evaluation.meta_evaluator import agrees, verify
         from ssm_metarl.evaluation.opened_model import open_model, readable
 
         announce_compilation()
@@ -42,7 +42,7 @@ class Verify:
             recorded = card["seed"] if card is not None else None
         seed = self.seed if self.seed is not None else recorded or 0
         measured = verify(opened.policy, opened.family, opened.trained, seed=seed)
-        matches = measured == card if recorded == seed else None
+        matches = agrees(measured, card) if recorded == seed else None
         if self.json:
             print_json({"model": self.model, **measured, "matches_card": matches})
         else:

@@ -7,7 +7,7 @@ draws. A method that does not apply is absent, and ``absent`` says why.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -303,3 +303,18 @@ def verify(
         "steps": last.episodes.steps[:, 0].tolist(),
         "frozen_mean": float(table["frozen"].returns.mean()),
     }
+
+
+def agrees(measured: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
+    """Whether two results of `verify` are the same, numbers to one in ten thousand.
+
+    Returns that are not whole numbers differ in their last digits from processor to processor, and
+    from one compilation of the kernels to the next.
+    """
+    if measured.keys() != recorded.keys():
+        return False
+    pairs = [(np.asarray(value), np.asarray(recorded[name])) for name, value in measured.items()]
+    return all(
+        a.shape == b.shape and b.dtype.kind in "if" and np.allclose(a, b, rtol=1e-4, atol=0)
+        for a, b in pairs
+    )

@@ -21,6 +21,7 @@ from ssm_metarl.env_runner.worlds import make_worlds
 from ssm_metarl.evaluation.animation import record
 from ssm_metarl.evaluation.episodes import PURPOSE, collect_support, run_arm, run_trials
 from ssm_metarl.evaluation.meta_evaluator import (
+    agrees,
     evaluate,
     in_context_curve_point,
     learning_curve_point,
@@ -377,6 +378,26 @@ def test_verify(policy: Policy) -> None:
     assert measured["mean"] == arms["standard"]["mean"]
     assert measured["frozen_mean"] == arms["frozen"]["mean"]
     assert verify(policy, CARTPOLE, trained, seed=1)["steps"] != measured["steps"]
+
+
+@pytest.mark.parametrize(
+    ("card", "same"),
+    [
+        ({}, True),
+        ({"mean": -230.8284}, True),  # another processor
+        ({"mean": -230.9}, False),
+        ({"mean": 230.8283}, False),
+        ({"mean": float("nan")}, False),
+        ({"mean": "-230.8283"}, False),
+        ({"mean": None}, False),
+        ({"steps": [200, 199]}, False),
+        ({"steps": [200]}, False),
+        ({"more": 1}, False),
+    ],
+)
+def test_a_card_agrees_to_one_in_ten_thousand(card: dict[str, Any], same: bool) -> None:
+    measured = {"episodes": 2, "mean": -230.8283, "steps": [200, 200]}
+    assert agrees(measured, measured | card) is same
 
 
 def test_verify_runs_a_model_that_cannot_adapt_as_it_is() -> None:
