@@ -42,7 +42,7 @@ class Verify:
             recorded = card["seed"] if card is not None else None
         seed = self.seed if self.seed is not None else recorded or 0
         measured = verify(opened.policy, opened.family, opened.trained, seed=seed)
-        matches = agrees(measured, card) if recorded == seed else None
+        matches = agrees(measured, card) if card is not None and recorded == seed else None
         if self.json:
             print_json({"model": self.model, **measured, "matches_card": matches})
         else:
