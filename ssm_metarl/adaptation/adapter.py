@@ -11,8 +11,10 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from ssm_metarl.adaptation.inner_loop import adapt_params
 from ssm_metarl.adaptation.inner_objective import (
@@ -67,17 +69,36 @@ class AdaptedPolicy(Policy):
     ) -> None:
         # A module is what stands in its dictionary. Built anew from a list of its arguments, it
         # would lack whatever the list forgets.
-        self.__dict__.update(copy.deepcopy(policy.__dict__))
+        self.__dict__.update(vars(_copied(policy, {n: p[0] for n, p in task_params.items()})))
         self.__class__ = _adapted(type(policy))  # type: ignore[arg-type] # classes do hash
-        with torch.no_grad():
-            for name, p in self.meta_params().items():
-                p.copy_(task_params[name][0])
-        self.zero_grad()
         self.report = report
         self.adapted = report.num_steps > 0
         if policy.calibration is not None and report.num_steps > 0:
             spread = tuple(target_spread(policy, current)[0].tolist())
             self.calibration = replace(policy.calibration, target_spread=spread)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _copied(module: M, values: Params, prefix: str = "") -> M:
+    """A copy with tensors of its own, parameters those of ``values`` where it has them.
+
+    What is neither a tensor nor a module is shared: `copy.deepcopy` takes a third of an adaptation.
+    """
+    copied = copy.copy(module)
+    copied._parameters = {
+        name: None
+        if p is None
+        else nn.Parameter(values.get(prefix + name, p).detach().clone(), p.requires_grad)
+        for name, p in module._parameters.items()
+    }
+    copied._buffers = {n: None if b is None else b.clone() for n, b in module._buffers.items()}
+    copied._modules = {
+        name: None if child is None else _copied(child, values, f"{prefix}{name}.")
+        for name, child in module._modules.items()
+    }
+    return copied
 
 
 @cache
