@@ -79,14 +79,19 @@ class AdaptedPolicy(Policy):
 
 
 M = TypeVar("M", bound=nn.Module)
+OF_EVERY_MODULE = vars(nn.Module()).keys()
 
 
 def _copied(module: M, values: Params, prefix: str = "") -> M:
     """A copy with tensors of its own, parameters those of ``values`` where it has them.
 
-    What is neither a tensor nor a module is shared: `copy.deepcopy` takes a third of an adaptation.
+    What cannot change is shared: to ask all of it, as `copy.deepcopy` does, takes a third of an
+    adaptation.
     """
     copied = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, (dict, list, set)) and name not in OF_EVERY_MODULE:
+            vars(copied)[name] = copy.deepcopy(value)
     copied._parameters = {
         name: None
         if p is None

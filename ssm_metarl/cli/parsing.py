@@ -148,7 +148,7 @@ def read_flags(
         positional = tyro.conf.Positional in _marks(kind, field.name)
         if positional and loose:
             values[field.name] = loose.pop(0)
-        elif field.default is MISSING and field.name not in values:
+        elif field.name not in values and field.default is field.default_factory is MISSING:
             if positional:
                 raise ValueError(f"{name}: expected {field.name.upper()}, received none")
             raise ValueError(f"{flag(field.name)}: expected a value, received none")

@@ -39,13 +39,14 @@ def foresee(z: Tensor, actions: Tensor, found: Tensor, code_dim: int) -> tuple[T
     if not z.is_cpu:
         return foresee_plainly(z, actions, found, code_dim)
     rows = z.shape[:-1].numel()
-    given = [x.detach().double().reshape(rows, -1).numpy() for x in (z, actions)]
-    plant = found.detach().double().reshape(rows, *found.shape[-2:]).numpy()
-    free, effect = np.empty(given[0].shape), np.empty((rows, code_dim, z.shape[-1]))
-    _foresee(*given, plant, free, effect)
-    return tuple(
-        torch.from_numpy(x).to(z.dtype).view(*z.shape[:-1], *x.shape[1:]) for x in (free, effect)
-    )  # type: ignore[return-value]
+    given = [
+        x.detach().to(z.dtype).reshape(rows, *x.shape[z.dim() - 1 :]).contiguous().numpy()
+        for x in (z, actions, found)
+    ]
+    free = z.new_empty(z.shape)
+    effect = z.new_empty(*z.shape[:-1], code_dim, z.shape[-1])
+    _foresee(*given, *(x.view(rows, *x.shape[z.dim() - 1 :]).numpy() for x in (free, effect)))
+    return free, effect
 
 
 def foresee_plainly(
