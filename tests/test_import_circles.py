@@ -1,4 +1,4 @@
-"""No module of the package needs itself: every import counts, inside functions and for types too."""
+"""No module of the package needs itself: every import counts, in functions and for types, too."""
 
 from __future__ import annotations
 
