@@ -20,7 +20,6 @@ from ssm_metarl.env_runner.rollout import collect_rollout
 from ssm_metarl.evaluation import drift
 from ssm_metarl.evaluation.drift import Change, Schedule, change_of, measure_drift
 from ssm_metarl.meta_rl.architecture import architecture
-from ssm_metarl.meta_rl.in_context import InContextTrainer
 from ssm_metarl.methods.meta_trained import MetaTrained
 from ssm_metarl.methods.method import Model
 from ssm_metarl.tasks.cartpole import CARTPOLE
@@ -142,11 +141,9 @@ def choices_of(parameter: TaskParameter) -> set[float]:
     return set(parameter.id.values)
 
 
-@pytest.mark.slow
 def test_after_a_flip_a_new_trial_saves_what_the_old_ones_memory_loses() -> None:
-    policy = InContextTrainer(InContextConfig(max_env_steps=1_000_000)).train()
     settings = EvaluationConfig(num_tasks=60, seed=77)
-    model = Model(policy, MetaTrained(gradient=False))
+    model = Model(load_pretrained("cartpole_in_context"), MetaTrained(gradient=False))
     arms = measure_drift(model, CARTPOLE, "flip", settings)["arms"]
     assert arms["in_context"]["up_at_change"] >= 0.95 and arms["in_context"]["up_after"] <= 0.05
     assert arms["in_context_restarted"]["up_after"] >= 0.95
