@@ -209,13 +209,16 @@ class PolicyNetwork(nn.Module):
 
     def read(self, params: Params, rollout: Rollout) -> tuple[PolicyOutput, Tensor]:
         """`look`, and the state that the rollout leaves."""
+        return self.unroll(params, *self.given(rollout))
+
+    def given(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+        """What `unroll` takes to look at a (cleaned) rollout: no parameter changes any of it."""
         check_actions(self.action_space, rollout)
         hidden = self.init_hidden(rollout.num_tasks, rollout.num_envs)
-        seen, reset = rollout.obs, rollout.reset
-        if self.in_context:
-            reset = trial_starts(rollout.reset, None)
-            seen = self.inputs(rollout, reset)
-        return self.unroll(params, seen, hidden, reset)
+        if not self.in_context:
+            return rollout.obs, hidden, rollout.reset
+        reset = trial_starts(rollout.reset, None)
+        return self.inputs(rollout, reset), hidden, reset
 
     def value(self, output: Tensor) -> Tensor:
         """Predicted return-to-go, shape (T, K, N), from `PolicyOutput.output`.

@@ -31,6 +31,7 @@ class PolicyGradientLoss:
 
     def __init__(self, policy: Policy, rollout: Rollout, advantage: Tensor) -> None:
         self._policy, self._rollout = policy, rollout.cleaned()
+        self._given = policy.given(self._rollout)
         self._advantage = torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
 
     def __call__(self, params: Params) -> Tensor:
@@ -39,7 +40,7 @@ class PolicyGradientLoss:
 
     def look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
         """The losses (K,), and what the policy would do in these steps, (T, K, N)."""
-        distribution = self._policy.look(params, self._rollout).distribution
+        distribution = self._policy.unroll(params, *self._given)[0].distribution
         log_ratio = distribution.log_prob(self._rollout.action) - self._rollout.log_prob
         ratio = log_ratio.clamp(max=math.log(MAX_RATIO)).exp()
         return -task_mean(ratio * self._advantage, self._rollout.mask), distribution

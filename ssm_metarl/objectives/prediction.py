@@ -48,6 +48,8 @@ def silent_dims(policy: Policy, rollout: Rollout) -> Tensor:
     dims = list(policy.heads.predicted_dims)
     change = _change(policy, rollout) * policy.obs_scale[dims]
     still = change.square().mean(dim=(0, 2)).sqrt() < MIN_SPREAD
+    if not bool(still.any()):
+        return still
     told = torch.tensor(dims, device=still.device) >= policy.obs_dim - policy.config.told_dims
     return still & ~told & (rollout.steps_taken() > 1)[:, None]
 
@@ -80,12 +82,13 @@ class PredictionLoss:
         weight: Tensor | None = None,
         silent: Tensor | None = None,
     ) -> None:
-        self._policy, self._rollout = policy, rollout.cleaned()
+        cleaned = rollout.cleaned()
+        self._policy, self._given = policy, policy.given(cleaned)
         if spread is None:
             spread = target_spread(policy, rollout)
-        change = _change(policy, self._rollout)
+        change = _change(policy, cleaned)
         self._target = change / spread[:, None, :]
-        self._code = policy.action_space.code(self._rollout.action).to(change.dtype)
+        self._code = policy.action_space.code(cleaned.action).to(change.dtype)
         weight = torch.ones_like(change[..., 0]) if weight is None else weight
         weight = torch.where(rollout.mask, weight, 0.0)
         share = weight / weight.sum(dim=(0, 2), keepdim=True).clamp(min=1e-8)
@@ -100,7 +103,7 @@ class PredictionLoss:
 
     def look(self, params: Params) -> tuple[Tensor, ActionDistribution]:
         """The losses (K,), and what the policy would do in these steps, (T, K, N)."""
-        out = self._policy.look(params, self._rollout)
+        out, _ = self._policy.unroll(params, *self._given)
         error = self._policy.predict(out.output, self._code) - self._target
         return (error.square() * self._weight).sum(dim=(0, 2, 3)), out.distribution
 
