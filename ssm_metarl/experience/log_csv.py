@@ -215,7 +215,8 @@ class CsvTable:
                 check_unit(column.name, text)
             except ValueError as error:
                 raise self._error(line, str(error)) from None
-        self.notes.append(f"line {line:,} is taken for units: {listed(units)}")
+        # before what its block may have told already of a later line
+        self.notes.insert(0, f"line {line:,} is taken for units: {listed(units)}")
         return True
 
 
