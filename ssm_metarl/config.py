@@ -110,7 +110,7 @@ class PolicyConfig(Memory):
     `TaskFamily.reflection`). Filled in where `mirror` is set and a file does not say: all change
     sign but what is told."""
     actions_seen: Count = 3
-    """Last actions that an in-context policy is told, newest first (see `trial_input`)."""
+    """Last actions that count for an in-context policy, newest first (see `trial_input`)."""
     identifies: bool = True
     """Whether an in-context policy is told what least squares finds of the plant."""
     foresees: bool = False

@@ -209,9 +209,9 @@ class PolicyNetwork(nn.Module):
 
     def read(self, params: Params, rollout: Rollout) -> tuple[PolicyOutput, Tensor]:
         """`look`, and the state that the rollout leaves."""
-        return self.unroll(params, *self.given(rollout))
+        return self.unroll(params, *self.unroll_inputs(rollout))
 
-    def given(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
+    def unroll_inputs(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
         """What `unroll` takes to look at a (cleaned) rollout: no parameter changes any of it."""
         check_actions(self.action_space, rollout)
         hidden = self.init_hidden(rollout.num_tasks, rollout.num_envs)

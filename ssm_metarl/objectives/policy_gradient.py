@@ -31,7 +31,7 @@ class PolicyGradientLoss:
 
     def __init__(self, policy: Policy, rollout: Rollout, advantage: Tensor) -> None:
         self._policy, self._rollout = policy, rollout.cleaned()
-        self._given = policy.given(self._rollout)
+        self._given = policy.unroll_inputs(self._rollout)
         self._advantage = torch.where(rollout.mask, advantage, torch.zeros_like(advantage))
 
     def __call__(self, params: Params) -> Tensor:

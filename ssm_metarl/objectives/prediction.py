@@ -83,7 +83,7 @@ class PredictionLoss:
         silent: Tensor | None = None,
     ) -> None:
         cleaned = rollout.cleaned()
-        self._policy, self._given = policy, policy.given(cleaned)
+        self._policy, self._given = policy, policy.unroll_inputs(cleaned)
         if spread is None:
             spread = target_spread(policy, rollout)
         change = _change(policy, cleaned)
