@@ -189,6 +189,7 @@ def plot_arms(
         if bounds is not None:
             panel.axvline(bounds[1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         panel.set_xlim(left - 0.025 * (right - left), right + 0.16 * (right - left))
+        panel.locator_params(axis="x", nbins=4)  # thousands stand side by side
         for row, arm in enumerate(arms):
             if evaluation["arms"].get(arm):
                 _draw_arm(panel, row, arm, evaluation["arms"][arm])
@@ -216,6 +217,8 @@ def _draw_arm(panel: Axes, row: int, arm: str, scores: Mapping[str, Any]) -> Non
     panel.plot(worst, row, "D", color="white", markeredgecolor=color, markersize=5.5, zorder=3)
     panel.plot(middle, row, "o", color=color, markersize=8, zorder=4)
     beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "color": color}
+    # the line of the greatest return may run behind the number
+    beside["bbox"] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
     panel.annotate(f"{middle:.0f}", (max(middle, high), row), (8, 0), fontsize=9.5, weight="bold",
                    **beside)  # fmt: skip
     left, right = panel.get_xlim()
